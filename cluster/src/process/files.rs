@@ -1,0 +1,51 @@
+//! File descriptors: each socket of a client is one.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Raises the soft limit of open files to the hard one, logs both, and returns what now holds.
+///
+/// Soft limits are often 1024 for the sake of `select(2)`, which nobody here calls. Only an administrator can raise
+/// the hard limit (`LimitNOFILE=` of systemd, the container runtime). The gateway takes its connection limit from the
+/// value returned.
+pub fn raise_limit() -> u64 {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: before.maximum.or_else(system_maximum), maximum: before.maximum };
+    if raised.current != before.current
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(event = "files_limit_raise_failed", %error, "the limit of open files stays as it is");
+    }
+    let now = getrlimit(Resource::Nofile);
+    let soft = now.current.unwrap_or(u64::MAX);
+    tracing::info!(
+        event = "files_limit_raised",
+        before = before.current,
+        now = soft,
+        hard = now.maximum,
+        "this process may open {soft} files"
+    );
+    soft
+}
+
+/// What this process may have open now.
+pub fn limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Where there is no hard limit, the kernel still refuses a soft one above its own maximum.
+fn system_maximum() -> Option<u64> {
+    std::fs::read_to_string("/proc/sys/fs/nr_open").ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let limit = raise_limit();
+        let now = getrlimit(Resource::Nofile);
+        assert_eq!(Some(limit), now.maximum.or(now.current));
+        assert_eq!(super::limit(), limit);
+    }
+}

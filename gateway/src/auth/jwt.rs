@@ -1,0 +1,272 @@
+//! The check of one token.
+//!
+//! `jsonwebtoken` takes the token apart and checks the signature; everything that its claims mean is decided here, on
+//! the caller's clock. Claims are looked at only after the signature held: a forger learns nothing about them.
+
+use std::{fmt, sync::Arc};
+
+use chappe_schema::{
+    error::Code,
+    id::{DeviceId, UserId},
+};
+use jsonwebtoken::{DecodingKey, Header, Validation, errors::ErrorKind};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Config;
+
+/// Longest token that is looked at. Issuers' tokens are 0.3 to 2 KiB; an HTTP header must hold one. Longer: refused
+/// before anything is decoded.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// Longest `jti`. A revocation list is made of them. Longer: refused, since a cut one could never be revoked.
+pub const TOKEN_ID_BYTES_MAX: usize = 128;
+
+/// Checks tokens against one key and one algorithm. Built once, shared by all connections.
+pub struct Verifier {
+    key: DecodingKey,
+    validation: Validation,
+    audience: Option<String>,
+    issuer: Option<String>,
+    leeway_ms: u64,
+}
+
+/// What a token said, once it is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The token's `sub`.
+    pub user: UserId,
+    /// The token's `device`: when set, the connection must be of this device.
+    pub device: Option<DeviceId>,
+    /// The token's `exp` in Unix milliseconds, to end the connection by. Within the leeway it is already past.
+    pub expires_at_ms: u64,
+    /// The token's `jti`, to revoke it by.
+    pub token_id: Option<Arc<str>>,
+}
+
+/// Why a token is refused. Names the class of the reason and never holds a part of the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is no token.
+    #[error("a token is required")]
+    Missing,
+    /// Longer than [`TOKEN_BYTES_MAX`].
+    #[error("the token is longer than {TOKEN_BYTES_MAX} bytes")]
+    TooLong,
+    /// Not three base64url parts, or not JSON inside; unsigned tokens (`alg: none`) end here too.
+    #[error("the token is malformed")]
+    Malformed,
+    /// A header that would have us trust the token's own word: an embedded key, or an extension we do not know.
+    #[error("the token's header must not hold `{0}`")]
+    Header(&'static str),
+    /// Signed in another way than the configured one.
+    #[error("the token is signed with another algorithm than the configured one")]
+    Algorithm,
+    /// Not signed with the configured key.
+    #[error("the token's signature does not match")]
+    Signature,
+    /// After `exp`.
+    #[error("the token has expired")]
+    Expired,
+    /// Before `nbf`.
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    /// `aud` is missing, is another, or is there while no audience is configured.
+    #[error("the token is for another audience")]
+    Audience,
+    /// `iss` is missing or another.
+    #[error("the token is from another issuer")]
+    Issuer,
+    /// `sub` is missing or not a user id.
+    #[error("the token's `sub` is not a user id: 1 to 128 bytes of text without control characters")]
+    Subject,
+    /// Another claim is missing or not of its form.
+    #[error("the token's claim `{0}` is missing or not of its form")]
+    Claim(&'static str),
+    /// A token of ours could not be signed.
+    #[error("the token could not be signed")]
+    Signing,
+}
+
+// === impl Verifier ===
+
+impl Verifier {
+    /// A verifier for `config`'s algorithm, audience, issuer and leeway, with the key that belongs to them.
+    pub(super) fn new(config: &Config, key: DecodingKey) -> Self {
+        let mut validation = Validation::new(config.algorithm.into());
+        // The library is left with algorithm and signature: its clock is not ours, and its audience check lets a
+        // token without `aud` pass.
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
+        Self {
+            key,
+            validation,
+            audience: config.audience.clone(),
+            issuer: config.issuer.clone(),
+            leeway_ms: config.leeway_s.saturating_mul(1000),
+        }
+    }
+
+    /// Whom `token` names, if it is to be believed at `now_unix_ms` (milliseconds since the Unix epoch).
+    ///
+    /// # Errors
+    /// When the token is missing, malformed, not signed by the configured key and algorithm, out of its time, for
+    /// another audience, from another issuer, or does not name a user.
+    pub fn verify(&self, token: &str, now_unix_ms: u64) -> Result<Identity, Error> {
+        if token.is_empty() {
+            return Err(Error::Missing);
+        }
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(Error::TooLong);
+        }
+        let signed = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
+            .map_err(|error| Error::from_library(error.kind()))?;
+        check_header(&signed.header)?;
+        let claims = signed.claims;
+
+        let expires_at_ms = claims.exp.as_ref().and_then(numeric_date_ms).ok_or(Error::Claim("exp"))?;
+        if now_unix_ms >= expires_at_ms.saturating_add(self.leeway_ms) {
+            return Err(Error::Expired);
+        }
+        if let Some(nbf) = &claims.nbf {
+            let not_before_ms = numeric_date_ms(nbf).ok_or(Error::Claim("nbf"))?;
+            if now_unix_ms.saturating_add(self.leeway_ms) < not_before_ms {
+                return Err(Error::NotYetValid);
+            }
+        }
+        if !self.issued_by_ours(claims.iss.as_ref()) {
+            return Err(Error::Issuer);
+        }
+        if !self.meant_for_us(claims.aud.as_ref()) {
+            return Err(Error::Audience);
+        }
+        let user = claims.sub.as_ref().and_then(Value::as_str).ok_or(Error::Subject)?;
+        Ok(Identity {
+            user: UserId::new(user).map_err(|_| Error::Subject)?,
+            device: claims.device.as_ref().map(device).transpose()?,
+            expires_at_ms,
+            token_id: claims.jti.as_ref().map(token_id).transpose()?,
+        })
+    }
+
+    fn issued_by_ours(&self, iss: Option<&Value>) -> bool {
+        match &self.issuer {
+            Some(ours) => iss.and_then(Value::as_str) == Some(ours),
+            None => true,
+        }
+    }
+
+    fn meant_for_us(&self, aud: Option<&Value>) -> bool {
+        match (&self.audience, aud) {
+            (Some(ours), Some(Value::String(one))) => one == ours,
+            (Some(ours), Some(Value::Array(several))) => several.iter().any(|one| one.as_str() == Some(ours)),
+            (Some(_), _) => false,
+            (None, aud) => aud.is_none(),
+        }
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier")
+            .field("algorithms", &self.validation.algorithms)
+            .field("audience", &self.audience)
+            .field("issuer", &self.issuer)
+            .field("leeway_ms", &self.leeway_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// The class of the reason, as a label for logs and metrics.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::TooLong => "too_long",
+            Self::Malformed => "malformed",
+            Self::Header(_) => "header",
+            Self::Algorithm => "algorithm",
+            Self::Signature => "signature",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Audience => "audience",
+            Self::Issuer => "issuer",
+            Self::Subject => "subject",
+            Self::Claim(_) => "claim",
+            Self::Signing => "signing",
+        }
+    }
+
+    /// The row of the table of errors that a client sees.
+    #[must_use]
+    pub const fn code(self) -> Code {
+        match self {
+            Self::Missing => Code::AuthRequired,
+            Self::Expired => Code::AuthExpired,
+            Self::Signing => Code::Internal,
+            _ => Code::AuthInvalid,
+        }
+    }
+
+    fn from_library(kind: &ErrorKind) -> Self {
+        match kind {
+            ErrorKind::InvalidAlgorithm => Self::Algorithm,
+            ErrorKind::InvalidSignature => Self::Signature,
+            _ => Self::Malformed,
+        }
+    }
+}
+
+/// The claims that we read, as they came. Each is examined by itself, so that a refusal can name it; a claim that
+/// stands twice makes the token malformed.
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<Value>,
+    exp: Option<Value>,
+    nbf: Option<Value>,
+    aud: Option<Value>,
+    iss: Option<Value>,
+    jti: Option<Value>,
+    device: Option<Value>,
+}
+
+/// `kid`, `jku` and `x5u` are read by nobody. A key inside the token is refused even where the signature holds: no
+/// honest issuer sends one. `crit` names extensions that must be understood (RFC 7515 §4.1.11), and we know none.
+fn check_header(header: &Header) -> Result<(), Error> {
+    if header.jwk.is_some() {
+        return Err(Error::Header("jwk"));
+    }
+    if header.x5c.is_some() {
+        return Err(Error::Header("x5c"));
+    }
+    if header.crit.is_some() {
+        return Err(Error::Header("crit"));
+    }
+    Ok(())
+}
+
+/// Seconds since the epoch, with or without a fraction (RFC 7519 §2), in milliseconds. A time before the epoch is the
+/// epoch; one beyond all clocks is the end of time.
+fn numeric_date_ms(value: &Value) -> Option<u64> {
+    if let Some(seconds) = value.as_u64() {
+        return Some(seconds.saturating_mul(1000));
+    }
+    // A float's cast saturates, and JSON knows neither NaN nor infinity.
+    value.as_f64().map(|seconds| (seconds * 1000.0) as u64)
+}
+
+fn device(value: &Value) -> Result<DeviceId, Error> {
+    value.as_str().and_then(|text| DeviceId::new(text).ok()).ok_or(Error::Claim("device"))
+}
+
+fn token_id(value: &Value) -> Result<Arc<str>, Error> {
+    let fits = |text: &&str| {
+        !text.is_empty() && text.len() <= TOKEN_ID_BYTES_MAX && !text.chars().any(char::is_control)
+    };
+    value.as_str().filter(fits).map(Arc::from).ok_or(Error::Claim("jti"))
+}

@@ -1,0 +1,235 @@
+//! Who is at the other end: a signed token names the user, and nothing else does.
+//!
+//! - [`jwt`]: the check of one token against the configured key, algorithm and clock
+//! - [`keys`]: how that key comes from its file, and which keys are refused
+//! - [`dev`]: tokens that a server on a loopback address issues itself, so that a newcomer needs no identity provider
+//!
+//! This module decides between the two at start ([`resolve`]). It makes no outbound request, ever: whatever a token's
+//! header says about keys (`kid`, `jku`, `x5u`) is not followed, and a token that carries its own key is refused.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+pub mod dev;
+pub mod jwt;
+pub mod keys;
+
+pub use dev::{DevTokens, Issued};
+pub use jwt::{Error, Identity, Verifier};
+
+/// Most that clocks may be configured to differ by, in seconds: a connection outlives its token by at most 30 s, so
+/// a larger leeway would let one be opened with a token that could not keep it open. More: refused at start.
+pub const LEEWAY_S_MAX: u64 = 30;
+
+/// How clients' tokens are checked. The `auth` section of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The one algorithm that is accepted, whatever a token's header asks for: `HS256`, `EdDSA` or `RS256`.
+    pub algorithm: Algorithm,
+    /// The key: for `HS256` a file with at least 32 secret bytes (one newline at its end does not count), for `EdDSA`
+    /// and `RS256` the public key as PEM. Without it, only development tokens on a loopback address are left.
+    pub key_file: Option<PathBuf>,
+    /// What a token's `aud` must be, or contain. When unset, a token that names any audience is refused: it was
+    /// issued for another service (RFC 7519 §4.1.3).
+    pub audience: Option<String>,
+    /// What a token's `iss` must be. When unset, every issuer that holds the key will do.
+    pub issuer: Option<String>,
+    /// How far the issuer's clock may differ from ours, in seconds, at most 30: how long after its `exp`, or before
+    /// its `nbf`, a token is still accepted.
+    pub leeway_s: u64,
+    /// Whether a server without `key_file` issues development tokens. Honoured on loopback addresses only.
+    pub dev_tokens: bool,
+}
+
+/// A way to sign tokens. Each is one algorithm, not a family: there is nothing to negotiate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// HMAC with SHA-256: issuer and gateway share a secret.
+    HS256,
+    /// Ed25519: the gateway holds the public key only.
+    #[expect(clippy::upper_case_acronyms, reason = "the name that RFC 8037 gives it")]
+    EdDSA,
+    /// RSA PKCS#1 v1.5 with SHA-256, 2048 to 8192 bits: the gateway holds the public key only.
+    RS256,
+}
+
+/// What a gateway checks tokens with and, on a loopback address, issues them with.
+#[derive(Debug)]
+pub struct Auth {
+    verifier: Verifier,
+    dev_tokens: Option<DevTokens>,
+}
+
+/// Why the server does not start: a sentence for the person who configured it. Secrets are never part of it.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// No key, and an address that others can reach.
+    #[error(
+        "auth.key_file is not set and {listen} is not a loopback address: development tokens are only for loopback, \
+         so set auth.key_file or listen on 127.0.0.1"
+    )]
+    NotLoopback {
+        /// The address that clients would reach.
+        listen: SocketAddr,
+    },
+    /// No key, and development tokens switched off.
+    #[error("auth.key_file is not set and auth.dev_tokens is false: no client could ever be let in")]
+    NoKey,
+    /// No key for an algorithm that development tokens do not use.
+    #[error("auth.algorithm is {0} but auth.key_file is not set: development tokens are HS256")]
+    NoKeyForAlgorithm(Algorithm),
+    /// A setting that is there but says nothing.
+    #[error("auth.{0} is set but empty: remove it or give it a value")]
+    Empty(&'static str),
+    /// A leeway that would let connections outlive their tokens.
+    #[error("auth.leeway_s is {0}, which is more than {LEEWAY_S_MAX} seconds")]
+    Leeway(u64),
+    /// The key file cannot be read.
+    #[error("cannot read the key file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The key file is no key.
+    #[error("the key file {} is larger than {} bytes", path.display(), keys::FILE_BYTES_MAX)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A secret that could be guessed.
+    #[error("the secret in {} has {bytes} bytes, HS256 needs at least {}", path.display(), keys::SECRET_BYTES_MIN)]
+    SecretTooShort {
+        /// The file.
+        path: PathBuf,
+        /// Its length without the newline.
+        bytes: usize,
+    },
+    /// A public key in the place of a secret: everyone who has the public key could sign tokens.
+    #[error("{} holds a PEM key, but auth.algorithm is HS256, which needs a secret", path.display())]
+    SecretIsPem {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that holds something else than one public key.
+    #[error("{} should hold one PEM block `PUBLIC KEY`, and holds {found}", path.display())]
+    NotPublicKey {
+        /// The file.
+        path: PathBuf,
+        /// What was there instead.
+        found: String,
+    },
+    /// A PEM file whose content is not a key of the configured algorithm.
+    #[error("the public key in {} is not a key for {algorithm}", path.display())]
+    WrongKey {
+        /// The file.
+        path: PathBuf,
+        /// The configured algorithm.
+        algorithm: Algorithm,
+    },
+    /// An RSA key too short to be safe, or too long to be affordable.
+    #[error("the RSA key in {} has {bits} bits, {} to {} are accepted", path.display(), keys::RSA_BITS_MIN, keys::RSA_BITS_MAX)]
+    RsaSize {
+        /// The file.
+        path: PathBuf,
+        /// Length of its modulus.
+        bits: usize,
+    },
+    /// The secret of development tokens cannot be kept.
+    #[error("cannot create the development secret {}", path.display())]
+    DevSecret {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Decides how tokens are checked on `listen`, the address that clients reach, and prepares all that is needed.
+///
+/// With a `key_file` its key rules, everywhere. Without one, a loopback address gets development tokens, whose secret
+/// lives in `data_dir`; any other address is refused. There is no default secret to fall back to.
+///
+/// # Errors
+/// When the configuration contradicts itself, a key cannot be read or is refused, or there would be no key at all.
+pub fn resolve(config: &Config, listen: SocketAddr, data_dir: &Path) -> Result<Auth, SetupError> {
+    if config.leeway_s > LEEWAY_S_MAX {
+        return Err(SetupError::Leeway(config.leeway_s));
+    }
+    for (name, value) in [("audience", &config.audience), ("issuer", &config.issuer)] {
+        if value.as_deref() == Some("") {
+            return Err(SetupError::Empty(name));
+        }
+    }
+    if let Some(path) = &config.key_file {
+        let key = keys::read(path, config.algorithm)?;
+        return Ok(Auth { verifier: Verifier::new(config, key), dev_tokens: None });
+    }
+    if config.algorithm != Algorithm::HS256 {
+        return Err(SetupError::NoKeyForAlgorithm(config.algorithm));
+    }
+    if !config.dev_tokens {
+        return Err(SetupError::NoKey);
+    }
+    let (dev_tokens, verifier) = DevTokens::open(config, listen, data_dir)?;
+    Ok(Auth { verifier, dev_tokens: Some(dev_tokens) })
+}
+
+// === impl Auth ===
+
+impl Auth {
+    /// What checks tokens, over every transport.
+    #[must_use]
+    pub const fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+
+    /// What issues development tokens; `None` wherever a key is configured.
+    #[must_use]
+    pub const fn dev_tokens(&self) -> Option<&DevTokens> {
+        self.dev_tokens.as_ref()
+    }
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::HS256,
+            key_file: None,
+            audience: None,
+            issuer: None,
+            leeway_s: 5,
+            dev_tokens: true,
+        }
+    }
+}
+
+// === impl Algorithm ===
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl From<Algorithm> for jsonwebtoken::Algorithm {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::HS256 => Self::HS256,
+            Algorithm::EdDSA => Self::EdDSA,
+            Algorithm::RS256 => Self::RS256,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

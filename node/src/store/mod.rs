@@ -1,0 +1,220 @@
+//! The log store: what it must do, and the ways to do it.
+//!
+//! - [`embedded`]: one machine, an LSM tree in the data directory, one committer
+//! - [`quorum`]: three simulated replicas with delay, loss and late rows, for tests
+//! - [`contract`]: the tests that every store passes
+//!
+//! A store is driven by shards, which never wait: each request carries what is to be called with its outcome, on
+//! whatever thread. The rules behind the trait are those of partitioned ownership: rows carry the epoch of their owner, an owner may
+//! acknowledge only what is durable *and* covered by a clean [`Store::confirm`] that started afterwards.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chappe_schema::{
+    event::Event,
+    id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
+    stored::{Corrupt, LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+};
+
+pub mod embedded;
+
+#[cfg(any(test, feature = "simulation"))]
+pub mod contract;
+#[cfg(any(test, feature = "simulation"))]
+pub mod quorum;
+
+/// Called once with a request's outcome, on a thread of the store: it only hands the outcome on.
+pub type Done<T> = Box<dyn FnOnce(T) + Send>;
+
+/// This process's right to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// One life of the process, never reused.
+    pub id: SessionId,
+    /// The epoch that its rows carry. (Per partition in a cluster; a standalone server owns all at once.)
+    pub epoch: Epoch,
+    /// Identity of the history in this store.
+    pub generation: Generation,
+}
+
+/// Consecutive events of one entity, to be made durable together. A repetition is identical to the letter.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Whose log.
+    pub entity: EntityId,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The highest seq known committed now.
+    pub cw: Seq,
+    /// Whether recovery writes them again.
+    pub adopted: bool,
+    /// At least one.
+    pub events: Arc<[Arc<Event>]>,
+    /// Whether other entities must hear of these events (a membership changed): the entity is listed until
+    /// [`Projection::Announced`] says that they have, and [`Store::announced`] returns the list after a crash.
+    pub announce: bool,
+}
+
+/// What became of an append.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is durable. Not yet acknowledged: see [`Store::confirm`].
+    Durable,
+    /// Nobody knows (a lost reply, too few replicas in time): it must be written again, identically.
+    Unknown,
+    /// Certainly nothing of it was written, and the reason. Only a store with a single writer can say so.
+    NotWritten(String),
+    /// The store refuses it for good; the session must end.
+    Refused(String),
+}
+
+/// What the session's fence says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirmation {
+    /// No successor has fenced this session: what was durable before the read started is committed.
+    Clean,
+    /// The session is over, for good.
+    Fenced,
+    /// The fence could not be read: acknowledge nothing, read again.
+    Unknown,
+}
+
+/// What stands of an entity, as the store has it. What of it counts is decided by `recovery`.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// The newest snapshot and the seq that it reflects.
+    pub snapshot: Option<(Seq, Bytes)>,
+    /// Every row with an event above the snapshot's seq, in order of seq, then epoch.
+    pub rows: Vec<LogRow>,
+    /// A user's inbox rows.
+    pub inbox: Vec<(ConversationId, StoredInbox)>,
+}
+
+/// A slice of an entity's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Whose.
+    pub entity: EntityId,
+    /// The lowest seq wanted.
+    pub from: Seq,
+    /// The highest seq wanted; at or below the committed head.
+    pub upto: Seq,
+    /// From the top down; the answer is in ascending order all the same.
+    pub newest_first: bool,
+    /// Leave out everything but messages, and add their overlays.
+    pub messages: bool,
+    /// At most this many events in the answer.
+    pub limit: usize,
+    /// The answer ends early at this many bytes of bodies, but holds at least one event if there is one.
+    pub bytes_max: usize,
+}
+
+/// A part of the log.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// In ascending order of seq; at each seq the row of the highest epoch.
+    pub events: Vec<Arc<Event>>,
+    /// What later events made of them, by target (only for requests of messages).
+    pub overlays: Vec<(Seq, StoredOverlay)>,
+    /// Whether everything wanted was looked at; else there may be more beyond the last event in the direction of reading.
+    pub complete: bool,
+    /// The last seq that was looked at, in the direction of reading.
+    pub reached: Seq,
+}
+
+/// A derived row. Written after the events it derives from are committed; written again it changes nothing.
+#[derive(Clone, Debug)]
+pub enum Projection {
+    /// The state of an entity at a committed seq. An older one never replaces a newer one.
+    Snapshot {
+        /// Whose.
+        entity: EntityId,
+        /// The seq it reflects.
+        seq: Seq,
+        /// Its sealed bytes.
+        bytes: Bytes,
+    },
+    /// What later events made of one message, whole. An older one (`as_of`) never replaces a newer one.
+    Overlay {
+        /// Whose log.
+        entity: EntityId,
+        /// The message.
+        target: Seq,
+        /// What became of it.
+        overlay: StoredOverlay,
+    },
+    /// The ids of a run of events.
+    IdBlock {
+        /// Whose log.
+        entity: EntityId,
+        /// The seq of the last event in the block.
+        end: Seq,
+        /// The ids.
+        block: StoredIdBlock,
+    },
+    /// A user's position in a conversation. Each of its numbers only grows.
+    Inbox {
+        /// Whose.
+        user: UserId,
+        /// In which.
+        conversation: ConversationId,
+        /// The position.
+        position: StoredInbox,
+    },
+    /// Other entities have heard of the entity's events up to this seq.
+    Announced {
+        /// Which.
+        entity: EntityId,
+        /// Up to where.
+        upto: Seq,
+    },
+}
+
+/// Why a store did not answer a read or a projection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It may answer later.
+    #[error("the log cannot be reached: {0}")]
+    Unavailable(String),
+    /// What it holds is not what was written. The entity is withdrawn; nothing of it is served.
+    #[error("{entity}: {why}")]
+    Corrupt {
+        /// Whose bytes.
+        entity: EntityId,
+        /// What is wrong with them.
+        why: Corrupt,
+    },
+}
+
+/// A log of every entity. See the module's documentation.
+pub trait Store: Send + Sync + 'static {
+    /// This process's session.
+    fn session(&self) -> Session;
+
+    /// Makes events durable. `done` gets one outcome per append, in order.
+    fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>);
+
+    /// Reads this session's fence. The read starts inside this call. A store that needs no read answers at once
+    /// with `Some` and never calls `done`.
+    fn confirm(&self, done: Done<Confirmation>) -> Option<Confirmation>;
+
+    /// Everything needed to rebuild an entity.
+    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, Error>>);
+
+    /// A slice of a log.
+    fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>);
+
+    /// The overlay of one message, if there is one.
+    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, Error>>);
+
+    /// Looks for an id among the durable blocks, newest first, as far back as blocks whose last event was stamped
+    /// at or after `not_before`.
+    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, not_before: Millis, done: Done<Result<Option<StoredId>, Error>>);
+
+    /// Writes derived rows; those of one call may become durable in any order.
+    fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>);
+
+    /// The entities whose events other entities may not have heard of.
+    fn announced(&self, done: Done<Result<Vec<EntityId>, Error>>);
+}

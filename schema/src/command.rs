@@ -1,0 +1,690 @@
+//! What an operation is given. Every transport decodes to the same [`Command`].
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    body::Body,
+    error::{Code, Error},
+    event::{ConversationKind, Encryption, HistoryAccess, Role},
+    id::{CommandId, ConversationId, Seq, UserId},
+    limit::{
+        CREATE_MEMBERS_MAX, DATA_BYTES_MAX, IGNORED_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX,
+        TITLE_BYTES_MAX,
+    },
+    operation::Op,
+};
+
+/// One request of a client to an entity, valid in itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The variants are the rows of the table of operations.
+pub enum Command {
+    ConversationCreate(Box<Create>),
+    ConversationList { cursor: Option<u64>, limit: usize },
+    ConversationGet { conversation: ConversationId },
+    ConversationUpdate { conversation: ConversationId, update: Box<Update> },
+    ConversationLeave { conversation: ConversationId },
+    ConversationDelete { conversation: ConversationId },
+    MemberList { conversation: ConversationId, after: Option<UserId>, limit: usize },
+    MemberAdd { conversation: ConversationId, user: UserId, role: Role },
+    MemberRole { conversation: ConversationId, user: UserId, role: Role },
+    MemberRemove { conversation: ConversationId, user: UserId },
+    MessageSend { conversation: ConversationId, body: Body },
+    MessageList { conversation: ConversationId, page: Page },
+    MessageGet { conversation: ConversationId, seq: Seq },
+    MessageEdit { conversation: ConversationId, seq: Seq, body: Body },
+    MessageDelete { conversation: ConversationId, seq: Seq },
+    MessageHistory { conversation: ConversationId, seq: Seq },
+    EventList { conversation: ConversationId, after: Seq, limit: usize },
+    ConversationOpen { conversation: ConversationId },
+    ConversationClose { conversation: ConversationId },
+}
+
+/// A creation. The gateway has derived the id, so that a repetition meets the same entity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Create {
+    /// The new conversation.
+    pub conversation: ConversationId,
+    /// Direct or group.
+    pub kind: ConversationKind,
+    /// Fixed for ever.
+    pub encryption: Encryption,
+    /// The others; the caller is a member by itself.
+    pub members: Vec<UserId>,
+    /// Title, empty for none.
+    pub title: String,
+    /// The application's JSON object.
+    pub data: Option<Body>,
+    /// What newcomers may read.
+    pub history: HistoryAccess,
+}
+
+/// A change of settings; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// New title, empty for none.
+    pub title: Option<String>,
+    /// New application data; `{}` for none.
+    pub data: Option<Body>,
+    /// What newcomers may read from now on.
+    pub history: Option<HistoryAccess>,
+}
+
+/// Which part of the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Where from.
+    pub from: From,
+    /// At most this many messages.
+    pub limit: usize,
+}
+
+/// Where a page lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The newest messages.
+    Newest,
+    /// Those below this seq, the nearest.
+    Before(Seq),
+    /// Those above this seq, the nearest.
+    After(Seq),
+    /// Those on both sides of this seq.
+    Around(Seq),
+}
+
+/// A decoded request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// What is asked.
+    pub command: Command,
+    /// The id that the client gave it.
+    pub id: Option<CommandId>,
+}
+
+// === what clients write ===
+
+#[derive(Deserialize)]
+struct CreateArgs<'a> {
+    kind: ConversationKind,
+    with: Option<UserId>,
+    #[serde(default)]
+    members: Vec<UserId>,
+    #[serde(default)]
+    title: String,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(default)]
+    history: HistoryAccess,
+    #[serde(default)]
+    encryption: Encryption,
+    idempotency_key: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct InboxArgs {
+    cursor: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct ConversationArgs {
+    conversation: ConversationId,
+}
+
+#[derive(Deserialize)]
+struct KeyedArgs {
+    conversation: ConversationId,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct UpdateArgs<'a> {
+    conversation: ConversationId,
+    title: Option<String>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    history: Option<HistoryAccess>,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct MembersArgs {
+    conversation: ConversationId,
+    cursor: Option<UserId>,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct MemberArgs {
+    conversation: ConversationId,
+    user: UserId,
+    role: Option<Role>,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct LeavingArgs {
+    conversation: ConversationId,
+    user: UserId,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct SendArgs<'a> {
+    conversation: ConversationId,
+    client_msg_id: Uuid,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct PageArgs {
+    conversation: ConversationId,
+    before: Option<Seq>,
+    after: Option<Seq>,
+    around: Option<Seq>,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct MessageArgs {
+    conversation: ConversationId,
+    seq: Seq,
+}
+
+#[derive(Deserialize)]
+struct EditArgs<'a> {
+    conversation: ConversationId,
+    seq: Seq,
+    #[serde(borrow)]
+    body: &'a RawValue,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct DeleteArgs {
+    conversation: ConversationId,
+    seq: Seq,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct EventsArgs {
+    conversation: ConversationId,
+    #[serde(default)]
+    after: Seq,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct OpenArgs {
+    conversation: ConversationId,
+    // What the client holds; the answer's head tells it what to fetch.
+    #[serde(default, rename = "from")]
+    _from: Seq,
+}
+
+/// Decodes JSON, collecting the names of fields that nobody reads: they are usually a client's typo.
+fn args<'a, T: Deserialize<'a>>(json: &'a str, ignored: &mut Vec<String>) -> Result<T, Error> {
+    let mut decoder = serde_json::Deserializer::from_str(json);
+    let mut note = |path: serde_ignored::Path<'_>| {
+        if ignored.len() < IGNORED_MAX {
+            ignored.push(path.to_string().chars().take(64).collect());
+        }
+    };
+    let decoded = serde_ignored::deserialize(&mut decoder, &mut note);
+    decoded.and_then(|args| decoder.end().map(|()| args)).map_err(|error| not_decoded(json, &error))
+}
+
+/// Names the offending field where serde can tell it.
+fn not_decoded(json: &str, error: &serde_json::Error) -> Error {
+    if !error.is_data() {
+        return Error::new(Code::Malformed).with_detail(error.to_string());
+    }
+    if !json.trim_start().starts_with('{') {
+        return Error::new(Code::Malformed).with_detail("expected a JSON object");
+    }
+    let text = error.to_string();
+    let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next().map(str::to_owned));
+    // The error's column lies just behind the value; the key that last opened before it is the field.
+    let field = missing.or_else(|| json.get(..error.column().min(json.len())).and_then(last_key).map(str::to_owned));
+    let error = Error::new(Code::Invalid).with_detail(text);
+    match field {
+        Some(field) => error.at(field),
+        None => error,
+    }
+}
+
+fn last_key(json: &str) -> Option<&str> {
+    let colon = json.rfind("\":")?;
+    let start = json[..colon].rfind('"')?;
+    Some(&json[start + 1..colon]).filter(|key| key.len() <= 64)
+}
+
+fn text_within(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Error> {
+    if text.len() > bytes_max {
+        return Err(Error::invalid(field, format!("{} bytes; at most {bytes_max} are accepted", text.len())));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Error::invalid(field, "control characters are not accepted"));
+    }
+    Ok(())
+}
+
+fn data(raw: Option<&RawValue>) -> Result<Option<Body>, Error> {
+    raw.map(|raw| {
+        Body::parse_within(raw.get(), DATA_BYTES_MAX)
+            .map_err(|error| Error::invalid("data", error.detail.into_owned()))
+    })
+    .transpose()
+}
+
+fn limit(asked: Option<usize>, max: usize) -> Result<usize, Error> {
+    match asked {
+        None => Ok(PAGE_DEFAULT.min(max)),
+        Some(0) => Err(Error::invalid("limit", format!("expected 1 to {max}"))),
+        Some(limit) => Ok(limit.min(max)),
+    }
+}
+
+fn key(uuid: Option<Uuid>) -> Result<Option<CommandId>, Error> {
+    match uuid.map(CommandId) {
+        Some(id) if id.time().is_none() => {
+            Err(Error::new(Code::BadId).with_detail("expected a UUIDv7").at("idempotency_key"))
+        }
+        id => Ok(id),
+    }
+}
+
+impl Create {
+    fn decode(caller: &UserId, args: CreateArgs<'_>) -> Result<Self, Error> {
+        if args.encryption != Encryption::None {
+            return Err(Error::invalid("encryption", "only `none` is offered by this version"));
+        }
+        text_within("title", &args.title, TITLE_BYTES_MAX)?;
+        let data = data(args.data)?;
+        if let Some(key) = &args.idempotency_key {
+            text_within("idempotency_key", key, KEY_BYTES_MAX)?;
+        }
+        let (conversation, members) = match args.kind {
+            ConversationKind::Direct => {
+                let Some(with) = args.with else { return Err(Error::invalid("with", "a direct conversation is with somebody")) };
+                if !args.members.is_empty() {
+                    return Err(Error::invalid("members", "a direct conversation has no other members"));
+                }
+                if with == *caller {
+                    return Err(Error::invalid("with", "a direct conversation is with somebody else"));
+                }
+                if !args.title.is_empty() || data.is_some() {
+                    return Err(Error::invalid("title", "a direct conversation has no title or data"));
+                }
+                (ConversationId::direct(caller, &with, args.encryption), vec![with])
+            }
+            ConversationKind::Group => {
+                if args.with.is_some() {
+                    return Err(Error::invalid("with", "a group's members stand in `members`"));
+                }
+                if args.members.len() > CREATE_MEMBERS_MAX {
+                    let detail = format!("{} members; at most {CREATE_MEMBERS_MAX} at a creation", args.members.len());
+                    return Err(Error::new(Code::MemberLimit).with_detail(detail).at("members"));
+                }
+                let mut members = args.members;
+                members.sort_unstable();
+                members.dedup();
+                members.retain(|member| member != caller);
+                let conversation = match &args.idempotency_key {
+                    Some(key) => ConversationId::keyed(caller, key),
+                    None => ConversationId(Uuid::now_v7()),
+                };
+                (conversation, members)
+            }
+        };
+        Ok(Self { conversation, kind: args.kind, encryption: args.encryption, members, title: args.title, data, history: args.history })
+    }
+}
+
+impl Command {
+    /// Decodes what `caller` wrote. Names of unknown fields are added to `ignored`.
+    ///
+    /// # Errors
+    /// `request.malformed`, `request.invalid` with the field, `message.too_large`, `message.bad_id`, `member.limit`.
+    pub fn decode(op: Op, caller: &UserId, json: &str, ignored: &mut Vec<String>) -> Result<Decoded, Error> {
+        let mut id = None;
+        let command = match op {
+            Op::MessageSend => {
+                let args: SendArgs<'_> = args(json, ignored)?;
+                let given = CommandId(args.client_msg_id);
+                if given.time().is_none() {
+                    return Err(Error::new(Code::BadId).with_detail("expected a UUIDv7").at("client_msg_id"));
+                }
+                id = Some(given);
+                Self::MessageSend { conversation: args.conversation, body: Body::parse(args.body.get())? }
+            }
+            Op::ConversationCreate => Self::ConversationCreate(Box::new(Create::decode(caller, args(json, ignored)?)?)),
+            Op::ConversationList => {
+                let args: InboxArgs = args(json, ignored)?;
+                let cursor = args.cursor.map(|text| {
+                    u64::from_str_radix(&text, 16).map_err(|_| Error::invalid("cursor", "expected the `next_cursor` of an earlier page"))
+                });
+                Self::ConversationList { cursor: cursor.transpose()?, limit: limit(args.limit, INBOX_PAGE_MAX)? }
+            }
+            Op::ConversationGet => {
+                let args: ConversationArgs = args(json, ignored)?;
+                Self::ConversationGet { conversation: args.conversation }
+            }
+            Op::ConversationUpdate => {
+                let args: UpdateArgs<'_> = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                if let Some(title) = &args.title {
+                    text_within("title", title, TITLE_BYTES_MAX)?;
+                }
+                let update = Update { title: args.title, data: data(args.data)?, history: args.history };
+                if update == Update::default() {
+                    return Err(Error::invalid("title", "nothing to change: give `title`, `data` or `history`"));
+                }
+                Self::ConversationUpdate { conversation: args.conversation, update: Box::new(update) }
+            }
+            Op::ConversationLeave => {
+                let args: KeyedArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::ConversationLeave { conversation: args.conversation }
+            }
+            Op::ConversationDelete => {
+                let args: KeyedArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::ConversationDelete { conversation: args.conversation }
+            }
+            Op::MemberList => {
+                let args: MembersArgs = args(json, ignored)?;
+                Self::MemberList { conversation: args.conversation, after: args.cursor, limit: limit(args.limit, MEMBERS_PAGE_MAX)? }
+            }
+            Op::MemberAdd => {
+                let args: MemberArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::MemberAdd { conversation: args.conversation, user: args.user, role: args.role.unwrap_or_default() }
+            }
+            Op::MemberRole => {
+                let args: MemberArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                let Some(role) = args.role else { return Err(Error::invalid("role", "missing field `role`")) };
+                Self::MemberRole { conversation: args.conversation, user: args.user, role }
+            }
+            Op::MemberRemove => {
+                let args: LeavingArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::MemberRemove { conversation: args.conversation, user: args.user }
+            }
+            Op::MessageList => {
+                let args: PageArgs = args(json, ignored)?;
+                let from = match (args.before, args.after, args.around) {
+                    (None, None, None) => From::Newest,
+                    (Some(seq), None, None) => From::Before(seq),
+                    (None, Some(seq), None) => From::After(seq),
+                    (None, None, Some(seq)) => From::Around(seq),
+                    _ => return Err(Error::invalid("before", "give one of `before`, `after` and `around`")),
+                };
+                Self::MessageList { conversation: args.conversation, page: Page { from, limit: limit(args.limit, PAGE_MAX)? } }
+            }
+            Op::MessageGet => {
+                let args: MessageArgs = args(json, ignored)?;
+                Self::MessageGet { conversation: args.conversation, seq: args.seq }
+            }
+            Op::MessageEdit => {
+                let args: EditArgs<'_> = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::MessageEdit { conversation: args.conversation, seq: args.seq, body: Body::parse(args.body.get())? }
+            }
+            Op::MessageDelete => {
+                let args: DeleteArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::MessageDelete { conversation: args.conversation, seq: args.seq }
+            }
+            Op::MessageHistory => {
+                let args: MessageArgs = args(json, ignored)?;
+                Self::MessageHistory { conversation: args.conversation, seq: args.seq }
+            }
+            Op::EventList => {
+                let args: EventsArgs = args(json, ignored)?;
+                Self::EventList { conversation: args.conversation, after: args.after, limit: limit(args.limit, PAGE_MAX)? }
+            }
+            Op::ConversationOpen => {
+                let args: OpenArgs = args(json, ignored)?;
+                Self::ConversationOpen { conversation: args.conversation }
+            }
+            Op::ConversationClose => {
+                let args: ConversationArgs = args(json, ignored)?;
+                Self::ConversationClose { conversation: args.conversation }
+            }
+        };
+        Ok(Decoded { command, id })
+    }
+
+    /// Its row in the table of operations.
+    #[must_use]
+    pub const fn op(&self) -> Op {
+        match self {
+            Self::ConversationCreate(_) => Op::ConversationCreate,
+            Self::ConversationList { .. } => Op::ConversationList,
+            Self::ConversationGet { .. } => Op::ConversationGet,
+            Self::ConversationUpdate { .. } => Op::ConversationUpdate,
+            Self::ConversationLeave { .. } => Op::ConversationLeave,
+            Self::ConversationDelete { .. } => Op::ConversationDelete,
+            Self::MemberList { .. } => Op::MemberList,
+            Self::MemberAdd { .. } => Op::MemberAdd,
+            Self::MemberRole { .. } => Op::MemberRole,
+            Self::MemberRemove { .. } => Op::MemberRemove,
+            Self::MessageSend { .. } => Op::MessageSend,
+            Self::MessageList { .. } => Op::MessageList,
+            Self::MessageGet { .. } => Op::MessageGet,
+            Self::MessageEdit { .. } => Op::MessageEdit,
+            Self::MessageDelete { .. } => Op::MessageDelete,
+            Self::MessageHistory { .. } => Op::MessageHistory,
+            Self::EventList { .. } => Op::EventList,
+            Self::ConversationOpen { .. } => Op::ConversationOpen,
+            Self::ConversationClose { .. } => Op::ConversationClose,
+        }
+    }
+
+    /// The conversation that is asked; `None` for what the user entity answers.
+    #[must_use]
+    pub const fn conversation(&self) -> Option<ConversationId> {
+        match self {
+            Self::ConversationCreate(create) => Some(create.conversation),
+            Self::ConversationList { .. } => None,
+            Self::ConversationGet { conversation }
+            | Self::ConversationUpdate { conversation, .. }
+            | Self::ConversationLeave { conversation }
+            | Self::ConversationDelete { conversation }
+            | Self::MemberList { conversation, .. }
+            | Self::MemberAdd { conversation, .. }
+            | Self::MemberRole { conversation, .. }
+            | Self::MemberRemove { conversation, .. }
+            | Self::MessageSend { conversation, .. }
+            | Self::MessageList { conversation, .. }
+            | Self::MessageGet { conversation, .. }
+            | Self::MessageEdit { conversation, .. }
+            | Self::MessageDelete { conversation, .. }
+            | Self::MessageHistory { conversation, .. }
+            | Self::EventList { conversation, .. }
+            | Self::ConversationOpen { conversation }
+            | Self::ConversationClose { conversation } => Some(*conversation),
+        }
+    }
+
+    /// Whether it may change something.
+    #[must_use]
+    pub fn is_mutation(&self) -> bool {
+        use crate::operation::Identity;
+        !matches!(self.op().row().identity, Identity::ReadOnly | Identity::Connection)
+    }
+
+    /// A hash of what is asked, so that another request under the same id is recognised as a conflict.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        hash.update(&[self.op() as u8]);
+        let mut text = |text: &str| {
+            hash.update(&(text.len() as u32).to_le_bytes());
+            hash.update(text.as_bytes());
+        };
+        match self {
+            Self::ConversationCreate(create) => {
+                text(create.kind.name());
+                text(create.encryption.name());
+                text(create.history.name());
+                text(&create.title);
+                for member in &create.members {
+                    text(member.as_str());
+                }
+                hash.update(create.data.as_ref().map_or(&[], |data| data.bytes()));
+            }
+            Self::ConversationUpdate { update, .. } => {
+                for part in [update.title.as_deref(), update.history.map(HistoryAccess::name)] {
+                    text(part.unwrap_or("\0"));
+                }
+                hash.update(update.data.as_ref().map_or(b"\0", |data| data.bytes()));
+            }
+            Self::MemberAdd { user, role, .. } | Self::MemberRole { user, role, .. } => {
+                text(user.as_str());
+                text(role.name());
+            }
+            Self::MemberRemove { user, .. } => text(user.as_str()),
+            Self::MessageSend { body, .. } => hash.update(body.bytes()),
+            Self::MessageEdit { seq, body, .. } => {
+                hash.update(&seq.to_le_bytes());
+                hash.update(body.bytes());
+            }
+            Self::MessageDelete { seq, .. } => hash.update(&seq.to_le_bytes()),
+            _ => {}
+        }
+        hash.digest()
+    }
+}
+
+/// The first frame of a connection.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Connect {
+    /// The JWT.
+    pub token: String,
+    /// Which of the user's devices; the token's own claim, if there is one, wins.
+    pub device: Option<crate::id::DeviceId>,
+    /// What the client holds: conversation → (generation, seq).
+    #[serde(default)]
+    pub positions: std::collections::BTreeMap<ConversationId, (String, Seq)>,
+}
+
+impl Connect {
+    /// Decodes a `connect` frame's arguments.
+    ///
+    /// # Errors
+    /// `request.malformed`, or `request.invalid` with the field.
+    pub fn decode(json: &str, ignored: &mut Vec<String>) -> Result<Self, Error> {
+        let connect: Self = args(json, ignored)?;
+        let max = crate::limit::POSITIONS_MAX;
+        if connect.positions.len() > max {
+            return Err(Error::invalid("positions", format!("{} positions; at most {max} at once", connect.positions.len())));
+        }
+        Ok(connect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller() -> UserId {
+        UserId::new("ada").unwrap()
+    }
+
+    fn decode(op: Op, json: &str) -> Result<Decoded, Error> {
+        Command::decode(op, &caller(), json, &mut Vec::new())
+    }
+
+    const CONVERSATION: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+
+    #[test]
+    fn a_send_is_decoded_with_its_id_and_body() {
+        let json = format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","body":{{"text":"hi"}}}}"#);
+        let decoded = decode(Op::MessageSend, &json).unwrap();
+        assert_eq!(decoded.id, Some(CommandId(CONVERSATION.parse().unwrap())));
+        let Command::MessageSend { body, .. } = decoded.command else { panic!("{:?}", decoded.command) };
+        assert_eq!(body.bytes(), r#"{"text":"hi"}"#.as_bytes());
+    }
+
+    #[test]
+    fn unknown_fields_are_named() {
+        let mut ignored = Vec::new();
+        let json = format!(r#"{{"conversation":"{CONVERSATION}","bdoy":{{}},"after":4}}"#);
+        Command::decode(Op::EventList, &caller(), &json, &mut ignored).unwrap();
+        assert_eq!(ignored, ["bdoy"]);
+    }
+
+    #[test]
+    fn the_offending_field_is_named() {
+        for (op, json, field) in [
+            (Op::MessageSend, r#"{"conversation":"x","client_msg_id":"y","body":{}}"#.to_owned(), "conversation"),
+            (Op::MessageSend, format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":7,"body":{{}}}}"#), "client_msg_id"),
+            (Op::MessageSend, format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}"}}"#), "body"),
+            (Op::MessageSend, format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","body":[]}}"#), "body"),
+            (Op::MessageGet, format!(r#"{{"conversation":"{CONVERSATION}","seq":-1}}"#), "seq"),
+            (Op::MessageList, format!(r#"{{"conversation":"{CONVERSATION}","limit":0}}"#), "limit"),
+            (Op::MessageList, format!(r#"{{"conversation":"{CONVERSATION}","before":1,"after":2}}"#), "before"),
+            (Op::ConversationCreate, r#"{"kind":"direct","with":"ada"}"#.to_owned(), "with"),
+            (Op::ConversationCreate, r#"{"kind":"direct"}"#.to_owned(), "with"),
+            (Op::ConversationCreate, r#"{"kind":"nothing"}"#.to_owned(), "kind"),
+            (Op::ConversationCreate, r#"{"kind":"group","title":"a\u0000b"}"#.to_owned(), "title"),
+        ] {
+            let error = decode(op, &json).unwrap_err();
+            assert_eq!(error.field.as_deref(), Some(field), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_malformed() {
+        for json in ["", "[]", "7", "{", "{\"conversation\"", "nonsense", "{}{}"] {
+            let code = decode(Op::ConversationGet, json).unwrap_err().code;
+            assert!(matches!(code, Code::Malformed | Code::Invalid), "{json}: {code:?}");
+        }
+        assert_eq!(decode(Op::ConversationGet, "{").unwrap_err().code, Code::Malformed);
+        assert_eq!(decode(Op::ConversationGet, "[]").unwrap_err().code, Code::Malformed);
+    }
+
+    #[test]
+    fn only_v7_ids_are_ids() {
+        let v4 = Uuid::new_v4();
+        let send = format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{v4}","body":{{}}}}"#);
+        assert_eq!(decode(Op::MessageSend, &send).unwrap_err().code, Code::BadId);
+        let leave = format!(r#"{{"conversation":"{CONVERSATION}","idempotency_key":"{v4}"}}"#);
+        assert_eq!(decode(Op::ConversationLeave, &leave).unwrap_err().code, Code::BadId);
+    }
+
+    #[test]
+    fn a_group_created_twice_under_one_key_is_one_group() {
+        let json = r#"{"kind":"group","title":"t","members":["bob","ada","bob"],"idempotency_key":"k"}"#;
+        let (one, two) = (decode(Op::ConversationCreate, json).unwrap(), decode(Op::ConversationCreate, json).unwrap());
+        assert_eq!(one.command.conversation(), two.command.conversation());
+        let Command::ConversationCreate(create) = one.command else { panic!() };
+        assert_eq!(create.members, [UserId::new("bob").unwrap()]);
+        let other = decode(Op::ConversationCreate, &json.replace("\"k\"", "\"l\"")).unwrap();
+        assert_ne!(other.command.conversation(), two.command.conversation());
+    }
+
+    #[test]
+    fn another_body_is_another_hash() {
+        let send = |text: &str| Command::MessageSend {
+            conversation: CONVERSATION.parse().unwrap(),
+            body: Body::parse(&format!(r#"{{"text":"{text}"}}"#)).unwrap(),
+        };
+        assert_eq!(send("a").hash(), send("a").hash());
+        assert_ne!(send("a").hash(), send("b").hash());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(json in ".{0,200}", index in 0..crate::operation::OPERATIONS.len()) {
+            let _ = decode(crate::operation::OPERATIONS[index].op, &json);
+        }
+    }
+}

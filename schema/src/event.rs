@@ -1,0 +1,261 @@
+//! One durable fact in the log of a conversation or of a user.
+
+use serde::{Deserialize, Serialize};
+use bytes::Bytes;
+
+use crate::{
+    body::Body,
+    id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+};
+
+/// An event: its place in the log, where it came from, and the fact. Immutable once committed, but for the
+/// erasure of bodies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Dense position in the entity's log, from 1.
+    pub seq: Seq,
+    /// Messages in the log up to and including this event: unread = head.n − read.n.
+    pub n: u64,
+    /// Who caused it.
+    pub sender: UserId,
+    /// On which device, if the token or `connect` named one.
+    pub device: Option<DeviceId>,
+    /// The command that made it; one command makes exactly one event.
+    pub id: CommandId,
+    /// The event it is about (the message edited or deleted), 0 for none.
+    pub target: Seq,
+    /// The owner's clock, never falling along the log.
+    pub created_at: Millis,
+    /// xxh3 of the command's content: tells a replay from another request under the same id. Outlives erasure.
+    pub hash: u64,
+    /// What happened.
+    pub fact: Fact,
+}
+
+/// What happened. The variants below the line stand in users' logs, the others in conversations'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// A message.
+    MessageNew {
+        /// Its content.
+        body: Body,
+    },
+    /// `target` has another body from now on.
+    MessageUpdated {
+        /// The new content.
+        body: Body,
+        /// The edit before this one, 0 for the first: the chain of edits.
+        previous: Seq,
+    },
+    /// `target` has no body from now on.
+    MessageDeleted,
+    /// The first event of every conversation.
+    ConversationCreated {
+        /// Direct or group.
+        kind: ConversationKind,
+        /// Fixed for ever.
+        encryption: Encryption,
+        /// The first settings.
+        settings: Settings,
+        /// The first members.
+        members: Vec<(UserId, Role)>,
+    },
+    /// The settings from now on, whole.
+    ConversationUpdated {
+        /// All settings, changed or not.
+        settings: Settings,
+    },
+    /// The last event of a deleted conversation.
+    ConversationDeleted,
+    /// A user became a member.
+    MemberJoined {
+        /// Who.
+        user: UserId,
+        /// As what.
+        role: Role,
+    },
+    /// A user is no longer a member, by their own wish or not.
+    MemberLeft {
+        /// Who.
+        user: UserId,
+    },
+    /// A member has another role.
+    MemberRole {
+        /// Who.
+        user: UserId,
+        /// The new role.
+        role: Role,
+    },
+    // ---- facts of a user's own log
+    /// The user became a member of a conversation by its event `at`.
+    UserJoined {
+        /// Where.
+        conversation: ConversationId,
+        /// Direct or group.
+        kind: ConversationKind,
+        /// The seq in the conversation's log; makes repeated deliveries idempotent.
+        at: Seq,
+    },
+    /// The user ceased to be a member of a conversation by its event `at`.
+    UserLeft {
+        /// Where.
+        conversation: ConversationId,
+        /// The seq in the conversation's log.
+        at: Seq,
+    },
+    /// Change numbers up to `upto` may be handed out.
+    ChangesReserved {
+        /// The last number of the block.
+        upto: u64,
+    },
+}
+
+/// What a conversation is; fixed at its creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum ConversationKind {
+    /// Two users, one conversation per pair; cannot be left.
+    Direct = 1,
+    /// A named set of members.
+    Group = 2,
+}
+
+/// Who can read the bodies; fixed at a conversation's creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Encryption {
+    /// The server.
+    #[default]
+    None = 0,
+    /// The members' devices only (MLS, RFC 9420).
+    Mls = 1,
+}
+
+/// What a member may do. Later roles include the earlier ones' rights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Role {
+    /// Reads and writes; edits and deletes their own messages.
+    #[default]
+    Member = 1,
+    /// Also adds and removes members, changes settings, deletes others' messages.
+    Admin = 2,
+    /// Also appoints admins and owners and deletes the conversation.
+    Owner = 3,
+}
+
+/// How much of the history before their joining members may read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum HistoryAccess {
+    /// Only what was written while they were members.
+    #[default]
+    SinceJoin = 0,
+    /// Everything.
+    All = 1,
+}
+
+/// What admins may change about a conversation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Shown to people; empty for none.
+    pub title: String,
+    /// The application's own JSON object; empty bytes for none.
+    pub data: Bytes,
+    /// What newcomers may read.
+    pub history: HistoryAccess,
+}
+
+// === impl Fact ===
+
+impl Fact {
+    /// The event's dotted name, as clients see it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::MessageNew { .. } => "message.new",
+            Self::MessageUpdated { .. } => "message.updated",
+            Self::MessageDeleted => "message.deleted",
+            Self::ConversationCreated { .. } => "conversation.created",
+            Self::ConversationUpdated { .. } => "conversation.updated",
+            Self::ConversationDeleted => "conversation.deleted",
+            Self::MemberJoined { .. } => "member.joined",
+            Self::MemberLeft { .. } => "member.left",
+            Self::MemberRole { .. } => "member.role",
+            Self::UserJoined { .. } => "user.joined",
+            Self::UserLeft { .. } => "user.left",
+            Self::ChangesReserved { .. } => "user.changes_reserved",
+        }
+    }
+
+    /// Whether it counts in `n`.
+    #[must_use]
+    pub const fn is_message(&self) -> bool {
+        matches!(self, Self::MessageNew { .. })
+    }
+
+    /// The user whom a change of membership is about.
+    #[must_use]
+    pub const fn about(&self) -> Option<&UserId> {
+        match self {
+            Self::MemberJoined { user, .. } | Self::MemberLeft { user } | Self::MemberRole { user, .. } => Some(user),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! from_number {
+    ($name:ident: $($variant:ident),+) => {
+        impl $name {
+            /// The value that is stored under this number, if there is one.
+            #[must_use]
+            pub const fn from_number(number: i32) -> Option<Self> {
+                $(if number == Self::$variant as i32 { return Some(Self::$variant); })+
+                None
+            }
+
+            /// The name that clients see.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => from_number!(@name $name $variant),)+ }
+            }
+        }
+    };
+    (@name ConversationKind Direct) => { "direct" };
+    (@name ConversationKind Group) => { "group" };
+    (@name Encryption None) => { "none" };
+    (@name Encryption Mls) => { "mls" };
+    (@name Role Member) => { "member" };
+    (@name Role Admin) => { "admin" };
+    (@name Role Owner) => { "owner" };
+    (@name HistoryAccess SinceJoin) => { "since_join" };
+    (@name HistoryAccess All) => { "all" };
+}
+from_number!(ConversationKind: Direct, Group);
+from_number!(Encryption: None, Mls);
+from_number!(Role: Member, Admin, Owner);
+from_number!(HistoryAccess: SinceJoin, All);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_agree_with_serde() {
+        for role in [Role::Member, Role::Admin, Role::Owner] {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.name());
+            assert_eq!(Role::from_number(role as i32), Some(role));
+        }
+        for kind in [ConversationKind::Direct, ConversationKind::Group] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+        for history in [HistoryAccess::SinceJoin, HistoryAccess::All] {
+            assert_eq!(serde_json::to_value(history).unwrap(), history.name());
+        }
+        assert_eq!(Role::from_number(0), None);
+    }
+}

@@ -1,0 +1,463 @@
+//! How the words look to a client of the WebSocket (and, in their JSON, to every client).
+//!
+//! A frame is a JSON object with one payload key beside an optional `id`: `{"id":1,"message.send":{…}}` is a request,
+//! `{"id":1,"ok":{…}}` or `{"id":1,"error":{…}}` its answer, and a frame without `id` is a push. Several frames may
+//! share one WebSocket message.
+
+use std::{borrow::Cow, fmt, io::Write};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    error::{Code, Error, Problem},
+    event::{Event, Fact},
+    id::{ConversationId, Generation, Millis, Seq},
+    limit,
+    reply::Reply,
+    time::Timestamp,
+};
+
+/// What a client calls its request; echoed in the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestId {
+    /// A number.
+    Number(u64),
+    /// A string of at most 64 bytes.
+    Text(Box<str>),
+}
+
+/// A client's frame, not yet decoded beyond its envelope.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// To be echoed; without it the client wants no answer but errors.
+    pub id: Option<RequestId>,
+    /// The payload's key: an operation's name, `connect` or `heartbeat`.
+    pub name: Cow<'a, str>,
+    /// The payload.
+    pub args: &'a RawValue,
+}
+
+/// Walks the frames of one WebSocket message.
+///
+/// After an error the rest of the message is lost: there is no telling where the next frame would begin.
+pub fn requests(message: &str) -> impl Iterator<Item = Result<Request<'_>, Error>> {
+    let mut frames = serde_json::Deserializer::from_str(message).into_iter::<Request<'_>>();
+    let mut broken = false;
+    std::iter::from_fn(move || {
+        if broken {
+            return None;
+        }
+        let frame = frames.next()?;
+        Some(frame.map_err(|error| {
+            broken = true;
+            Error::new(Code::Malformed).with_detail(error.to_string())
+        }))
+    })
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Request<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Envelope;
+        impl<'de> Visitor<'de> for Envelope {
+            type Value = Request<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a frame: an object with one payload key and an optional `id`")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request<'de>, A::Error> {
+                let mut id = None;
+                let mut payload = None;
+                while let Some(Key(key)) = map.next_key()? {
+                    if key == "id" {
+                        id = Some(map.next_value()?);
+                    } else if payload.is_none() {
+                        payload = Some((key, map.next_value()?));
+                    } else {
+                        return Err(de::Error::custom("a frame has one payload key"));
+                    }
+                }
+                let (name, args) = payload.ok_or_else(|| de::Error::custom("the frame has no payload"))?;
+                Ok(Request { id, name, args })
+            }
+        }
+        deserializer.deserialize_map(Envelope)
+    }
+}
+
+/// A key, borrowed from the message unless it holds an escape.
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Key<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+impl<'de> Deserialize<'de> for RequestId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Id;
+        impl Visitor<'_> for Id {
+            type Value = RequestId;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`id` to be a non-negative integer or a string of at most 64 bytes")
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<RequestId, E> {
+                Ok(RequestId::Number(number))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RequestId, E> {
+                if text.len() > 64 {
+                    return Err(E::invalid_length(text.len(), &self));
+                }
+                Ok(RequestId::Text(text.into()))
+            }
+        }
+        deserializer.deserialize_any(Id)
+    }
+}
+
+// === what the server writes ===
+
+/// Appends `{"id":…,"ok":…}`.
+pub fn write_reply(out: &mut Vec<u8>, id: &RequestId, reply: &Reply, ignored: &[String]) {
+    let mut object = Object::begin(out);
+    object.id(id).key("ok");
+    reply.write_json(object.out, ignored);
+    object.end();
+}
+
+/// Appends `{"id":…,"error":…}`, without an id where the request had none.
+pub fn write_error(out: &mut Vec<u8>, id: Option<&RequestId>, problem: Problem<'_>) {
+    let mut object = Object::begin(out);
+    if let Some(id) = id {
+        object.id(id);
+    }
+    object.json("error", &problem);
+    object.end();
+}
+
+/// Appends the first frame of every connection.
+pub fn write_hello(out: &mut Vec<u8>, connection: &str, now: Millis, generation: Generation) {
+    let mut object = Object::begin(out);
+    object.object("hello", |hello| {
+        hello.text("connection", connection).display("now", Timestamp(now)).display("generation", generation);
+        hello.number("heartbeat_ms", limit::HEARTBEAT_MS);
+        hello.object("limits", |limits| {
+            limits.number("frame_bytes", limit::FRAME_BYTES_MAX as u64).number("body_bytes", limit::BODY_BYTES_MAX as u64);
+            limits.number("in_flight", limit::CONNECTION_IN_FLIGHT_MAX as u64).number("positions", limit::POSITIONS_MAX as u64);
+            limits.number("page", limit::PAGE_MAX as u64).number("id_ahead_ms", limit::ID_AHEAD_MS_MAX).number("id_age_ms", limit::ID_AGE_MS_MAX);
+        });
+        hello.raw("features", b"[\"resume\",\"edit_history\",\"large_conversations\"]");
+    });
+    object.end();
+}
+
+/// Appends an event as clients see it, live or in a page.
+pub fn write_event(out: &mut Vec<u8>, conversation: ConversationId, event: &Event) {
+    event.write_json(conversation, out);
+}
+
+/// Appends `{"caught_up":…}`: everything up to `head` has been sent.
+pub fn write_caught_up(out: &mut Vec<u8>, conversation: ConversationId, head: Seq) {
+    write_position(out, "caught_up", conversation, head);
+}
+
+/// Appends `{"resync":…}`: events were dropped; fetch from your own seq.
+pub fn write_resync(out: &mut Vec<u8>, conversation: ConversationId, head: Seq) {
+    write_position(out, "resync", conversation, head);
+}
+
+fn write_position(out: &mut Vec<u8>, key: &'static str, conversation: ConversationId, head: Seq) {
+    let mut object = Object::begin(out);
+    object.object(key, |inner| {
+        inner.display("conversation", conversation).number("head", head);
+    });
+    object.end();
+}
+
+/// Appends `{"going_away":…}`.
+pub fn write_going_away(out: &mut Vec<u8>, reconnect_after_ms: u64) {
+    let mut object = Object::begin(out);
+    object.object("going_away", |inner| {
+        inner.number("reconnect_after_ms", reconnect_after_ms);
+    });
+    object.end();
+}
+
+/// The frame that keeps a silent connection alive.
+pub const HEARTBEAT: &[u8] = b"{\"heartbeat\":{}}";
+
+impl Event {
+    /// Appends the event's JSON object.
+    pub fn write_json(&self, conversation: ConversationId, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.text("event", self.fact.name()).display("conversation", conversation);
+        object.number("seq", self.seq).number("n", self.n).display("at", Timestamp(self.created_at));
+        object.text("sender", self.sender.as_str());
+        if let Some(device) = &self.device {
+            object.text("device", device.as_str());
+        }
+        object.display("id", self.id);
+        if self.target != 0 {
+            object.number("target", self.target);
+        }
+        object.object("data", |data| match &self.fact {
+            Fact::MessageNew { body } => {
+                data.raw("body", body.bytes());
+            }
+            Fact::MessageUpdated { body, previous } => {
+                data.raw("body", body.bytes()).number("previous", *previous);
+            }
+            Fact::MessageDeleted | Fact::ConversationDeleted => {}
+            Fact::ConversationCreated { kind, encryption, settings, members } => {
+                data.text("kind", kind.name()).text("encryption", encryption.name());
+                settings.write_json(data);
+                data.array("members", members, |out, (user, role)| {
+                    let mut object = Object::begin(out);
+                    object.text("user", user.as_str()).text("role", role.name());
+                    object.end();
+                });
+            }
+            Fact::ConversationUpdated { settings } => settings.write_json(data),
+            Fact::MemberJoined { user, role } | Fact::MemberRole { user, role } => {
+                data.text("user", user.as_str()).text("role", role.name());
+            }
+            Fact::MemberLeft { user } => {
+                data.text("user", user.as_str());
+            }
+            Fact::UserJoined { conversation, kind, at } => {
+                data.display("conversation", *conversation).text("kind", kind.name()).number("at", *at);
+            }
+            Fact::UserLeft { conversation, at } => {
+                data.display("conversation", *conversation).number("at", *at);
+            }
+            Fact::ChangesReserved { upto } => {
+                data.number("upto", *upto);
+            }
+        });
+        object.end();
+    }
+}
+
+/// A JSON object that is being written. Serde would do, but for the bodies: they are spliced in as they are.
+#[derive(Debug)]
+pub struct Object<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
+}
+
+impl<'a> Object<'a> {
+    /// Opens the brace.
+    pub fn begin(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self { out, first: true }
+    }
+
+    /// Closes the brace.
+    pub fn end(self) {
+        self.out.push(b'}');
+    }
+
+    fn key(&mut self, key: &'static str) {
+        if !self.first {
+            self.out.push(b',');
+        }
+        self.first = false;
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+
+    fn id(&mut self, id: &RequestId) -> &mut Self {
+        match id {
+            RequestId::Number(number) => self.number("id", *number),
+            RequestId::Text(text) => self.text("id", text),
+        }
+    }
+
+    /// A number.
+    pub fn number(&mut self, key: &'static str, number: u64) -> &mut Self {
+        self.key(key);
+        // Vec's writer cannot fail.
+        let _ = write!(self.out, "{number}");
+        self
+    }
+
+    /// A boolean.
+    pub fn flag(&mut self, key: &'static str, flag: bool) -> &mut Self {
+        self.raw(key, if flag { b"true" } else { b"false" })
+    }
+
+    /// A string, escaped.
+    pub fn text(&mut self, key: &'static str, text: &str) -> &mut Self {
+        self.key(key);
+        write_text(self.out, text);
+        self
+    }
+
+    /// A string whose characters never need escaping: ids, times.
+    pub fn display(&mut self, key: &'static str, value: impl fmt::Display) -> &mut Self {
+        self.key(key);
+        let _ = write!(self.out, "\"{value}\"");
+        self
+    }
+
+    /// JSON that was validated before.
+    pub fn raw(&mut self, key: &'static str, json: &[u8]) -> &mut Self {
+        self.key(key);
+        self.out.extend_from_slice(json);
+        self
+    }
+
+    /// Whatever serde can write.
+    pub fn json(&mut self, key: &'static str, value: &impl serde::Serialize) -> &mut Self {
+        self.key(key);
+        if serde_json::to_writer(&mut *self.out, value).is_err() {
+            self.out.extend_from_slice(b"null");
+        }
+        self
+    }
+
+    /// An object in the object.
+    pub fn object(&mut self, key: &'static str, fill: impl FnOnce(&mut Object<'_>)) -> &mut Self {
+        self.key(key);
+        let mut inner = Object::begin(self.out);
+        fill(&mut inner);
+        inner.end();
+        self
+    }
+
+    /// An array.
+    pub fn array<T>(&mut self, key: &'static str, items: &[T], mut write: impl FnMut(&mut Vec<u8>, &T)) -> &mut Self {
+        self.key(key);
+        self.out.push(b'[');
+        for (index, item) in items.iter().enumerate() {
+            if index > 0 {
+                self.out.push(b',');
+            }
+            write(self.out, item);
+        }
+        self.out.push(b']');
+        self
+    }
+}
+
+/// Appends a JSON string.
+pub fn write_text(out: &mut Vec<u8>, text: &str) {
+    // Strings always serialise and Vec's writer cannot fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{body::Body, id::{CommandId, UserId}, reply::Sent};
+
+    fn one(message: &str) -> Result<(Option<RequestId>, String, String), Error> {
+        let mut frames = requests(message);
+        let frame = frames.next().unwrap()?;
+        Ok((frame.id, frame.name.into_owned(), frame.args.get().to_owned()))
+    }
+
+    #[test]
+    fn an_envelope_is_taken_apart() {
+        let (id, name, args) = one(r#"{"id":7,"message.send":{"a":[1,{"b":2}]}}"#).unwrap();
+        assert_eq!((id, name.as_str(), args.as_str()), (Some(RequestId::Number(7)), "message.send", r#"{"a":[1,{"b":2}]}"#));
+        let (id, name, _) = one(r#"{"heartbeat":{}}"#).unwrap();
+        assert_eq!((id, name.as_str()), (None, "heartbeat"));
+        let (id, name, _) = one(r#"{"a\u0062":1,"id":"x"}"#).unwrap();
+        assert_eq!((id, name.as_str()), (Some(RequestId::Text("x".into())), "ab"));
+    }
+
+    #[test]
+    fn frames_share_a_message() {
+        let names: Vec<_> = requests("{\"a\":1}\n{\"b\":2}{\"c\":\n3}").map(|frame| frame.unwrap().name.into_owned()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let mut broken = requests("{\"a\":1}\n}{\"b\":1}");
+        assert!(broken.next().unwrap().is_ok());
+        assert!(broken.next().unwrap().is_err());
+        assert!(broken.next().is_none());
+    }
+
+    #[test]
+    fn broken_envelopes_are_malformed() {
+        for message in ["{}", "{\"id\":1}", "[]", "1", "{\"a\":1,\"b\":2}", "{\"id\":-1,\"a\":1}", "{\"id\":1.5,\"a\":1}", "{\"a\":"] {
+            assert_eq!(one(message).unwrap_err().code, Code::Malformed, "{message}");
+        }
+        assert!(one(&format!("{{\"id\":\"{}\",\"a\":1}}", "x".repeat(65))).is_err());
+    }
+
+    #[test]
+    fn an_event_is_json() {
+        let event = Event {
+            seq: 413,
+            n: 230,
+            sender: UserId::new("a\"da").unwrap(),
+            device: None,
+            id: CommandId::fresh(),
+            target: 0,
+            created_at: 0,
+            hash: 0,
+            fact: Fact::MessageNew { body: Body::parse(r#"{"text":"hi"}"#).unwrap() },
+        };
+        let mut out = Vec::new();
+        write_event(&mut out, ConversationId(uuid::Uuid::nil()), &event);
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(json["event"], "message.new");
+        assert_eq!(json["sender"], "a\"da");
+        assert_eq!(json["data"]["body"]["text"], "hi");
+        assert_eq!(json["at"], "1970-01-01T00:00:00.000Z");
+        assert!(json.get("target").is_none());
+    }
+
+    #[test]
+    fn answers_echo_the_id() {
+        let mut out = Vec::new();
+        let sent = Reply::Sent(Sent { seq: 1, n: 1, created_at: 0, duplicate: true });
+        write_reply(&mut out, &RequestId::Text("x\"".into()), &sent, &["typo".to_owned()]);
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(json["id"], "x\"");
+        assert_eq!(json["ok"]["duplicate"], true);
+        assert_eq!(json["ok"]["ignored"][0], "typo");
+        out.clear();
+        write_error(&mut out, None, Error::new(Code::Overloaded).problem("r"));
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(json["error"]["code"], "overloaded");
+        assert!(json.get("id").is_none());
+    }
+
+    #[test]
+    fn pushes_are_json() {
+        let conversation = ConversationId(uuid::Uuid::nil());
+        let mut out = Vec::new();
+        write_hello(&mut out, "c1", 0, Generation(255));
+        out.push(b'\n');
+        write_caught_up(&mut out, conversation, 9);
+        out.push(b'\n');
+        write_resync(&mut out, conversation, 9);
+        out.push(b'\n');
+        write_going_away(&mut out, 5);
+        out.push(b'\n');
+        out.extend_from_slice(HEARTBEAT);
+        let lines: Vec<serde_json::Value> = out.split(|b| *b == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+        assert_eq!(lines[0]["hello"]["generation"], "ff");
+        assert_eq!(lines[1]["caught_up"]["head"], 9);
+        assert_eq!(lines[2]["resync"]["head"], 9);
+        assert_eq!(lines[3]["going_away"]["reconnect_after_ms"], 5);
+    }
+}

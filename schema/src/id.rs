@@ -1,0 +1,415 @@
+//! How things are named: conversations, users, devices, commands, positions, owners.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    event::Encryption,
+    limit::{DEVICE_ID_BYTES_MAX, PARTITION_BITS, USER_ID_BYTES_MAX},
+};
+
+/// Position of an event in its entity's log: 1, 2, 3, … without holes. 0 means "before the first".
+pub type Seq = u64;
+
+/// The ownership number of a partition; grows at every change of owner. Clients never see it.
+pub type Epoch = u64;
+
+/// One life of a node process, never reused.
+pub type SessionId = u64;
+
+/// Milliseconds since the Unix epoch.
+pub type Millis = u64;
+
+/// Identity of the history that clients hold positions in; changes only on restore or loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(pub u64);
+
+/// A conversation: UUIDv8 derived for direct ones, v7 or v8 for groups.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ConversationId(pub Uuid);
+
+/// An application's name of a user (the JWT's `sub`): opaque, 1 to 128 bytes of UTF-8 without control characters.
+///
+/// Cloning shares the text; two equal ids may or may not share it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserId(Arc<str>);
+
+/// One of a user's devices: 1 to 64 bytes of `A–Z a–z 0–9 . _ : -`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(Arc<str>);
+
+/// The id of a mutating command, made before the first attempt (UUIDv7): the same id never has two effects.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CommandId(pub Uuid);
+
+/// What is owned by one node at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EntityId {
+    /// A conversation and its log.
+    Conversation(ConversationId),
+    /// A user: inbox, connections, and a log of the user's own durable facts.
+    User(UserId),
+}
+
+/// One slice of the hash space of entity ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition(pub u16);
+
+/// A gateway process as nodes know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GatewayId(pub u32);
+
+/// A client's connection as its gateway numbers it. Recipients travel as slots, never as names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionSlot(pub u32);
+
+/// A name that is not well formed. The text says what is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub &'static str);
+
+// === impl ConversationId ===
+
+impl ConversationId {
+    /// The one conversation of an unordered pair and an encryption: both members arrive at the same id.
+    #[must_use]
+    pub fn direct(a: &UserId, b: &UserId, encryption: Encryption) -> Self {
+        let (low, high) = if a <= b { (a, b) } else { (b, a) };
+        let mut hash = Sha256::new();
+        hash.update(b"chappe/direct/1");
+        hash.update([encryption as u8]);
+        for user in [low, high] {
+            hash.update((user.as_str().len() as u32).to_be_bytes());
+            hash.update(user.as_str().as_bytes());
+        }
+        Self(uuid_v8(&hash.finalize()))
+    }
+
+    /// A group's id made from its creator and an idempotency key, so that a retried creation meets the same entity.
+    #[must_use]
+    pub fn keyed(creator: &UserId, key: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"chappe/group/1");
+        hash.update((creator.as_str().len() as u32).to_be_bytes());
+        hash.update(creator.as_str().as_bytes());
+        hash.update(key.as_bytes());
+        Self(uuid_v8(&hash.finalize()))
+    }
+}
+
+fn uuid_v8(digest: &[u8]) -> Uuid {
+    let mut bytes = [0u8; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+impl fmt::Display for ConversationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for ConversationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for ConversationId {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        Uuid::try_parse(text).map(Self).map_err(|_| Malformed("expected a UUID"))
+    }
+}
+
+// === impl CommandId ===
+
+impl CommandId {
+    /// A fresh id, for commands to which the client gave none.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// When the id says it was made, if it is a UUIDv7.
+    #[must_use]
+    pub fn time(self) -> Option<Millis> {
+        (self.0.get_version_num() == 7).then(|| {
+            let b = self.0.as_bytes();
+            b[..6].iter().fold(0u64, |acc, byte| acc << 8 | u64::from(*byte))
+        })
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl UserId, DeviceId ===
+
+impl UserId {
+    /// # Errors
+    /// When `text` is empty, longer than 128 bytes or holds a control character.
+    pub fn new(text: &str) -> Result<Self, Malformed> {
+        if text.is_empty() || text.len() > USER_ID_BYTES_MAX || text.chars().any(char::is_control) {
+            return Err(Malformed("expected a user id: 1 to 128 bytes of text without control characters"));
+        }
+        Ok(Self(Arc::from(text)))
+    }
+
+    /// The application's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The shared text itself, for interning.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<str> {
+        &self.0
+    }
+}
+
+impl DeviceId {
+    /// # Errors
+    /// When `text` is empty, longer than 64 bytes or holds other characters than `A–Z a–z 0–9 . _ : -`.
+    pub fn new(text: &str) -> Result<Self, Malformed> {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+        if text.is_empty() || text.len() > DEVICE_ID_BYTES_MAX || !text.bytes().all(fits) {
+            return Err(Malformed("expected a device id: 1 to 64 of A-Z a-z 0-9 . _ : -"));
+        }
+        Ok(Self(Arc::from(text)))
+    }
+
+    /// The device's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! text_id {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+        impl FromStr for $name {
+            type Err = Malformed;
+            fn from_str(text: &str) -> Result<Self, Malformed> {
+                Self::new(text)
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl de::Visitor<'_> for Text {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a string")
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        $name::new(text).map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
+            }
+        }
+    };
+}
+text_id!(UserId);
+text_id!(DeviceId);
+
+// === impl EntityId ===
+
+/// First byte of a conversation's key.
+const CONVERSATION: u8 = b'c';
+/// First byte of a user's key.
+const USER: u8 = b'u';
+
+impl EntityId {
+    /// The key under which every store keeps the entity: a kind byte, then the id. No key is another's prefix (a
+    /// user's id has its length before it), so what follows a key cannot be mistaken for part of a longer one.
+    #[must_use]
+    pub fn to_key(&self) -> Vec<u8> {
+        match self {
+            Self::Conversation(id) => {
+                let mut key = Vec::with_capacity(17);
+                key.push(CONVERSATION);
+                key.extend_from_slice(id.0.as_bytes());
+                key
+            }
+            Self::User(id) => {
+                let mut key = Vec::with_capacity(2 + id.as_str().len());
+                key.push(USER);
+                key.push(id.as_str().len() as u8);
+                key.extend_from_slice(id.as_str().as_bytes());
+                key
+            }
+        }
+    }
+
+    /// The entity of a key.
+    ///
+    /// # Errors
+    /// When the bytes are no such key.
+    pub fn from_key(key: &[u8]) -> Result<Self, Malformed> {
+        const WRONG: Malformed = Malformed("expected an entity key");
+        match key.split_first() {
+            Some((&CONVERSATION, id)) => {
+                Uuid::from_slice(id).map(|id| Self::Conversation(ConversationId(id))).map_err(|_| WRONG)
+            }
+            Some((&USER, rest)) => {
+                let (len, id) = rest.split_first().ok_or(WRONG)?;
+                let whole = usize::from(*len) == id.len();
+                let id = std::str::from_utf8(id).ok().filter(|_| whole).and_then(|id| UserId::new(id).ok());
+                id.map(Self::User).ok_or(WRONG)
+            }
+            _ => Err(WRONG),
+        }
+    }
+
+    /// The slice of the hash space in which the entity lives. Top bits, so that doubling the number of
+    /// partitions splits each into two neighbours. Conversations and users are spread apart by the kind byte.
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        let hash = match self {
+            Self::Conversation(id) => {
+                let mut key = [CONVERSATION; 17];
+                key[1..].copy_from_slice(id.0.as_bytes());
+                xxh3_64(&key)
+            }
+            Self::User(_) => xxh3_64(&self.to_key()),
+        };
+        Partition((hash >> (64 - PARTITION_BITS)) as u16)
+    }
+}
+
+impl From<ConversationId> for EntityId {
+    fn from(id: ConversationId) -> Self {
+        Self::Conversation(id)
+    }
+}
+
+impl From<UserId> for EntityId {
+    fn from(id: UserId) -> Self {
+        Self::User(id)
+    }
+}
+
+impl fmt::Display for EntityId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conversation(id) => write!(f, "conversation {id}"),
+            Self::User(id) => write!(f, "user {id}"),
+        }
+    }
+}
+
+// === impl Generation ===
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+impl FromStr for Generation {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| Malformed("expected a generation"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(text: &str) -> UserId {
+        UserId::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_pair_has_one_direct_conversation_per_encryption() {
+        let (ada, bob) = (user("ada"), user("bob"));
+        let clear = ConversationId::direct(&ada, &bob, Encryption::None);
+        assert_eq!(clear, ConversationId::direct(&bob, &ada, Encryption::None));
+        assert_ne!(clear, ConversationId::direct(&ada, &bob, Encryption::Mls));
+        assert_eq!(clear.0.get_version_num(), 8);
+    }
+
+    #[test]
+    fn the_border_between_two_names_matters() {
+        let one = ConversationId::direct(&user("ab"), &user("c"), Encryption::None);
+        let other = ConversationId::direct(&user("a"), &user("bc"), Encryption::None);
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn keys_come_back() {
+        for entity in [EntityId::from(ConversationId(Uuid::now_v7())), EntityId::from(user("zoë"))] {
+            assert_eq!(EntityId::from_key(&entity.to_key()), Ok(entity));
+        }
+        assert!(EntityId::from_key(b"").is_err());
+        assert!(EntityId::from_key(b"c123").is_err());
+        assert!(EntityId::from_key(b"u").is_err());
+        assert!(EntityId::from_key(b"u\x02a").is_err());
+    }
+
+    #[test]
+    fn no_key_is_anothers_prefix() {
+        let (short, long) = (EntityId::from(user("a")).to_key(), EntityId::from(user("ab")).to_key());
+        assert!(!long.starts_with(&short));
+    }
+
+    #[test]
+    fn user_ids_are_bounded() {
+        assert!(UserId::new("").is_err());
+        assert!(UserId::new("a\nb").is_err());
+        assert!(UserId::new(&"x".repeat(128)).is_ok());
+        assert!(UserId::new(&"x".repeat(129)).is_err());
+    }
+
+    #[test]
+    fn a_command_id_tells_its_time_only_as_v7() {
+        let id = CommandId(Uuid::now_v7());
+        let (seconds, nanos) = id.0.get_timestamp().unwrap().to_unix();
+        assert_eq!(id.time(), Some(seconds * 1000 + u64::from(nanos) / 1_000_000));
+        assert_eq!(CommandId(Uuid::new_v4()).time(), None);
+    }
+
+    #[test]
+    fn partitions_fill_evenly() {
+        let mut counts = vec![0u32; 1 << PARTITION_BITS];
+        for i in 0..200_000u32 {
+            counts[usize::from(EntityId::from(user(&format!("user-{i}"))).partition().0)] += 1;
+        }
+        let mean = 200_000 / counts.len() as u32;
+        assert!(counts.iter().all(|count| *count < mean * 3), "a partition holds three times its share");
+    }
+}

@@ -1,0 +1,30 @@
+//! The words of Chappe: what clients, gateways and nodes say to each other, and what stands on the disk.
+//!
+//! No I/O and no runtime live here, so every other crate can depend on it. In reading order:
+//!
+//! - [`id`]: how conversations, users, devices, commands and positions are named
+//! - [`limit`]: every bound, with its reason and what happens at the brim
+//! - [`error`]: the one table of errors that all transports translate from
+//! - [`body`]: what a message may carry
+//! - [`operation`]: the table of operations; each operation stands there once
+//! - [`command`] and [`reply`]: what an operation is given and what it answers
+//! - [`event`]: one durable fact in a conversation's (or a user's) log
+//! - [`frame`]: how commands, replies and events look to a client of the WebSocket
+//! - [`wire`]: what gateways and nodes say to each other over a link
+//! - [`stored`]: the bytes at rest
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod body;
+pub mod command;
+pub mod error;
+pub mod event;
+pub mod frame;
+pub mod id;
+pub mod limit;
+pub mod operation;
+pub mod reply;
+pub mod stored;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,158 @@
+//! Every bound of Chappe, beside its reason and what happens at the brim.
+//!
+//! Bytes are bytes, times are milliseconds; a unit ends the name where it is not a plain count.
+
+/// 2¹² = 4096 partitions: fine enough that a node's fair share is exact to 1 % at 50 nodes, small enough that the
+/// map of owners is one short message. Fixed for the life of a cluster but for doubling.
+pub const PARTITION_BITS: u32 = 12;
+
+/// Longest user id. A JWT's `sub` is rarely longer; keys and fan-out lists are made of it. Longer: refused.
+pub const USER_ID_BYTES_MAX: usize = 128;
+
+/// Longest device id. Longer: refused.
+pub const DEVICE_ID_BYTES_MAX: usize = 64;
+
+/// Largest body of a message. 8192 rows of this size are one bucket of 512 MiB in the cluster's store, the most a
+/// partition there should hold. Larger: `message.too_large`; larger content is an attachment.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Deepest nesting of a body. Clients' decoders in every language manage this without care. Deeper: refused.
+pub const BODY_DEPTH_MAX: usize = 32;
+
+/// Largest frame a client may send: the largest body, escaped to six bytes a character in the worst case, would be
+/// larger, but a body is counted as it is sent. The rest is envelope. Larger: an error frame, then close 1009.
+pub const FRAME_BYTES_MAX: usize = BODY_BYTES_MAX + 16 * 1024;
+
+/// Most that an unauthenticated connection may send before it is closed: enough for a token and 200 positions.
+pub const UNAUTHENTICATED_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a connection may stay without `connect`. Longer: closed with `auth.required`.
+pub const UNAUTHENTICATED_MS_MAX: u64 = 10_000;
+
+/// Largest HTTP request body: a message with its envelope. Larger: 413.
+pub const REQUEST_BYTES_MAX: usize = FRAME_BYTES_MAX;
+
+/// Longest conversation title. Longer: refused.
+pub const TITLE_BYTES_MAX: usize = 256;
+
+/// Largest application data of a conversation (a JSON object). Travels with every `conversation.get`.
+pub const DATA_BYTES_MAX: usize = 4 * 1024;
+
+/// Longest idempotency key of a creation.
+pub const KEY_BYTES_MAX: usize = 128;
+
+/// Most members named in one creation: such an event is still a row of ordinary size. More are added later.
+pub const CREATE_MEMBERS_MAX: usize = 1_000;
+
+/// Most members of a group. Its member list is part of the snapshot (about 50 bytes each). More: `member.limit`;
+/// larger audiences are channels.
+pub const GROUP_MEMBERS_MAX: usize = 10_000;
+
+/// Above this many members a conversation is delivered through gateways' interest instead of each member's user
+/// entity: below, one list of recipients is cheaper than a registry; above, work per member and message is too much.
+pub const SMALL_MEMBERS_MAX: usize = 256;
+
+/// Members per page of `member.list`.
+pub const MEMBERS_PAGE_MAX: usize = 500;
+
+/// Messages or events per page, asked for.
+pub const PAGE_MAX: usize = 200;
+
+/// Messages or events per page, when the client does not say.
+pub const PAGE_DEFAULT: usize = 50;
+
+/// Bytes after which a page ends early (it always holds at least one event): bounded memory per request.
+pub const PAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// Conversations per page of the inbox, asked for.
+pub const INBOX_PAGE_MAX: usize = 200;
+
+/// Positions in one `connect`: the rest of a client's conversations come through the inbox.
+pub const POSITIONS_MAX: usize = 200;
+
+/// Conversations without a position that `connect` reports: what a first screen shows.
+pub const CONNECT_INBOX_MAX: usize = 50;
+
+/// Events that a resume pushes per conversation. More missing: `limited`, and the client fetches a range.
+pub const CATCH_UP_EVENTS_MAX: u64 = 1_000;
+
+/// An owner never issues seq `s` before `s − WINDOW` is committed; also the bound of an entity's waiting commands.
+/// At the brim: `overloaded`.
+pub const WINDOW: u64 = 256;
+
+/// Commands that may wait in one shard, over all entities. At the brim: `overloaded` with a hint.
+/// At 2 µs a command this is a tenth of a second of work.
+pub const SHARD_QUEUE_MAX: usize = 65_536;
+
+/// Commands of one connection in flight. At the brim reading from that connection stops until one is answered.
+pub const CONNECTION_IN_FLIGHT_MAX: usize = 64;
+
+/// Frames waiting for one connection's writer. At the brim the waiting events are dropped and the client is told
+/// `resync`: dense seqs make dropping safe.
+pub const OUTBOX_FRAMES_MAX: usize = 256;
+
+/// Bytes waiting for one connection's writer, shared ones included: one slow reader holds no more than this, plus
+/// one page that it asked for.
+pub const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of frames that are one connection's own (pages, replies) waiting for its writer. At the brim reading stops.
+pub const OUTBOX_OWN_BYTES_MAX: usize = 64 * 1024;
+
+/// A connection whose socket takes nothing for this long is closed with `slow_consumer`; it can resume.
+pub const STALLED_MS_MAX: u64 = 30_000;
+
+/// How often the server says something to a silent client, and how often it expects to hear from one (twice this
+/// long without a sign of life: closed). Below the 30 s after which common proxies drop silent connections.
+pub const HEARTBEAT_MS: u64 = 25_000;
+
+/// Connections of one user. At the brim the newest is refused (`connection.limit`).
+pub const USER_CONNECTIONS_MAX: usize = 100;
+
+/// A command that is not answered by then is answered `outcome_unknown`; the same id may be sent again.
+pub const COMMAND_DEADLINE_MS: u64 = 10_000;
+
+/// How far ahead of the server's clock a command id's time may be. Further: `message.bad_id`.
+pub const ID_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
+
+/// For how long the same id gives the same answer. Older: `message.id_expired`, refused and never doubled.
+pub const ID_AGE_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1000;
+
+/// Events whose ids one durable block holds.
+pub const ID_BLOCK_EVENTS: u64 = 256;
+
+/// A snapshot is written every so many events of an entity: recovery reads at most about this many rows.
+pub const SNAPSHOT_EVENTS: u64 = 512;
+
+/// An entity that goes idle writes a snapshot when its tail is at least this long: 1 row in 32, which keeps the
+/// rows per message under 1.05; a shorter tail is cheaper to read again than to write once more.
+pub const IDLE_SNAPSHOT_EVENTS: u64 = 32;
+
+/// Events of one entity in one append. More: the next append takes them.
+pub const APPEND_EVENTS_MAX: usize = 64;
+
+/// Bytes of one entity in one append.
+pub const APPEND_BYTES_MAX: usize = 256 * 1024;
+
+/// Change numbers that a user entity reserves at once, by one event in its own log.
+pub const CHANGES_BLOCK: u64 = 1_024;
+
+/// Recoveries that run at once. More wait: after a restart the store is not swamped.
+pub const RECOVERIES_MAX: usize = 256;
+
+/// Panics of one entity within a minute after which it is quarantined.
+pub const PANICS_PER_MINUTE_MAX: usize = 3;
+
+/// Unknown fields that a reply names.
+pub const IGNORED_MAX: usize = 16;
+
+// Bounds that lean on each other.
+const _: () = {
+    assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + DATA_BYTES_MAX);
+    assert!(APPEND_BYTES_MAX >= BODY_BYTES_MAX);
+    assert!(WINDOW as usize >= APPEND_EVENTS_MAX);
+    assert!(SNAPSHOT_EVENTS >= ID_BLOCK_EVENTS);
+    assert!(PAGE_DEFAULT <= PAGE_MAX);
+    assert!(CREATE_MEMBERS_MAX <= GROUP_MEMBERS_MAX);
+    assert!(ID_AHEAD_MS_MAX < ID_AGE_MS_MAX);
+    assert!(CONNECTION_IN_FLIGHT_MAX < OUTBOX_FRAMES_MAX);
+};

@@ -1,0 +1,261 @@
+//! The table of operations. Each operation stands here once; the transports are walked from this table: HTTP's
+//! routes are made from it, WebSocket frames are looked up in it, and a test compares the answers of all transports.
+
+use crate::error::Code;
+
+/// An operation of the table, as a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)] // Each is described by its row's summary.
+pub enum Op {
+    ConversationCreate,
+    ConversationList,
+    ConversationGet,
+    ConversationUpdate,
+    ConversationLeave,
+    ConversationDelete,
+    MemberList,
+    MemberAdd,
+    MemberRole,
+    MemberRemove,
+    MessageSend,
+    MessageList,
+    MessageGet,
+    MessageEdit,
+    MessageDelete,
+    MessageHistory,
+    EventList,
+    ConversationOpen,
+    ConversationClose,
+}
+
+/// One row: everything that is not code about an operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// Which.
+    pub op: Op,
+    /// Its dotted name: the key of a WebSocket frame, the label of metrics.
+    pub name: &'static str,
+    /// A sentence for documents.
+    pub summary: &'static str,
+    /// The HTTP form, unless the operation needs a connection.
+    pub http: Option<Http>,
+    /// Whether the WebSocket offers it (all do).
+    pub websocket: bool,
+    /// Which entity answers.
+    pub owner: Owner,
+    /// Who may.
+    pub right: Right,
+    /// How a repetition is recognised.
+    pub identity: Identity,
+    /// The errors of its own, beside those that every operation can meet ([`COMMON_ERRORS`]).
+    pub errors: &'static [Code],
+}
+
+/// How an operation looks over HTTP.
+#[derive(Clone, Copy, Debug)]
+pub struct Http {
+    /// The method.
+    pub method: Method,
+    /// The path, with its fields in braces; fields have the names of the command's fields.
+    pub path: &'static str,
+    /// Fields taken from the query string.
+    pub query: &'static [&'static str],
+    /// The status of success.
+    pub status: u16,
+}
+
+/// HTTP methods in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Method {
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+/// Which entity answers an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The conversation that the command names.
+    Conversation,
+    /// The caller's user entity.
+    User,
+}
+
+/// Who may perform an operation. Who may not even see a conversation is answered `conversation.not_found`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Whoever is authenticated.
+    Anyone,
+    /// A member.
+    Member,
+    /// The author of the message.
+    Author,
+    /// The author of the message, or an admin or owner.
+    AuthorOrAdmin,
+    /// An admin or owner.
+    Admin,
+    /// An owner.
+    Owner,
+}
+
+/// How a repetition of an operation is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It changes nothing.
+    ReadOnly,
+    /// `client_msg_id`, required: a UUIDv7 made before the first attempt.
+    ClientMsgId,
+    /// `idempotency_key` (HTTP: the header `Idempotency-Key`), optional: a UUIDv7.
+    Key,
+    /// `idempotency_key`, optional, any text: the new entity's id is derived from it.
+    CreationKey,
+    /// It concerns this connection only.
+    Connection,
+}
+
+/// Errors that any operation can meet.
+pub const COMMON_ERRORS: &[Code] = &[
+    Code::Malformed,
+    Code::Invalid,
+    Code::TooLarge,
+    Code::AuthRequired,
+    Code::AuthInvalid,
+    Code::AuthExpired,
+    Code::RateLimited,
+    Code::Overloaded,
+    Code::Unavailable,
+    Code::OutcomeUnknown,
+    Code::GoingAway,
+    Code::Internal,
+];
+
+const fn get(path: &'static str, query: &'static [&'static str]) -> Option<Http> {
+    Some(Http { method: Method::Get, path, query, status: 200 })
+}
+
+const fn http(method: Method, path: &'static str, status: u16) -> Option<Http> {
+    Some(Http { method, path, query: &[], status })
+}
+
+const CONVERSATION: &str = "/v1/conversations/{conversation}";
+const MEMBERS: &str = "/v1/conversations/{conversation}/members";
+const MEMBER: &str = "/v1/conversations/{conversation}/members/{user}";
+const MESSAGES: &str = "/v1/conversations/{conversation}/messages";
+const MESSAGE: &str = "/v1/conversations/{conversation}/messages/{seq}";
+
+macro_rules! row {
+    ($op:ident, $name:literal, $summary:literal, $http:expr, $owner:ident, $right:ident, $identity:ident, [$($error:ident),*]) => {
+        Operation {
+            op: Op::$op, name: $name, summary: $summary, http: $http, websocket: true, owner: Owner::$owner,
+            right: Right::$right, identity: Identity::$identity, errors: &[$(Code::$error),*],
+        }
+    };
+}
+
+/// The table.
+pub const OPERATIONS: &[Operation] = &[
+    row!(ConversationCreate, "conversation.create", "Create a direct or group conversation; creating a direct one again returns it.",
+        http(Method::Post, "/v1/conversations", 201), Conversation, Anyone, CreationKey, [ConversationExists, MemberLimit]),
+    row!(ConversationList, "conversation.list", "The caller's conversations, last active first.",
+        get("/v1/conversations", &["cursor", "limit"]), User, Anyone, ReadOnly, []),
+    row!(ConversationGet, "conversation.get", "One conversation's settings, head and the caller's role.",
+        get(CONVERSATION, &[]), Conversation, Member, ReadOnly, [ConversationNotFound]),
+    row!(ConversationUpdate, "conversation.update", "Change a group's title, data or history access.",
+        http(Method::Patch, CONVERSATION, 200), Conversation, Admin, Key, [ConversationNotFound, Forbidden, ConversationFixed, BadId, IdExpired, IdConflict]),
+    row!(ConversationLeave, "conversation.leave", "Leave a group.",
+        http(Method::Post, "/v1/conversations/{conversation}/leave", 200), Conversation, Member, Key, [ConversationNotFound, ConversationFixed, LastOwner, BadId, IdExpired, IdConflict]),
+    row!(ConversationDelete, "conversation.delete", "Delete a group for everybody.",
+        http(Method::Delete, CONVERSATION, 200), Conversation, Owner, Key, [ConversationNotFound, Forbidden, ConversationFixed, BadId, IdExpired, IdConflict]),
+    row!(MemberList, "member.list", "The members of a conversation.",
+        get(MEMBERS, &["cursor", "limit"]), Conversation, Member, ReadOnly, [ConversationNotFound]),
+    row!(MemberAdd, "member.add", "Add a user to a group; adding a member again changes nothing.",
+        http(Method::Put, MEMBER, 200), Conversation, Admin, Key, [ConversationNotFound, Forbidden, ConversationFixed, MemberLimit, BadId, IdExpired, IdConflict]),
+    row!(MemberRole, "member.role", "Change a member's role.",
+        http(Method::Patch, MEMBER, 200), Conversation, Admin, Key, [ConversationNotFound, Forbidden, ConversationFixed, MemberNotFound, LastOwner, BadId, IdExpired, IdConflict]),
+    row!(MemberRemove, "member.remove", "Remove a member from a group; removing oneself is leaving.",
+        http(Method::Delete, MEMBER, 200), Conversation, Admin, Key, [ConversationNotFound, Forbidden, ConversationFixed, MemberNotFound, LastOwner, BadId, IdExpired, IdConflict]),
+    row!(MessageSend, "message.send", "Send a message. The same client_msg_id never becomes two messages.",
+        http(Method::Post, MESSAGES, 201), Conversation, Member, ClientMsgId, [ConversationNotFound, MessageTooLarge, BadId, IdExpired, IdConflict]),
+    row!(MessageList, "message.list", "A page of messages before, after or around a seq; the newest without either.",
+        get(MESSAGES, &["before", "after", "around", "limit"]), Conversation, Member, ReadOnly, [ConversationNotFound, HistoryPurged]),
+    row!(MessageGet, "message.get", "One message as it stands now.",
+        get(MESSAGE, &[]), Conversation, Member, ReadOnly, [ConversationNotFound, MessageNotFound]),
+    row!(MessageEdit, "message.edit", "Give one's own message another body.",
+        http(Method::Patch, MESSAGE, 200), Conversation, Author, Key, [ConversationNotFound, MessageNotFound, MessageDeleted, Forbidden, MessageTooLarge, BadId, IdExpired, IdConflict]),
+    row!(MessageDelete, "message.delete", "Delete a message for everybody; its seq stays as a tombstone.",
+        http(Method::Delete, MESSAGE, 200), Conversation, AuthorOrAdmin, Key, [ConversationNotFound, MessageNotFound, Forbidden, BadId, IdExpired, IdConflict]),
+    row!(MessageHistory, "message.history", "Every body that a message has had, oldest first.",
+        get("/v1/conversations/{conversation}/messages/{seq}/history", &[]), Conversation, Member, ReadOnly, [ConversationNotFound, MessageNotFound]),
+    row!(EventList, "event.list", "The raw log after a seq: what a client that fell behind fetches.",
+        get("/v1/conversations/{conversation}/events", &["after", "limit"]), Conversation, Member, ReadOnly, [ConversationNotFound, HistoryPurged]),
+    row!(ConversationOpen, "conversation.open", "Tell that a conversation is on screen; needed for live events of large ones.",
+        None, Conversation, Member, Connection, [ConversationNotFound]),
+    row!(ConversationClose, "conversation.close", "Tell that a conversation is no longer on screen.",
+        None, Conversation, Anyone, Connection, []),
+];
+
+/// Fields that are numbers; in paths and query strings they are written as digits.
+pub const NUMERIC_FIELDS: &[&str] = &["seq", "before", "after", "around", "limit", "from"];
+
+impl Op {
+    /// Its row.
+    #[must_use]
+    pub fn row(self) -> &'static Operation {
+        &OPERATIONS[self as usize]
+    }
+
+    /// Its dotted name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// The operation of a dotted name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        // The hot one first; the rest are rare enough for a walk.
+        if name == "message.send" {
+            return Some(Self::MessageSend);
+        }
+        OPERATIONS.iter().find(|row| row.name == name).map(|row| row.op)
+    }
+}
+
+impl Method {
+    /// As it stands in a request line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_operation_stands_once_and_in_its_place() {
+        let mut names = HashSet::new();
+        let mut routes = HashSet::new();
+        for (index, row) in OPERATIONS.iter().enumerate() {
+            assert_eq!(row.op as usize, index, "{} stands out of order", row.name);
+            assert!(names.insert(row.name));
+            assert_eq!(Op::named(row.name), Some(row.op));
+            if let Some(http) = row.http {
+                assert!(routes.insert((http.method.name(), http.path)), "{} has another's route", row.name);
+                assert_eq!(http.method == Method::Get, row.identity == Identity::ReadOnly, "{}", row.name);
+            }
+        }
+        assert_eq!(Op::named("nothing"), None);
+    }
+}

@@ -1,0 +1,293 @@
+//! What an operation answers, and how the answer looks as JSON in every transport.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{
+    event::{ConversationKind, Encryption, Event, Role, Settings},
+    frame::Object,
+    id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    time::Timestamp,
+};
+
+/// The answer to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// A message was sent, now or (a duplicate) before.
+    Sent(Sent),
+    /// A change was made, or there was nothing to change.
+    Changed {
+        /// The event that made it; the current head if nothing changed.
+        seq: Seq,
+        /// Whether there is a new event.
+        changed: bool,
+    },
+    /// A conversation.
+    Conversation(Box<ConversationView>),
+    /// A page of the inbox.
+    Conversations {
+        /// Last active first.
+        items: Vec<InboxView>,
+        /// Where the next page begins.
+        next_cursor: Option<u64>,
+    },
+    /// A page of members.
+    Members {
+        /// By user id.
+        items: Vec<(UserId, Role)>,
+        /// Where the next page begins.
+        next_cursor: Option<UserId>,
+    },
+    /// One message.
+    Message(Box<MessageView>),
+    /// A page of messages, by seq.
+    Messages {
+        /// The messages.
+        items: Vec<MessageView>,
+        /// The conversation's head.
+        head: Seq,
+        /// Whether more lie below the first and above the last one.
+        more: (bool, bool),
+    },
+    /// Every body that a message has had.
+    Edits {
+        /// Oldest first.
+        items: Vec<EditView>,
+        /// The deleting event, if there is one.
+        deleted: Option<Seq>,
+    },
+    /// A page of the log, by seq.
+    Events {
+        /// Whose.
+        conversation: ConversationId,
+        /// Consecutive, but for what the caller may not see.
+        items: Vec<Arc<Event>>,
+        /// The conversation's head.
+        head: Seq,
+        /// Nothing at or below is there for the caller.
+        floor: Seq,
+    },
+    /// A conversation is open.
+    Opened {
+        /// Its head when the listener was registered.
+        head: Seq,
+        /// Messages up to the head.
+        n: u64,
+        /// Whether it is delivered to open connections only.
+        large: bool,
+    },
+    /// A conversation is closed.
+    Closed,
+}
+
+/// The acknowledgement of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Its position.
+    pub seq: Seq,
+    /// Its ordinal among messages.
+    pub n: u64,
+    /// When the owner stamped it.
+    pub created_at: Millis,
+    /// Whether the id was known already.
+    pub duplicate: bool,
+}
+
+/// A conversation as a member sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConversationView {
+    /// Which.
+    pub id: ConversationId,
+    /// Direct or group.
+    pub kind: ConversationKind,
+    /// Fixed.
+    pub encryption: Encryption,
+    /// Title, data, history access.
+    pub settings: Settings,
+    /// How many members.
+    pub members: usize,
+    /// The other member of a direct conversation.
+    pub with: Option<UserId>,
+    /// The caller's role.
+    pub role: Role,
+    /// Last event.
+    pub head: Seq,
+    /// Messages up to the head.
+    pub n: u64,
+    /// Nothing at or below is there for the caller.
+    pub floor: Seq,
+    /// When it was created.
+    pub created_at: Millis,
+    /// When its last event was stamped.
+    pub last_at: Millis,
+    /// Whether a creation found it already there.
+    pub existed: bool,
+}
+
+/// A conversation in a user's inbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboxView {
+    /// Which.
+    pub id: ConversationId,
+    /// Direct or group.
+    pub kind: ConversationKind,
+    /// Last event that is known here.
+    pub head: Seq,
+    /// Messages up to the head.
+    pub n: u64,
+    /// Messages that the user has not read.
+    pub unread: u64,
+    /// Number of the last change, the inbox's order.
+    pub change: u64,
+}
+
+/// A message as it stands now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageView {
+    /// Position.
+    pub seq: Seq,
+    /// Ordinal among messages.
+    pub n: u64,
+    /// Who sent it.
+    pub sender: UserId,
+    /// From which device.
+    pub device: Option<DeviceId>,
+    /// Its client_msg_id.
+    pub id: CommandId,
+    /// When.
+    pub created_at: Millis,
+    /// The current body; `None` once deleted.
+    pub body: Option<Bytes>,
+    /// The last edit's seq and time.
+    pub edited: Option<(Seq, Millis)>,
+    /// The deleting event's seq.
+    pub deleted: Option<Seq>,
+}
+
+/// One body of a message's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EditView {
+    /// The event that gave it.
+    pub seq: Seq,
+    /// When.
+    pub at: Millis,
+    /// The body; `None` once the message is deleted.
+    pub body: Option<Bytes>,
+}
+
+impl Reply {
+    /// Appends the answer's JSON object. Names in `ignored` are reported to the client.
+    pub fn write_json(&self, out: &mut Vec<u8>, ignored: &[String]) {
+        let mut object = Object::begin(out);
+        match self {
+            Self::Sent(sent) => {
+                object.number("seq", sent.seq).number("n", sent.n).display("created_at", Timestamp(sent.created_at));
+                if sent.duplicate {
+                    object.raw("duplicate", b"true");
+                }
+            }
+            Self::Changed { seq, changed } => {
+                object.number("seq", *seq).flag("changed", *changed);
+            }
+            Self::Conversation(view) => {
+                object.object("conversation", |out| view.write_json(out));
+                if view.existed {
+                    object.flag("existed", true);
+                }
+            }
+            Self::Conversations { items, next_cursor } => {
+                object.array("conversations", items, |out, item| {
+                    let mut object = Object::begin(out);
+                    object.display("id", item.id).text("kind", item.kind.name()).number("head", item.head).number("n", item.n);
+                    object.number("unread", item.unread).number("change", item.change);
+                    object.end();
+                });
+                if let Some(cursor) = next_cursor {
+                    object.display("next_cursor", format_args!("{cursor:x}"));
+                }
+            }
+            Self::Members { items, next_cursor } => {
+                object.array("members", items, |out, (user, role)| {
+                    let mut object = Object::begin(out);
+                    object.text("user", user.as_str()).text("role", role.name());
+                    object.end();
+                });
+                if let Some(cursor) = next_cursor {
+                    object.text("next_cursor", cursor.as_str());
+                }
+            }
+            Self::Message(view) => {
+                object.object("message", |out| view.write_json(out));
+            }
+            Self::Messages { items, head, more } => {
+                object.array("messages", items, |out, view| {
+                    let mut object = Object::begin(out);
+                    view.write_json(&mut object);
+                    object.end();
+                });
+                object.number("head", *head).flag("more_before", more.0).flag("more_after", more.1);
+            }
+            Self::Edits { items, deleted } => {
+                object.array("history", items, |out, edit| {
+                    let mut object = Object::begin(out);
+                    object.number("seq", edit.seq).display("at", Timestamp(edit.at)).raw("body", edit.body.as_deref().unwrap_or(b"null"));
+                    object.end();
+                });
+                if let Some(seq) = deleted {
+                    object.number("deleted", *seq);
+                }
+            }
+            Self::Events { conversation, items, head, floor } => {
+                object.array("events", items, |out, event| event.write_json(*conversation, out));
+                object.number("head", *head).number("floor", *floor);
+            }
+            Self::Opened { head, n, large } => {
+                object.number("head", *head).number("n", *n).flag("large", *large);
+            }
+            Self::Closed => {}
+        }
+        if !ignored.is_empty() {
+            object.array("ignored", ignored, |out, name| crate::frame::write_text(out, name));
+        }
+        object.end();
+    }
+}
+
+impl ConversationView {
+    fn write_json(&self, object: &mut Object<'_>) {
+        object.display("id", self.id).text("kind", self.kind.name()).text("encryption", self.encryption.name());
+        self.settings.write_json(object);
+        if let Some(with) = &self.with {
+            object.text("with", with.as_str());
+        }
+        object.number("members", self.members as u64).text("role", self.role.name());
+        object.number("head", self.head).number("n", self.n).number("floor", self.floor);
+        object.display("created_at", Timestamp(self.created_at)).display("last_at", Timestamp(self.last_at));
+    }
+}
+
+impl Settings {
+    /// Adds the settings' fields to an object.
+    pub fn write_json(&self, object: &mut Object<'_>) {
+        object.text("title", &self.title).raw("data", if self.data.is_empty() { b"{}" } else { &self.data });
+        object.text("history", self.history.name());
+    }
+}
+
+impl MessageView {
+    fn write_json(&self, object: &mut Object<'_>) {
+        object.number("seq", self.seq).number("n", self.n).text("sender", self.sender.as_str());
+        if let Some(device) = &self.device {
+            object.text("device", device.as_str());
+        }
+        object.display("id", self.id).display("created_at", Timestamp(self.created_at));
+        object.raw("body", self.body.as_deref().unwrap_or(b"null"));
+        if let Some((seq, at)) = self.edited {
+            object.number("edit", seq).display("edited_at", Timestamp(at));
+        }
+        if let Some(seq) = self.deleted {
+            object.number("deleted", seq);
+        }
+    }
+}

@@ -1,0 +1,742 @@
+//! The bytes at rest: a version byte, a kind byte, a CRC-32C, then a fixed header (log rows only) and protobuf.
+//!
+//! Every decoder checks the length, then the checksum, then the version, before it looks at anything else. Fields
+//! are only ever added, under new numbers: no stored byte changes its meaning.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes};
+use prost::Message;
+use uuid::Uuid;
+
+use crate::{
+    body::Body,
+    event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
+    id::{CommandId, ConversationId, DeviceId, Epoch, Seq, UserId},
+};
+
+/// The version that is written. Readers accept it and whatever older ones are named in [`open`].
+pub const VERSION: u8 = 1;
+
+/// What a stored value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Consecutive events of one entity that were appended together.
+    Log = 1,
+    /// The state of an entity at a committed seq.
+    Snapshot = 2,
+    /// The ids of 256 consecutive events.
+    IdBlock = 3,
+    /// What later events made of one message.
+    Overlay = 4,
+    /// A user's last known position in one conversation.
+    Inbox = 5,
+    /// The store's own notes (generation, start counter, schema version).
+    Note = 6,
+}
+
+/// Why stored bytes cannot be used. Such bytes are never served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Corrupt {
+    /// Shorter than any value.
+    #[error("{0} bytes are too few for a stored value")]
+    Short(usize),
+    /// Another version than this program knows.
+    #[error("stored format version {0} is newer than this program; run the program that wrote it")]
+    Version(u8),
+    /// Another kind of value than was expected at this place.
+    #[error("expected a value of kind {expected:?}, found kind {found}")]
+    Kind {
+        /// What the place holds.
+        expected: Kind,
+        /// What was found.
+        found: u8,
+    },
+    /// The bytes are not those that were written.
+    #[error("checksum mismatch: the bytes are not those that were written")]
+    Checksum,
+    /// The checksum fits, but the content makes no sense: written by a program with a bug.
+    #[error("{0}")]
+    Content(&'static str),
+}
+
+const HEADER: usize = 6;
+
+/// Frames a protobuf message as a stored value.
+#[must_use]
+pub fn seal(kind: Kind, message: &impl Message) -> Bytes {
+    let mut out = begin(kind, message.encoded_len());
+    message.encode_raw(&mut out);
+    finish(out)
+}
+
+fn begin(kind: Kind, bytes: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + bytes);
+    out.extend_from_slice(&[VERSION, kind as u8, 0, 0, 0, 0]);
+    out
+}
+
+fn finish(mut out: Vec<u8>) -> Bytes {
+    let sum = checksum(&out);
+    out[2..HEADER].copy_from_slice(&sum.to_le_bytes());
+    Bytes::from(out)
+}
+
+fn checksum(value: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&value[..2]), &value[HEADER..])
+}
+
+/// Checks a stored value and returns what follows its frame.
+///
+/// # Errors
+/// When the bytes are not a whole, unchanged value of this kind and a known version.
+pub fn open(kind: Kind, mut value: Bytes) -> Result<Bytes, Corrupt> {
+    if value.len() < HEADER {
+        return Err(Corrupt::Short(value.len()));
+    }
+    let sum = u32::from_le_bytes([value[2], value[3], value[4], value[5]]);
+    if checksum(&value) != sum {
+        return Err(Corrupt::Checksum);
+    }
+    if value[0] != VERSION {
+        return Err(Corrupt::Version(value[0]));
+    }
+    if value[1] != kind as u8 {
+        return Err(Corrupt::Kind { expected: kind, found: value[1] });
+    }
+    value.advance(HEADER);
+    Ok(value)
+}
+
+/// [`open`]s and decodes a protobuf value.
+///
+/// # Errors
+/// As `open`, and when the content does not decode.
+pub fn unseal<M: Message + Default>(kind: Kind, value: Bytes) -> Result<M, Corrupt> {
+    M::decode(open(kind, value)?).map_err(|_| Corrupt::Content("the protobuf content does not decode"))
+}
+
+/// Consecutive events of one entity, written by one owner in one append.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRow {
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The committed watermark: the highest seq known committed when the row was issued.
+    pub cw: Seq,
+    /// Whether a successor wrote it again during recovery; else it is fresh.
+    pub adopted: bool,
+    /// At least one event; seqs are consecutive.
+    pub events: Vec<Arc<Event>>,
+}
+
+const ADOPTED: u16 = 1;
+const LOG_HEADER: usize = 2 + 8 + 8 + 8 + 4;
+
+impl LogRow {
+    /// The row's bytes.
+    #[must_use]
+    pub fn seal(epoch: Epoch, cw: Seq, adopted: bool, events: &[Arc<Event>]) -> Bytes {
+        let estimate: usize = events.iter().map(|event| 160 + event.body_len()).sum();
+        let mut out = begin(Kind::Log, LOG_HEADER + estimate);
+        out.put_u16_le(if adopted { ADOPTED } else { 0 });
+        out.put_u64_le(epoch);
+        out.put_u64_le(cw);
+        out.put_u64_le(events.first().map_or(0, |event| event.seq));
+        out.put_u32_le(events.len() as u32);
+        for event in events {
+            let stored = StoredEvent::from(&**event);
+            prost::encoding::encode_varint(stored.encoded_len() as u64, &mut out);
+            stored.encode_raw(&mut out);
+        }
+        finish(out)
+    }
+
+    /// The row of these bytes.
+    ///
+    /// # Errors
+    /// When they are not the bytes of a whole, unchanged row.
+    pub fn unseal(value: Bytes) -> Result<Self, Corrupt> {
+        let mut value = open(Kind::Log, value)?;
+        if value.len() < LOG_HEADER {
+            return Err(Corrupt::Short(value.len()));
+        }
+        let flags = value.get_u16_le();
+        let (epoch, cw, first, count) = (value.get_u64_le(), value.get_u64_le(), value.get_u64_le(), value.get_u32_le());
+        let mut events = Vec::with_capacity((count as usize).min(1024));
+        for index in 0..u64::from(count) {
+            let stored = StoredEvent::decode_length_delimited(&mut value)
+                .map_err(|_| Corrupt::Content("an event does not decode"))?;
+            let event = Event::try_from(stored)?;
+            if event.seq != first + index {
+                return Err(Corrupt::Content("the seqs of a row are not consecutive"));
+            }
+            events.push(Arc::new(event));
+        }
+        if events.is_empty() || value.has_remaining() {
+            return Err(Corrupt::Content("the row's count does not fit its events"));
+        }
+        Ok(Self { epoch, cw, adopted: flags & ADOPTED != 0, events })
+    }
+}
+
+/// An event as protobuf. In the cluster's store the same fields are columns.
+#[derive(Clone, PartialEq, Message)]
+struct StoredEvent {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(uint64, tag = "2")]
+    n: u64,
+    #[prost(string, tag = "3")]
+    sender: String,
+    #[prost(string, tag = "4")]
+    device: String,
+    #[prost(bytes = "vec", tag = "5")]
+    command_id: Vec<u8>,
+    #[prost(uint64, tag = "6")]
+    target: u64,
+    #[prost(uint32, tag = "7")]
+    flags: u32,
+    #[prost(uint64, tag = "8")]
+    created_at: u64,
+    #[prost(uint32, tag = "9")]
+    kind: u32,
+    #[prost(bytes = "bytes", tag = "10")]
+    body: Bytes,
+    #[prost(message, optional, tag = "11")]
+    meta: Option<Meta>,
+    #[prost(fixed64, tag = "12")]
+    hash: u64,
+}
+
+/// What a fact needs beside a body.
+#[derive(Clone, PartialEq, Message)]
+struct Meta {
+    #[prost(message, optional, tag = "1")]
+    settings: Option<StoredSettings>,
+    #[prost(int32, tag = "2")]
+    conversation_kind: i32,
+    #[prost(int32, tag = "3")]
+    encryption: i32,
+    #[prost(message, repeated, tag = "4")]
+    members: Vec<StoredMember>,
+    #[prost(uint64, tag = "5")]
+    previous: u64,
+    #[prost(bytes = "vec", tag = "6")]
+    conversation: Vec<u8>,
+    #[prost(uint64, tag = "7")]
+    at: u64,
+    #[prost(uint64, tag = "8")]
+    upto: u64,
+}
+
+/// A conversation's settings.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredSettings {
+    /// Title.
+    #[prost(string, tag = "1")]
+    pub title: String,
+    /// The application's JSON object.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: Bytes,
+    /// [`HistoryAccess`] by number.
+    #[prost(int32, tag = "3")]
+    pub history: i32,
+}
+
+/// A member, in an event or a snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredMember {
+    /// Who.
+    #[prost(string, tag = "1")]
+    pub user: String,
+    /// [`Role`] by number.
+    #[prost(int32, tag = "2")]
+    pub role: i32,
+    /// Pairs of joined and left seqs (snapshots only); an odd count means a member now.
+    #[prost(uint64, repeated, tag = "3")]
+    pub intervals: Vec<u64>,
+}
+
+/// One id that a log knows.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredId {
+    /// Who sent it.
+    #[prost(string, tag = "1")]
+    pub sender: String,
+    /// The command's id.
+    #[prost(bytes = "vec", tag = "2")]
+    pub id: Vec<u8>,
+    /// Where it stands.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    /// The command's hash.
+    #[prost(fixed64, tag = "4")]
+    pub hash: u64,
+    /// `n` of its event.
+    #[prost(uint64, tag = "5")]
+    pub n: u64,
+    /// When it was stamped.
+    #[prost(uint64, tag = "6")]
+    pub created_at: u64,
+}
+
+/// 256 consecutive ids of a log.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredIdBlock {
+    /// The ids, by seq.
+    #[prost(message, repeated, tag = "1")]
+    pub ids: Vec<StoredId>,
+}
+
+/// The state of a conversation at a committed seq.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredConversation {
+    /// The committed seq whose state this is.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// Messages so far.
+    #[prost(uint64, tag = "2")]
+    pub n: u64,
+    /// [`ConversationKind`] by number.
+    #[prost(int32, tag = "3")]
+    pub kind: i32,
+    /// [`Encryption`] by number.
+    #[prost(int32, tag = "4")]
+    pub encryption: i32,
+    /// Settings.
+    #[prost(message, optional, tag = "5")]
+    pub settings: Option<StoredSettings>,
+    /// Members, present and past.
+    #[prost(message, repeated, tag = "6")]
+    pub members: Vec<StoredMember>,
+    /// Everything at or below was removed.
+    #[prost(uint64, tag = "7")]
+    pub floor: u64,
+    /// `created_at` of event `seq`.
+    #[prost(uint64, tag = "8")]
+    pub last_at: u64,
+    /// The highest epoch of a fresh row at or below `seq`.
+    #[prost(uint64, tag = "9")]
+    pub fresh_epoch: u64,
+    /// The ids of the events above the last durable block.
+    #[prost(message, repeated, tag = "10")]
+    pub ids: Vec<StoredId>,
+    /// Events whose ids stand in durable blocks: `id_block_end` and below.
+    #[prost(uint64, tag = "11")]
+    pub id_block_end: u64,
+    /// Whether it was deleted.
+    #[prost(bool, tag = "12")]
+    pub deleted: bool,
+    /// `created_at` of the first event.
+    #[prost(uint64, tag = "13")]
+    pub created_at: u64,
+    /// Hash of the creating command.
+    #[prost(fixed64, tag = "14")]
+    pub creation_hash: u64,
+    /// `created_at` of event `id_block_end`.
+    #[prost(uint64, tag = "15")]
+    pub id_block_at: u64,
+}
+
+/// The state of a user at a committed seq of the user's own log.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredUser {
+    /// The committed seq whose state this is.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// `created_at` of event `seq`.
+    #[prost(uint64, tag = "2")]
+    pub last_at: u64,
+    /// The highest epoch of a fresh row at or below `seq`.
+    #[prost(uint64, tag = "3")]
+    pub fresh_epoch: u64,
+    /// Change numbers up to here may have been handed out.
+    #[prost(uint64, tag = "4")]
+    pub changes_reserved: u64,
+    /// The conversations, joined and left.
+    #[prost(message, repeated, tag = "5")]
+    pub conversations: Vec<StoredMembership>,
+}
+
+/// One conversation in a user's snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredMembership {
+    /// Which.
+    #[prost(bytes = "vec", tag = "1")]
+    pub conversation: Vec<u8>,
+    /// [`ConversationKind`] by number.
+    #[prost(int32, tag = "2")]
+    pub kind: i32,
+    /// The seq (in the conversation's log) of the last joining or leaving that was heard of.
+    #[prost(uint64, tag = "3")]
+    pub at: u64,
+    /// Whether a member now.
+    #[prost(bool, tag = "4")]
+    pub joined: bool,
+    /// Its position, as in its inbox row.
+    #[prost(message, optional, tag = "5")]
+    pub inbox: Option<StoredInbox>,
+}
+
+/// A user's last known position in one conversation.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct StoredInbox {
+    /// Head.
+    #[prost(uint64, tag = "1")]
+    pub last_seq: u64,
+    /// Messages up to the head.
+    #[prost(uint64, tag = "2")]
+    pub last_n: u64,
+    /// Messages read.
+    #[prost(uint64, tag = "3")]
+    pub read_n: u64,
+    /// Change number of the last change.
+    #[prost(uint64, tag = "4")]
+    pub change: u64,
+}
+
+/// What later events made of one message. Written whole.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredOverlay {
+    /// The last event that is reflected here.
+    #[prost(uint64, tag = "1")]
+    pub as_of: u64,
+    /// The current body, if edited and not deleted.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub body: Option<Bytes>,
+    /// The last edit's seq, 0 for none.
+    #[prost(uint64, tag = "3")]
+    pub edit: u64,
+    /// When it was last edited.
+    #[prost(uint64, tag = "4")]
+    pub edited_at: u64,
+    /// The deleting event's seq, 0 for none.
+    #[prost(uint64, tag = "5")]
+    pub deleted: u64,
+}
+
+// === impl Event ===
+
+const MESSAGE_NEW: u32 = 1;
+const MESSAGE_UPDATED: u32 = 2;
+const MESSAGE_DELETED: u32 = 3;
+const CONVERSATION_CREATED: u32 = 16;
+const CONVERSATION_UPDATED: u32 = 17;
+const CONVERSATION_DELETED: u32 = 18;
+const MEMBER_JOINED: u32 = 32;
+const MEMBER_LEFT: u32 = 33;
+const MEMBER_ROLE: u32 = 34;
+const USER_JOINED: u32 = 64;
+const USER_LEFT: u32 = 65;
+const CHANGES_RESERVED: u32 = 66;
+
+impl Event {
+    /// Bytes of its body.
+    #[must_use]
+    pub fn body_len(&self) -> usize {
+        match &self.fact {
+            Fact::MessageNew { body } | Fact::MessageUpdated { body, .. } => body.bytes().len(),
+            Fact::ConversationCreated { members, settings, .. } => members.len() * 32 + settings.data.len(),
+            Fact::ConversationUpdated { settings } => settings.data.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl From<&Event> for StoredEvent {
+    fn from(event: &Event) -> Self {
+        let mut body = Bytes::new();
+        let mut meta = None;
+        let member = |user: &UserId, role: i32| StoredMember { user: user.as_str().to_owned(), role, intervals: Vec::new() };
+        let about = |user: &UserId, role: i32| Some(Meta { members: vec![member(user, role)], ..Meta::default() });
+        let kind = match &event.fact {
+            Fact::MessageNew { body: content } => {
+                body = content.bytes().clone();
+                MESSAGE_NEW
+            }
+            Fact::MessageUpdated { body: content, previous } => {
+                body = content.bytes().clone();
+                meta = Some(Meta { previous: *previous, ..Meta::default() });
+                MESSAGE_UPDATED
+            }
+            Fact::MessageDeleted => MESSAGE_DELETED,
+            Fact::ConversationCreated { kind, encryption, settings, members } => {
+                meta = Some(Meta {
+                    settings: Some(settings.into()),
+                    conversation_kind: *kind as i32,
+                    encryption: *encryption as i32,
+                    members: members.iter().map(|(user, role)| member(user, *role as i32)).collect(),
+                    ..Meta::default()
+                });
+                CONVERSATION_CREATED
+            }
+            Fact::ConversationUpdated { settings } => {
+                meta = Some(Meta { settings: Some(settings.into()), ..Meta::default() });
+                CONVERSATION_UPDATED
+            }
+            Fact::ConversationDeleted => CONVERSATION_DELETED,
+            Fact::MemberJoined { user, role } => {
+                meta = about(user, *role as i32);
+                MEMBER_JOINED
+            }
+            Fact::MemberLeft { user } => {
+                meta = about(user, 0);
+                MEMBER_LEFT
+            }
+            Fact::MemberRole { user, role } => {
+                meta = about(user, *role as i32);
+                MEMBER_ROLE
+            }
+            Fact::UserJoined { conversation, kind, at } => {
+                meta = Some(Meta {
+                    conversation: conversation.0.as_bytes().to_vec(),
+                    conversation_kind: *kind as i32,
+                    at: *at,
+                    ..Meta::default()
+                });
+                USER_JOINED
+            }
+            Fact::UserLeft { conversation, at } => {
+                meta = Some(Meta { conversation: conversation.0.as_bytes().to_vec(), at: *at, ..Meta::default() });
+                USER_LEFT
+            }
+            Fact::ChangesReserved { upto } => {
+                meta = Some(Meta { upto: *upto, ..Meta::default() });
+                CHANGES_RESERVED
+            }
+        };
+        Self {
+            seq: event.seq,
+            n: event.n,
+            sender: event.sender.as_str().to_owned(),
+            device: event.device.as_ref().map(|device| device.as_str().to_owned()).unwrap_or_default(),
+            command_id: event.id.0.as_bytes().to_vec(),
+            target: event.target,
+            flags: 0,
+            created_at: event.created_at,
+            kind,
+            body,
+            meta,
+            hash: event.hash,
+        }
+    }
+}
+
+impl TryFrom<StoredEvent> for Event {
+    type Error = Corrupt;
+
+    fn try_from(stored: StoredEvent) -> Result<Self, Corrupt> {
+        const WRONG: Corrupt = Corrupt::Content("an event's fields do not fit its kind");
+        let mut meta = stored.meta.unwrap_or_default();
+        let one = |meta: &mut Meta| meta.members.pop().ok_or(WRONG);
+        let fact = match stored.kind {
+            MESSAGE_NEW => Fact::MessageNew { body: Body::trusted(stored.body) },
+            MESSAGE_UPDATED => Fact::MessageUpdated { body: Body::trusted(stored.body), previous: meta.previous },
+            MESSAGE_DELETED => Fact::MessageDeleted,
+            CONVERSATION_CREATED => Fact::ConversationCreated {
+                kind: ConversationKind::from_number(meta.conversation_kind).ok_or(WRONG)?,
+                encryption: Encryption::from_number(meta.encryption).ok_or(WRONG)?,
+                settings: Settings::try_from(meta.settings.unwrap_or_default())?,
+                members: meta.members.iter().map(StoredMember::user_and_role).collect::<Result<_, _>>()?,
+            },
+            CONVERSATION_UPDATED => Fact::ConversationUpdated { settings: Settings::try_from(meta.settings.unwrap_or_default())? },
+            CONVERSATION_DELETED => Fact::ConversationDeleted,
+            MEMBER_JOINED => {
+                let (user, role) = one(&mut meta)?.user_and_role()?;
+                Fact::MemberJoined { user, role }
+            }
+            MEMBER_LEFT => Fact::MemberLeft { user: one(&mut meta)?.user()? },
+            MEMBER_ROLE => {
+                let (user, role) = one(&mut meta)?.user_and_role()?;
+                Fact::MemberRole { user, role }
+            }
+            USER_JOINED => Fact::UserJoined {
+                conversation: conversation_id(&meta.conversation)?,
+                kind: ConversationKind::from_number(meta.conversation_kind).ok_or(WRONG)?,
+                at: meta.at,
+            },
+            USER_LEFT => Fact::UserLeft { conversation: conversation_id(&meta.conversation)?, at: meta.at },
+            CHANGES_RESERVED => Fact::ChangesReserved { upto: meta.upto },
+            _ => return Err(Corrupt::Content("an event of a kind that this program does not know")),
+        };
+        Ok(Self {
+            seq: stored.seq,
+            n: stored.n,
+            sender: UserId::new(&stored.sender).map_err(|_| WRONG)?,
+            device: if stored.device.is_empty() { None } else { Some(DeviceId::new(&stored.device).map_err(|_| WRONG)?) },
+            id: command_id(&stored.command_id)?,
+            target: stored.target,
+            created_at: stored.created_at,
+            hash: stored.hash,
+            fact,
+        })
+    }
+}
+
+/// The id of 16 stored bytes.
+///
+/// # Errors
+/// When there are not 16.
+pub fn conversation_id(bytes: &[u8]) -> Result<ConversationId, Corrupt> {
+    Uuid::from_slice(bytes).map(ConversationId).map_err(|_| Corrupt::Content("an id is not 16 bytes"))
+}
+
+/// The id of 16 stored bytes.
+///
+/// # Errors
+/// When there are not 16.
+pub fn command_id(bytes: &[u8]) -> Result<CommandId, Corrupt> {
+    Uuid::from_slice(bytes).map(CommandId).map_err(|_| Corrupt::Content("an id is not 16 bytes"))
+}
+
+impl StoredMember {
+    /// Who.
+    ///
+    /// # Errors
+    /// When the text is no user id.
+    pub fn user(&self) -> Result<UserId, Corrupt> {
+        UserId::new(&self.user).map_err(|_| Corrupt::Content("a stored text is no user id"))
+    }
+
+    /// Who and as what.
+    ///
+    /// # Errors
+    /// When the text is no user id or the number no role.
+    pub fn user_and_role(&self) -> Result<(UserId, Role), Corrupt> {
+        Ok((self.user()?, Role::from_number(self.role).ok_or(Corrupt::Content("a stored number is no role"))?))
+    }
+}
+
+impl From<&Settings> for StoredSettings {
+    fn from(settings: &Settings) -> Self {
+        Self { title: settings.title.clone(), data: settings.data.clone(), history: settings.history as i32 }
+    }
+}
+
+impl TryFrom<StoredSettings> for Settings {
+    type Error = Corrupt;
+    fn try_from(stored: StoredSettings) -> Result<Self, Corrupt> {
+        let history = HistoryAccess::from_number(stored.history).ok_or(Corrupt::Content("a stored number is no history access"))?;
+        Ok(Self { title: stored.title, data: stored.data, history })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(text: &str) -> UserId {
+        UserId::new(text).unwrap()
+    }
+
+    /// One event of every kind, seqs from 7.
+    fn every_kind() -> Vec<Arc<Event>> {
+        let body = || Body::parse(r#"{"text":"hi"}"#).unwrap();
+        let settings = Settings { title: "t".into(), data: Bytes::from_static(b"{}"), history: HistoryAccess::All };
+        let conversation = ConversationId(Uuid::now_v7());
+        let facts = [
+            Fact::MessageNew { body: body() },
+            Fact::MessageUpdated { body: body(), previous: 3 },
+            Fact::MessageDeleted,
+            Fact::ConversationCreated {
+                kind: ConversationKind::Group,
+                encryption: Encryption::None,
+                settings: settings.clone(),
+                members: vec![(user("ada"), Role::Owner), (user("bob"), Role::Member)],
+            },
+            Fact::ConversationUpdated { settings },
+            Fact::ConversationDeleted,
+            Fact::MemberJoined { user: user("eve"), role: Role::Admin },
+            Fact::MemberLeft { user: user("eve") },
+            Fact::MemberRole { user: user("bob"), role: Role::Owner },
+            Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 9 },
+            Fact::UserLeft { conversation, at: 10 },
+            Fact::ChangesReserved { upto: 1024 },
+        ];
+        let event = |(index, fact): (usize, Fact)| {
+            Arc::new(Event {
+                seq: 7 + index as u64,
+                n: 3,
+                sender: user("ada"),
+                device: (index % 2 == 0).then(|| DeviceId::new("laptop").unwrap()),
+                id: CommandId::fresh(),
+                target: index as u64,
+                created_at: 1_700_000_000_000,
+                hash: u64::MAX - index as u64,
+                fact,
+            })
+        };
+        facts.into_iter().enumerate().map(event).collect()
+    }
+
+    #[test]
+    fn a_row_comes_back_as_it_was() {
+        let events = every_kind();
+        let row = LogRow { epoch: 5, cw: 6, adopted: true, events: events.clone() };
+        assert_eq!(LogRow::unseal(LogRow::seal(5, 6, true, &events)), Ok(row));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let whole = LogRow::seal(5, 6, false, &every_kind());
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(LogRow::unseal(Bytes::from(bytes)).is_err(), "bit {bit}");
+        }
+        for len in 0..whole.len() {
+            assert!(LogRow::unseal(whole.slice(..len)).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn a_row_with_a_hole_is_refused() {
+        let mut events = every_kind();
+        events.remove(3);
+        assert!(matches!(LogRow::unseal(LogRow::seal(1, 0, false, &events)), Err(Corrupt::Content(_))));
+        assert!(matches!(LogRow::unseal(LogRow::seal(1, 0, false, &[])), Err(Corrupt::Content(_))));
+    }
+
+    #[test]
+    fn a_value_of_another_kind_or_version_is_refused() {
+        let overlay = seal(Kind::Overlay, &StoredOverlay::default());
+        assert!(matches!(unseal::<StoredOverlay>(Kind::Inbox, overlay.clone()), Err(Corrupt::Kind { .. })));
+        let mut newer = overlay.to_vec();
+        newer[0] = VERSION + 1;
+        let sum = checksum(&newer);
+        newer[2..HEADER].copy_from_slice(&sum.to_le_bytes());
+        assert_eq!(unseal::<StoredOverlay>(Kind::Overlay, newer.into()), Err(Corrupt::Version(VERSION + 1)));
+    }
+
+    /// The bytes of format version 1: if this changes, stored logs have changed their meaning.
+    #[test]
+    fn the_format_is_pinned() {
+        let event = Event {
+            seq: 1,
+            n: 1,
+            sender: user("ada"),
+            device: None,
+            id: CommandId("01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap()),
+            target: 0,
+            created_at: 1_700_000_000_000,
+            hash: 7,
+            fact: Fact::MessageNew { body: Body::parse(r#"{"text":"hi"}"#).unwrap() },
+        };
+        let bytes = LogRow::seal(2, 0, false, &[Arc::new(event)]);
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, PINNED);
+    }
+
+    const PINNED: &str = "01017ef29b7a0000020000000000000000000000000000000100000000000000010000003c080110011a036164612a1001890a5dac96774bbcceb302099a80574080d095ffbc314801520d7b2274657874223a226869227d610700000000000000";
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let _ = LogRow::unseal(Bytes::from(bytes.clone()));
+            let mut framed = begin(Kind::Log, bytes.len());
+            framed.extend_from_slice(&bytes);
+            let _ = LogRow::unseal(finish(framed));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What gateways and nodes say to each other over a link. On the memory link these values travel as they are; only
+//! a link between machines encodes them.
+
+use std::sync::Arc;
+
+use crate::{
+    command::Command,
+    error::Error,
+    event::Event,
+    id::{CommandId, ConnectionSlot, ConversationId, DeviceId, Millis, Seq, UserId},
+    reply::Reply,
+};
+
+/// Pairs an answer with its question, within one gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Correlation(pub u64);
+
+/// Who asks. Nodes trust gateways: they have checked the token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    /// The user.
+    pub user: UserId,
+    /// The device.
+    pub device: Option<DeviceId>,
+}
+
+/// From a gateway to a node. Messages for one entity stay in order.
+#[derive(Clone, Debug)]
+pub enum ToNode {
+    /// A client's command. Answered exactly once.
+    Command(Box<Asked>),
+    /// A connection of `user` exists: register it and answer with the inbox's heads, in one step.
+    Connect(Box<Connecting>),
+    /// A connection of `user` is gone. Not answered.
+    Disconnect {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        connection: ConnectionSlot,
+    },
+    /// The gateway has (or no longer has) listeners of a large conversation. Not answered.
+    Interest {
+        /// Which.
+        conversation: ConversationId,
+        /// Whether it has any.
+        listening: bool,
+    },
+}
+
+/// A command on its way.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// For the answer.
+    pub correlation: Correlation,
+    /// Who asks.
+    pub actor: Actor,
+    /// The command's id: the client's, else the gateway's.
+    pub id: CommandId,
+    /// What.
+    pub command: Command,
+    /// Dropped when it has not been looked at by then.
+    pub deadline: Millis,
+}
+
+/// A new connection.
+#[derive(Clone, Debug)]
+pub struct Connecting {
+    /// For the answer.
+    pub correlation: Correlation,
+    /// Who connects.
+    pub actor: Actor,
+    /// Where events for this connection go.
+    pub connection: ConnectionSlot,
+    /// The conversations in which the client holds a position.
+    pub positions: Vec<ConversationId>,
+}
+
+/// From a node to a gateway. One batch is what one turn of a shard produced.
+#[derive(Clone, Debug)]
+pub enum ToGateway {
+    /// The answer to a command.
+    Reply(Correlation, Result<Reply, Error>),
+    /// The answer to `Connect`.
+    Connected(Correlation, Result<Heads, Error>),
+    /// Committed events of a small conversation, for these connections.
+    Deliver {
+        /// Whose events.
+        conversation: ConversationId,
+        /// In order.
+        events: Arc<[Arc<Event>]>,
+        /// To whom.
+        connections: Vec<ConnectionSlot>,
+    },
+    /// Committed events of a large conversation, for whoever listens at this gateway.
+    Broadcast {
+        /// Whose events.
+        conversation: ConversationId,
+        /// In order.
+        events: Arc<[Arc<Event>]>,
+    },
+    /// Every connection of these users stops hearing of the conversation.
+    Removed {
+        /// Which.
+        conversation: ConversationId,
+        /// Who was removed, by an event that they have been sent.
+        user: UserId,
+    },
+}
+
+/// What a user entity knows when a connection is registered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heads {
+    /// Of the conversations asked for; `None` where the user is no member.
+    pub positions: Vec<(ConversationId, Option<Head>)>,
+    /// The most recently active others.
+    pub others: Vec<(ConversationId, Head)>,
+}
+
+/// Where a conversation stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Last event.
+    pub seq: Seq,
+    /// Messages up to it.
+    pub n: u64,
+}
