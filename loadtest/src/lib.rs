@@ -1,1 +1,25 @@
+//! The outside of Chappe: clients, the crowd, and the oracle that judges what they saw.
+//!
+//! Nothing here depends on the server's crates: the tester is an outside client and knows the protocol only. Read in
+//! this order:
+//!
+//! - [`client`] — the client library: connect, resume, send with retries that keep the id, events without gaps.
+//! - [`history`] — what clients saw, on one clock.
+//! - [`oracle`] — which promises were broken.
+//! - [`server`] — a real server as a child process, for tests and benches.
+//! - [`process`] — what a process costs: CPU and memory.
+//! - [`crowd`] — `run`: many clients, figures, a verdict, a report ([`report`]).
+//! - [`raw`] — peers without logic, for comparisons like with like.
+//! - [`bench`] — `bench`: the project's figures as ratios.
+//! - [`websocket`] — the framing under all of it.
+
 #![forbid(unsafe_code)]
+
+pub mod client;
+pub mod history;
+pub mod metrics;
+pub mod oracle;
+pub mod process;
+pub mod raw;
+pub mod server;
+pub mod websocket;

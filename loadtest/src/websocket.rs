@@ -71,7 +71,12 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder for what `role` receives.
     pub fn new(role: Role) -> Self {
-        Self { role, partial: Vec::new(), fragments: None }
+        Self::with(role, Vec::new())
+    }
+
+    /// A decoder that begins with bytes that came behind a handshake; feed it nothing to see them.
+    pub fn with(role: Role, partial: Vec<u8>) -> Self {
+        Self { role, partial, fragments: None }
     }
 
     /// Takes the bytes of one read and hands every complete item to `sink`. The bytes are unmasked in place.

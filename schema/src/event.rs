@@ -48,7 +48,10 @@ pub enum Fact {
         previous: Seq,
     },
     /// `target` has no body from now on.
-    MessageDeleted,
+    MessageDeleted {
+        /// The last edit before, 0 for none.
+        previous: Seq,
+    },
     /// The first event of every conversation.
     ConversationCreated {
         /// Direct or group.
@@ -179,7 +182,7 @@ impl Fact {
         match self {
             Self::MessageNew { .. } => "message.new",
             Self::MessageUpdated { .. } => "message.updated",
-            Self::MessageDeleted => "message.deleted",
+            Self::MessageDeleted { .. } => "message.deleted",
             Self::ConversationCreated { .. } => "conversation.created",
             Self::ConversationUpdated { .. } => "conversation.updated",
             Self::ConversationDeleted => "conversation.deleted",

@@ -15,10 +15,11 @@ use serde_json::value::RawValue;
 use crate::{
     error::{Code, Error, Problem},
     event::{Event, Fact},
-    id::{ConversationId, Generation, Millis, Seq},
+    id::{ConversationId, DeviceId, Generation, Millis, Seq, UserId},
     limit,
     reply::Reply,
     time::Timestamp,
+    wire::Head,
 };
 
 /// What a client calls its request; echoed in the answer.
@@ -44,19 +45,44 @@ pub struct Request<'a> {
 /// Walks the frames of one WebSocket message.
 ///
 /// After an error the rest of the message is lost: there is no telling where the next frame would begin.
-pub fn requests(message: &str) -> impl Iterator<Item = Result<Request<'_>, Error>> {
-    let mut frames = serde_json::Deserializer::from_str(message).into_iter::<Request<'_>>();
-    let mut broken = false;
-    std::iter::from_fn(move || {
-        if broken {
+pub fn requests(message: &str) -> Requests<'_> {
+    Requests { frames: serde_json::Deserializer::from_str(message).into_iter(), broken: false }
+}
+
+/// The frames of one WebSocket message, see [`requests`].
+pub struct Requests<'a> {
+    frames: serde_json::StreamDeserializer<'a, serde_json::de::StrRead<'a>, Request<'a>>,
+    broken: bool,
+}
+
+impl Requests<'_> {
+    /// Where in the message the frames begin that have not been walked yet: a reader that has no room for more goes
+    /// on from there later.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.frames.byte_offset()
+    }
+}
+
+impl<'a> Iterator for Requests<'a> {
+    type Item = Result<Request<'a>, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.broken {
             return None;
         }
-        let frame = frames.next()?;
+        let frame = self.frames.next()?;
         Some(frame.map_err(|error| {
-            broken = true;
+            self.broken = true;
             Error::new(Code::Malformed).with_detail(error.to_string())
         }))
-    })
+    }
+}
+
+impl fmt::Debug for Requests<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("offset", &self.offset()).field("broken", &self.broken).finish()
+    }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Request<'a> {
@@ -151,6 +177,68 @@ pub fn write_error(out: &mut Vec<u8>, id: Option<&RequestId>, problem: Problem<'
     object.end();
 }
 
+/// Appends `{"id":…,"ok":{}}`: what `heartbeat` and `auth.refresh` are answered, which no entity sees.
+pub fn write_done(out: &mut Vec<u8>, id: &RequestId, ignored: &[String]) {
+    write_reply(out, id, &Reply::Closed, ignored);
+}
+
+/// What a connecting client is told about one conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Everything between the client's position and the head follows.
+    pub recovered: bool,
+    /// Too much is missing to push it: the client fetches a range.
+    pub limited: bool,
+    /// Why the client's position counts for nothing: `generation`, `ahead`, `not_found` or `purged`.
+    pub reason: Option<&'static str>,
+    /// Where the conversation stands, if the client may know.
+    pub head: Option<Head>,
+}
+
+/// Appends the answer to `connect`.
+pub fn write_connected(
+    out: &mut Vec<u8>,
+    id: Option<&RequestId>,
+    user: &UserId,
+    device: Option<&DeviceId>,
+    verdicts: &[(ConversationId, Verdict)],
+    ignored: &[String],
+) {
+    let mut object = Object::begin(out);
+    if let Some(id) = id {
+        object.id(id);
+    }
+    object.object("ok", |ok| {
+        ok.text("user", user.as_str());
+        if let Some(device) = device {
+            ok.text("device", device.as_str());
+        }
+        ok.key("conversations");
+        ok.out.push(b'{');
+        for (index, (conversation, verdict)) in verdicts.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            let _ = write!(ok.out, "{comma}\"{conversation}\":");
+            let mut object = Object::begin(ok.out);
+            object.flag("recovered", verdict.recovered);
+            if verdict.limited {
+                object.flag("limited", true);
+            }
+            if let Some(reason) = verdict.reason {
+                object.text("reason", reason);
+            }
+            if let Some(head) = verdict.head {
+                object.number("head", head.seq).number("n", head.n);
+            }
+            object.end();
+        }
+        ok.out.push(b'}');
+        if !ignored.is_empty() {
+            ok.array("ignored", ignored, |out, name| write_text(out, name));
+        }
+    });
+    object.end();
+}
+
 /// Appends the first frame of every connection.
 pub fn write_hello(out: &mut Vec<u8>, connection: &str, now: Millis, generation: Generation) {
     let mut object = Object::begin(out);
@@ -223,7 +311,12 @@ impl Event {
             Fact::MessageUpdated { body, previous } => {
                 data.raw("body", body.bytes()).number("previous", *previous);
             }
-            Fact::MessageDeleted | Fact::ConversationDeleted => {}
+            Fact::MessageDeleted { previous } => {
+                if *previous != 0 {
+                    data.number("previous", *previous);
+                }
+            }
+            Fact::ConversationDeleted => {}
             Fact::ConversationCreated { kind, encryption, settings, members } => {
                 data.text("kind", kind.name()).text("encryption", encryption.name());
                 settings.write_json(data);
@@ -366,7 +459,7 @@ pub fn write_text(out: &mut Vec<u8>, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{body::Body, id::{CommandId, UserId}, reply::Sent};
+    use crate::{body::Body, id::CommandId, reply::Sent};
 
     fn one(message: &str) -> Result<(Option<RequestId>, String, String), Error> {
         let mut frames = requests(message);
@@ -439,6 +532,34 @@ mod tests {
         let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(json["error"]["code"], "overloaded");
         assert!(json.get("id").is_none());
+    }
+
+    #[test]
+    fn a_walk_can_be_left_and_taken_up_again() {
+        let message = "{\"a\":1}\n{\"b\":2} {\"c\":3}";
+        let mut frames = requests(message);
+        assert_eq!(frames.next().unwrap().unwrap().name, "a");
+        let rest = &message[frames.offset()..];
+        assert_eq!(requests(rest).map(|frame| frame.unwrap().name.into_owned()).collect::<Vec<_>>(), ["b", "c"]);
+    }
+
+    #[test]
+    fn verdicts_are_json() {
+        let conversation = ConversationId(uuid::Uuid::nil());
+        let mut out = Vec::new();
+        let head = Some(Head { seq: 9, n: 7 });
+        let verdicts = [
+            (conversation, Verdict { recovered: true, head, ..Verdict::default() }),
+            (conversation, Verdict { limited: true, head, ..Verdict::default() }),
+            (conversation, Verdict { reason: Some("not_found"), ..Verdict::default() }),
+        ];
+        write_connected(&mut out, Some(&RequestId::Number(1)), &UserId::new("ada").unwrap(), None, &verdicts, &["x".to_owned()]);
+        let text = String::from_utf8(out).unwrap();
+        let nil = conversation.to_string();
+        assert_eq!(
+            text.replace(&nil, "c"),
+            r#"{"id":1,"ok":{"user":"ada","conversations":{"c":{"recovered":true,"head":9,"n":7},"c":{"recovered":false,"limited":true,"head":9,"n":7},"c":{"recovered":false,"reason":"not_found"}},"ignored":["x"]}}"#
+        );
     }
 
     #[test]

@@ -87,6 +87,25 @@ pub const SHARD_QUEUE_MAX: usize = 65_536;
 /// Commands of one connection in flight. At the brim reading from that connection stops until one is answered.
 pub const CONNECTION_IN_FLIGHT_MAX: usize = 64;
 
+/// What one command that asks for a page counts for among those in flight: four pages of the largest size are as much
+/// as may wait for one connection's writer.
+pub const PAGE_IN_FLIGHT_WEIGHT: usize = 16;
+
+/// Conversations that one connection may have open: what fits on screens, many times over. More: refused until one
+/// is closed.
+pub const OPEN_CONVERSATIONS_MAX: usize = 256;
+
+/// Refused requests of one connection, less those accepted since, after which `rate.limited` closes it: a client that
+/// heeds `retry_after_ms` never gets there.
+pub const RATE_LIMITED_MAX: u32 = 256;
+
+/// How long the other side of a closing connection may take to say goodbye. Longer: it is dropped.
+pub const CLOSING_MS_MAX: u64 = 3_000;
+
+/// Batches of events of large conversations that may wait for one delivery task. At the brim only the newest head of
+/// a batch is kept, and listeners are told `resync`.
+pub const DELIVERY_QUEUE_MAX: usize = 4_096;
+
 /// Frames waiting for one connection's writer. At the brim the waiting events are dropped and the client is told
 /// `resync`: dense seqs make dropping safe.
 pub const OUTBOX_FRAMES_MAX: usize = 256;
@@ -155,4 +174,5 @@ const _: () = {
     assert!(CREATE_MEMBERS_MAX <= GROUP_MEMBERS_MAX);
     assert!(ID_AHEAD_MS_MAX < ID_AGE_MS_MAX);
     assert!(CONNECTION_IN_FLIGHT_MAX < OUTBOX_FRAMES_MAX);
+    assert!(PAGE_BYTES_MAX * (CONNECTION_IN_FLIGHT_MAX / PAGE_IN_FLIGHT_WEIGHT) <= OUTBOX_BYTES_MAX);
 };

@@ -460,7 +460,10 @@ impl From<&Event> for StoredEvent {
                 meta = Some(Meta { previous: *previous, ..Meta::default() });
                 MESSAGE_UPDATED
             }
-            Fact::MessageDeleted => MESSAGE_DELETED,
+            Fact::MessageDeleted { previous } => {
+                meta = Some(Meta { previous: *previous, ..Meta::default() });
+                MESSAGE_DELETED
+            }
             Fact::ConversationCreated { kind, encryption, settings, members } => {
                 meta = Some(Meta {
                     settings: Some(settings.into()),
@@ -533,7 +536,7 @@ impl TryFrom<StoredEvent> for Event {
         let fact = match stored.kind {
             MESSAGE_NEW => Fact::MessageNew { body: Body::trusted(stored.body) },
             MESSAGE_UPDATED => Fact::MessageUpdated { body: Body::trusted(stored.body), previous: meta.previous },
-            MESSAGE_DELETED => Fact::MessageDeleted,
+            MESSAGE_DELETED => Fact::MessageDeleted { previous: meta.previous },
             CONVERSATION_CREATED => Fact::ConversationCreated {
                 kind: ConversationKind::from_number(meta.conversation_kind).ok_or(WRONG)?,
                 encryption: Encryption::from_number(meta.encryption).ok_or(WRONG)?,
@@ -638,7 +641,7 @@ mod tests {
         let facts = [
             Fact::MessageNew { body: body() },
             Fact::MessageUpdated { body: body(), previous: 3 },
-            Fact::MessageDeleted,
+            Fact::MessageDeleted { previous: 5 },
             Fact::ConversationCreated {
                 kind: ConversationKind::Group,
                 encryption: Encryption::None,

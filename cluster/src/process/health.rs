@@ -135,12 +135,15 @@ impl Health {
     /// Declares a condition, failing until it is set for the first time. Declaring a name again returns the same
     /// condition, as it stands.
     ///
-    /// All conditions are declared before the admin port opens: a process without conditions counts as started.
+    /// A process without a startup condition counts as started, so declare them before the admin port opens.
     pub fn condition(&self, name: &'static str, part: Part) -> Condition {
         let mut state = self.0.state.lock();
         let index = state.conditions.iter().position(|entry| entry.name == name).unwrap_or_else(|| {
             let failing = Some("not known yet".to_owned());
             state.conditions.push(Entry { name, part, failing, since: Instant::now() });
+            // Parts of a process declare their conditions one after the other while it starts; what the first ones
+            // have reached must not speak for the later ones.
+            state.started &= part != Part::Startup;
             state.conditions.len() - 1
         });
         drop(state);
@@ -363,6 +366,18 @@ mod tests {
         assert_eq!(seen(), (Status::Draining, true, false));
         health.end_draining();
         assert_eq!(seen(), (Status::Ok, true, true));
+    }
+
+    #[test]
+    fn a_startup_condition_declared_late_is_waited_for() {
+        let health = Health::new();
+        health.condition("store", Part::Ready).ok();
+        health.condition("log_recovered", Part::Startup).ok();
+        assert!(health.started());
+        let listening = health.condition("listening", Part::Startup);
+        assert!(!health.started() && !health.ready());
+        listening.ok();
+        assert!(health.started() && health.ready());
     }
 
     #[test]

@@ -150,7 +150,13 @@ where
         }
 
         let meta = event.metadata();
-        write!(writer, "{{\"ts\":\"{}\",\"level\":\"{}\",\"target\":{}", ts.trim_end(), meta.level(), quoted(meta.target()))?;
+        write!(
+            writer,
+            "{{\"ts\":\"{}\",\"level\":\"{}\",\"target\":{}",
+            ts.trim_end(),
+            meta.level(),
+            quoted(meta.target())
+        )?;
         if let Some(message) = fields.message {
             write!(writer, ",\"message\":{}", quoted(&message))?;
         }

@@ -433,8 +433,7 @@ impl Kind {
 
 impl Component {
     /// What a standalone server is made of.
-    pub const ALL: &'static [Component] =
-        &[Component::Process, Component::Gateway, Component::Node, Component::Store];
+    pub const ALL: &'static [Component] = &[Component::Process, Component::Gateway, Component::Node, Component::Store];
 }
 
 #[cfg(test)]
@@ -455,7 +454,8 @@ mod tests {
             record_build(&Version::of("standalone", 1, 1));
             // With every open label used as well, so that every kind of series is in the text.
             for metric in CATALOGUE.iter().filter(|m| !m.is_vital()) {
-                let labels: Vec<_> = metric.labels.iter().map(|l| (l.name, *l.values.first().unwrap_or(&"x"))).collect();
+                let labels: Vec<_> =
+                    metric.labels.iter().map(|l| (l.name, *l.values.first().unwrap_or(&"x"))).collect();
                 preset(metric.name, &labels);
             }
         });

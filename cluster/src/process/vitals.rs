@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let line = "42 (a) (b c)) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 8 0 12345 1000000 678 18446744073709551615";
+        let line =
+            "42 (a) (b c)) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 8 0 12345 1000000 678 18446744073709551615";
         let expected = Stat { cpu_ticks: 300, start_ticks: 12345, resident_pages: 678 };
         assert_eq!(Stat::parse(line), Some(expected));
         assert_eq!(Stat::parse("42 (short) S 1"), None);

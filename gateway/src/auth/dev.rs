@@ -56,11 +56,7 @@ impl DevTokens {
     ///
     /// # Errors
     /// When `listen` is not a loopback address, or the secret can be neither read nor created.
-    pub(super) fn open(
-        config: &Config,
-        listen: SocketAddr,
-        data_dir: &Path,
-    ) -> Result<(Self, Verifier), SetupError> {
+    pub(super) fn open(config: &Config, listen: SocketAddr, data_dir: &Path) -> Result<(Self, Verifier), SetupError> {
         if !listen.ip().to_canonical().is_loopback() {
             return Err(SetupError::NotLoopback { listen });
         }

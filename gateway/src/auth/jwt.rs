@@ -265,8 +265,7 @@ fn device(value: &Value) -> Result<DeviceId, Error> {
 }
 
 fn token_id(value: &Value) -> Result<Arc<str>, Error> {
-    let fits = |text: &&str| {
-        !text.is_empty() && text.len() <= TOKEN_ID_BYTES_MAX && !text.chars().any(char::is_control)
-    };
+    let fits =
+        |text: &&str| !text.is_empty() && text.len() <= TOKEN_ID_BYTES_MAX && !text.chars().any(char::is_control);
     value.as_str().filter(fits).map(Arc::from).ok_or(Error::Claim("jti"))
 }

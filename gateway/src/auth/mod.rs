@@ -53,7 +53,6 @@ pub enum Algorithm {
     /// HMAC with SHA-256: issuer and gateway share a secret.
     HS256,
     /// Ed25519: the gateway holds the public key only.
-    #[expect(clippy::upper_case_acronyms, reason = "the name that RFC 8037 gives it")]
     EdDSA,
     /// RSA PKCS#1 v1.5 with SHA-256, 2048 to 8192 bits: the gateway holds the public key only.
     RS256,
@@ -143,7 +142,7 @@ pub enum SetupError {
         bits: usize,
     },
     /// The secret of development tokens cannot be kept.
-    #[error("cannot create the development secret {}", path.display())]
+    #[error("cannot keep the development secret in {}", path.display())]
     DevSecret {
         /// The file.
         path: PathBuf,

@@ -201,8 +201,7 @@ fn every_other_algorithm_is_refused() {
         assert_eq!(verifier.verify(&token, NOW_MS), Err(Error::Algorithm), "{algorithm}");
     }
     let rs256 = Issuer::rs256();
-    let rs512 =
-        encode(&Header::new(jsonwebtoken::Algorithm::RS512), &claims(json!({})), &rs256.signing).unwrap();
+    let rs512 = encode(&Header::new(jsonwebtoken::Algorithm::RS512), &claims(json!({})), &rs256.signing).unwrap();
     assert_eq!(rs256.verifier().verify(&rs512, NOW_MS), Err(Error::Algorithm), "a family is not an algorithm");
 }
 
@@ -213,7 +212,9 @@ fn unsigned_tokens_are_refused() {
         let payload = part(claims(json!({})).to_string().as_bytes());
         for algorithm in ["none", "None", "NONE", "nOnE", ""] {
             let header = part(json!({"alg": algorithm}).to_string().as_bytes());
-            for token in [format!("{header}.{payload}."), format!("{header}.{payload}"), format!("{header}.{payload}.AA")] {
+            for token in
+                [format!("{header}.{payload}."), format!("{header}.{payload}"), format!("{header}.{payload}.AA")]
+            {
                 assert_eq!(verifier.verify(&token, NOW_MS), Err(Error::Malformed), "{algorithm:?}");
             }
         }
@@ -250,9 +251,15 @@ fn a_token_never_brings_its_own_key() {
     let header = json!({"alg": "HS256", "jwk": jwk});
     assert_eq!(verifier.verify(&forge(&header, payload.as_bytes(), &theirs), NOW_MS), Err(Error::Signature));
     // Even where the signature is ours.
-    assert_eq!(verifier.verify(&forge(&header, payload.as_bytes(), SECRET.as_bytes()), NOW_MS), Err(Error::Header("jwk")));
+    assert_eq!(
+        verifier.verify(&forge(&header, payload.as_bytes(), SECRET.as_bytes()), NOW_MS),
+        Err(Error::Header("jwk"))
+    );
     let header = json!({"alg": "HS256", "x5c": ["MIIB"]});
-    assert_eq!(verifier.verify(&forge(&header, payload.as_bytes(), SECRET.as_bytes()), NOW_MS), Err(Error::Header("x5c")));
+    assert_eq!(
+        verifier.verify(&forge(&header, payload.as_bytes(), SECRET.as_bytes()), NOW_MS),
+        Err(Error::Header("x5c"))
+    );
 }
 
 #[test]
@@ -342,7 +349,9 @@ fn the_audience_must_be_ours() {
     let verify = |aud: Value| verifier.verify(&Issuer::hs256().sign(&claims(json!({"aud": aud}))), NOW_MS);
     assert!(verify(json!("chat")).is_ok());
     assert!(verify(json!(["mail", "chat"])).is_ok());
-    for other in [json!("mail"), json!("Chat"), json!("chat "), json!(""), json!([]), json!(["mail"]), json!(null), json!([7])] {
+    for other in
+        [json!("mail"), json!("Chat"), json!("chat "), json!(""), json!([]), json!(["mail"]), json!(null), json!([7])]
+    {
         assert_eq!(verify(other.clone()), Err(Error::Audience), "{other}");
     }
     // RFC 7519 §4.1.3: who is not named must refuse.
@@ -367,8 +376,15 @@ fn the_subject_is_a_user_id() {
         assert_eq!(verifier.verify(&token, NOW_MS).unwrap().user.as_str(), sub);
     }
     let odd = [
-        json!(null), json!(""), json!("a".repeat(129)), json!("é".repeat(65)), json!("a\nb"), json!("a\0"),
-        json!("\u{7f}"), json!("\u{85}"), json!(7),
+        json!(null),
+        json!(""),
+        json!("a".repeat(129)),
+        json!("é".repeat(65)),
+        json!("a\nb"),
+        json!("a\0"),
+        json!("\u{7f}"),
+        json!("\u{85}"),
+        json!(7),
     ];
     for sub in odd {
         assert_eq!(refusal(&verifier, json!({"sub": sub.clone()})), Error::Subject, "{sub}");
@@ -424,14 +440,29 @@ fn garbage_is_malformed() {
     let alg = json!({"alg": "HS256"});
     let nested = format!("{}{}", "[".repeat(3000), "]".repeat(3000));
     let garbage = [
-        ".".into(), "..".into(), "...".into(), "a.b.c".into(), "🦉.🦉.🦉".into(), "\0.\0.\0".into(),
-        format!("Bearer {good}"), format!("{good}."), format!("{good}=="), format!("{good}\n"), format!(" {good}"),
-        format!(".{good}"), good.replace('.', ". "),
-        forge(&alg, b"", SECRET.as_bytes()), forge(&alg, b"null", SECRET.as_bytes()),
-        forge(&alg, b"[]", SECRET.as_bytes()), forge(&alg, b"\"ada\"", SECRET.as_bytes()),
-        forge(&alg, b"\xff\xfe{}", SECRET.as_bytes()), forge(&alg, b"{\"sub\":\"\xff\"}", SECRET.as_bytes()),
-        forge(&alg, b"{\"sub\":\"\\ud800\"}", SECRET.as_bytes()), forge(&alg, nested.as_bytes(), SECRET.as_bytes()),
-        forge(&json!([]), b"{}", SECRET.as_bytes()), forge(&json!({}), b"{}", SECRET.as_bytes()),
+        ".".into(),
+        "..".into(),
+        "...".into(),
+        "a.b.c".into(),
+        "🦉.🦉.🦉".into(),
+        "\0.\0.\0".into(),
+        format!("Bearer {good}"),
+        format!("{good}."),
+        format!("{good}=="),
+        format!("{good}\n"),
+        format!(" {good}"),
+        format!(".{good}"),
+        good.replace('.', ". "),
+        forge(&alg, b"", SECRET.as_bytes()),
+        forge(&alg, b"null", SECRET.as_bytes()),
+        forge(&alg, b"[]", SECRET.as_bytes()),
+        forge(&alg, b"\"ada\"", SECRET.as_bytes()),
+        forge(&alg, b"\xff\xfe{}", SECRET.as_bytes()),
+        forge(&alg, b"{\"sub\":\"\xff\"}", SECRET.as_bytes()),
+        forge(&alg, b"{\"sub\":\"\\ud800\"}", SECRET.as_bytes()),
+        forge(&alg, nested.as_bytes(), SECRET.as_bytes()),
+        forge(&json!([]), b"{}", SECRET.as_bytes()),
+        forge(&json!({}), b"{}", SECRET.as_bytes()),
         forge(&json!({"alg": ["HS256"]}), b"{}", SECRET.as_bytes()),
     ];
     for token in garbage {
@@ -551,8 +582,12 @@ fn public_keys_are_of_their_algorithm() {
     let ecdsa = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let ecdsa = public_pem(ecdsa.public_key());
     let wrong = [
-        (Algorithm::EdDSA, rs256), (Algorithm::RS256, eddsa), (Algorithm::EdDSA, ecdsa.clone()), (Algorithm::RS256, ecdsa),
-        (Algorithm::EdDSA, pem("PUBLIC KEY", b"not DER")), (Algorithm::RS256, pem("PUBLIC KEY", b"")),
+        (Algorithm::EdDSA, rs256),
+        (Algorithm::RS256, eddsa),
+        (Algorithm::EdDSA, ecdsa.clone()),
+        (Algorithm::RS256, ecdsa),
+        (Algorithm::EdDSA, pem("PUBLIC KEY", b"not DER")),
+        (Algorithm::RS256, pem("PUBLIC KEY", b"")),
         (Algorithm::RS256, pem("RSA PUBLIC KEY", b"\x30\x03\x02\x01\x01")),
     ];
     for (algorithm, file) in wrong {

@@ -6,6 +6,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     num::NonZeroU32,
+    ops::Deref,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -131,9 +132,7 @@ where
 
 impl<C: Clock + Clone> Scoped<C> {
     fn new(scope: Scope, rate: Rate, keys_max: usize, clock: &C) -> Self {
-        let decisions = |decision: &'static str| {
-            metrics::counter!(DECISIONS_TOTAL, "scope" => scope.as_str(), "backend" => BACKEND, "decision" => decision)
-        };
+        let decisions = |decision: &'static str| metrics::counter!(DECISIONS_TOTAL, "scope" => scope.as_str(), "backend" => BACKEND, "decision" => decision);
         Self {
             rule: Rule::new(rate, keys_max, clock),
             allowed: decisions("allowed"),
@@ -193,6 +192,23 @@ impl<C: Clock> Rule<C> {
 // === impl Buckets ===
 
 impl Buckets {
+    /// A bucket for a key that was not in the table a moment ago, if there is room. Another thread may have brought the
+    /// same key meanwhile.
+    fn settle(&self, key: u64) -> Option<impl Deref<Target = InMemoryState>> {
+        if !self.reserve() {
+            return None;
+        }
+        let mut is_new = false;
+        let bucket = self.own.entry(key).or_insert_with(|| {
+            is_new = true;
+            InMemoryState::default()
+        });
+        if !is_new {
+            self.release(1);
+        }
+        Some(bucket)
+    }
+
     /// Takes a place in the table, if there is one.
     fn reserve(&self) -> bool {
         let one_more = |held: usize| (held < self.keys_max).then_some(held + 1);
@@ -214,19 +230,10 @@ impl StateStore for Buckets {
         if let Some(bucket) = self.own.get(key) {
             return bucket.measure_and_replace(&NotKeyed::NonKey, spend);
         }
-        if !self.reserve() {
-            return self.shared.measure_and_replace(&NotKeyed::NonKey, spend);
+        match self.settle(*key) {
+            Some(bucket) => bucket.measure_and_replace(&NotKeyed::NonKey, spend),
+            None => self.shared.measure_and_replace(&NotKeyed::NonKey, spend),
         }
-        let mut is_new = false;
-        let bucket = self.own.entry(*key).or_insert_with(|| {
-            is_new = true;
-            InMemoryState::default()
-        });
-        if !is_new {
-            // Another thread was faster with the same key.
-            self.release(1);
-        }
-        bucket.measure_and_replace(&NotKeyed::NonKey, spend)
     }
 }
 

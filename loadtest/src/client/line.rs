@@ -53,8 +53,17 @@ impl<'a> Event<'a> {
     /// Reads an event object.
     pub fn parse(json: &'a [u8]) -> Option<Self> {
         let mut fields = Fields::new(json);
-        let (key, value) = fields.next()?;
-        (key == b"event").then(|| Self::after_name(value, fields))?
+        match fields.next()? {
+            (b"event", value) => Self::after_name(value, fields),
+            _ => Self::in_any_order(json),
+        }
+    }
+
+    /// The slow way, for a server that writes its fields in another order than ours does.
+    fn in_any_order(json: &'a [u8]) -> Option<Self> {
+        let conversation = field(json, "conversation").and_then(text).unwrap_or("");
+        let seq = field(json, "seq").and_then(number).unwrap_or(0);
+        Some(Self { name: text(field(json, "event")?)?, conversation, seq, rest: Fields::new(json) })
     }
 
     fn after_name(name: &'a [u8], mut fields: Fields<'a>) -> Option<Self> {
@@ -70,7 +79,7 @@ impl<'a> Event<'a> {
         Some(Self { name: text(name)?, conversation, seq: 0, rest: fields })
     }
 
-    /// The raw JSON of a field that follows `seq`.
+    /// The raw JSON of another field.
     pub fn field(&self, name: &str) -> Option<&'a [u8]> {
         self.rest.clone_walk().find_map(|(key, value)| (key == name.as_bytes()).then_some(value))
     }
@@ -116,13 +125,14 @@ impl<'a> Line<'a> {
                     _ => None,
                 })?
             }
-            b"error" => Self::Error(None, value),
+            b"error" => Self::Error(field(json, "id").and_then(number), value),
+            b"ok" => Self::Ok(field(json, "id").and_then(number)?, value),
             b"hello" => Self::Hello(value),
             b"caught_up" => Self::CaughtUp(Position::parse(value)?),
             b"resync" => Self::Resync(Position::parse(value)?),
             b"going_away" => Self::GoingAway(number(field(value, "reconnect_after_ms")?)?),
             b"heartbeat" => Self::Heartbeat,
-            _ => Self::Unknown,
+            _ => Event::in_any_order(json).map_or(Self::Unknown, Self::Event),
         })
     }
 }
@@ -302,6 +312,8 @@ mod tests {
             (r#"{ "resync" : { "conversation" : "c" , "head" : 3 } }"#, "Resync("),
             (r#"{"going_away":{"reconnect_after_ms":8123}}"#, "GoingAway(8123"),
             (r#"{"heartbeat":{}}"#, "Heartbeat"),
+            (r#"{"seq":7,"id":"x","conversation":"c","event":"message.new"}"#, "Event("),
+            (r#"{"error":{"code":"x"},"id":2}"#, "Error(Some(2)"),
             (r#"{"event":"typing.started","conversation":"c","data":{}}"#, "Event("),
             (r#"{"news":{}}"#, "Unknown"),
         ] {

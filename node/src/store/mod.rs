@@ -18,6 +18,9 @@ use chappe_schema::{
 };
 
 pub mod embedded;
+mod slice;
+
+pub use slice::PAGE_SCAN_MAX;
 
 #[cfg(any(test, feature = "simulation"))]
 pub mod contract;

@@ -261,9 +261,9 @@ fn origins(settings: &[Setting], path: &[String]) -> Vec<Origin> {
 fn read_file(sources: &Sources, settings: &mut Vec<Setting>, problems: &mut Vec<Problem>) {
     let Some(path) = &sources.file else { return };
     let origin = Origin::File(path.clone());
-    let table = std::fs::read_to_string(path)
-        .map_err(|error| format!("cannot be read: {error}"))
-        .and_then(|text| text.parse::<toml::Table>().map_err(|error| format!("is not TOML: {}", error.to_string().trim_end())));
+    let table = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}")).and_then(|text| {
+        text.parse::<toml::Table>().map_err(|error| format!("is not TOML: {}", error.to_string().trim_end()))
+    });
     match table {
         Ok(table) => leaves(from_toml(toml::Value::Table(table)), &mut Vec::new(), &origin, settings),
         Err(message) => problems.push(Problem::from_origin(origin, message)),
@@ -362,8 +362,7 @@ fn fill<T: DeserializeOwned>(defaults: &Value, settings: &mut Vec<Setting>, prob
     loop {
         let merged = merge(defaults.clone(), settings);
         let mut unknown = Vec::new();
-        let result: Result<T, figment::Error> =
-            serde_ignored::deserialize(&merged, |path| unknown.push(steps(&path)));
+        let result: Result<T, figment::Error> = serde_ignored::deserialize(&merged, |path| unknown.push(steps(&path)));
         match result {
             Ok(config) => {
                 unknown.iter().for_each(|path| problems.push(report(settings, path, unknown_key(defaults, path))));
@@ -460,10 +459,10 @@ fn redact(key: &str, value: &mut toml::Value) {
     match value {
         toml::Value::Table(table) => table.iter_mut().for_each(|(key, value)| redact(key, value)),
         toml::Value::Array(items) => items.iter_mut().for_each(|item| redact(key, item)),
+        // An empty one is no secret, and that it is empty may be what the reader looks for.
+        toml::Value::String(text) if text.is_empty() => {}
         toml::Value::String(text) if ["password", "secret", "token"].iter().any(|end| key.ends_with(end)) => {
-            if !text.is_empty() {
-                *text = REDACTED.to_owned();
-            }
+            *text = REDACTED.to_owned();
         }
         toml::Value::String(text) => {
             if let Some(clean) = without_password(text) {

@@ -49,8 +49,8 @@ impl SecretFile {
 
     /// Reads it. One line end at the end is not part of the secret: editors and `echo` add it.
     pub fn read(&self) -> Result<Secret, SecretError> {
-        let text = std::fs::read_to_string(&self.0)
-            .map_err(|source| SecretError::Read { path: self.0.clone(), source })?;
+        let text =
+            std::fs::read_to_string(&self.0).map_err(|source| SecretError::Read { path: self.0.clone(), source })?;
         let secret = text.strip_suffix('\n').unwrap_or(&text);
         let secret = secret.strip_suffix('\r').unwrap_or(secret);
         if secret.is_empty() {

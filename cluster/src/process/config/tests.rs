@@ -49,7 +49,12 @@ enum StoreKind {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { data_dir: "chappe-data".into(), gateway: Gateway::default(), limits: BTreeMap::new(), store: Store::default() }
+        Self {
+            data_dir: "chappe-data".into(),
+            gateway: Gateway::default(),
+            limits: BTreeMap::new(),
+            store: Store::default(),
+        }
     }
 }
 

@@ -1,0 +1,51 @@
+//! The time, once exactly and once roughly.
+//!
+//! What a node or a client compares (deadlines, stamps) is read from the system's clock. What only has to be right to
+//! a second (who was heard when) is read from a number that the sweep moves once a second, so that millions of looks
+//! at it cost a load each.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use chappe_schema::id::Millis;
+
+/// The gateway's clock.
+pub(crate) struct Clock {
+    began: Instant,
+    seconds: AtomicU32,
+    /// Seconds by which a test has turned it forwards.
+    turned: AtomicU32,
+}
+
+impl Clock {
+    /// A clock that begins at second 1: 0 is free to mean "never".
+    pub(crate) fn new() -> Self {
+        Self { began: Instant::now(), seconds: AtomicU32::new(1), turned: AtomicU32::new(0) }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub(crate) fn now_ms(&self) -> Millis {
+        let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        ms + u64::from(self.turned.load(Ordering::Relaxed)) * 1000
+    }
+
+    /// Whole seconds since the gateway started, as of the last sweep.
+    pub(crate) fn seconds(&self) -> u32 {
+        self.seconds.load(Ordering::Relaxed)
+    }
+
+    /// Moves the seconds on; the sweep does.
+    pub(crate) fn tick(&self) -> u32 {
+        let seconds = self.began.elapsed().as_secs() as u32 + 1 + self.turned.load(Ordering::Relaxed);
+        self.seconds.store(seconds, Ordering::Relaxed);
+        seconds
+    }
+
+    /// Turns the clock forwards: tests do not wait for heartbeats.
+    #[cfg(test)]
+    pub(crate) fn turn(&self, seconds: u32) {
+        self.turned.fetch_add(seconds, Ordering::Relaxed);
+    }
+}

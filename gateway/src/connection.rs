@@ -1,0 +1,277 @@
+//! One client's WebSocket, as the rest of the gateway knows it, and the table of all of them.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use chappe_schema::{
+    error::{Code, Error},
+    id::{ConnectionSlot, GatewayId},
+    wire::Actor,
+};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use crate::{
+    meters::Reason,
+    websocket::outbox::{Outbox, Wakers},
+};
+
+/// A connection. Its task reads and writes; everybody else pushes into its outbox.
+pub(crate) struct Connection {
+    /// How nodes name it.
+    pub(crate) slot: ConnectionSlot,
+    gateway: GatewayId,
+    /// What waits to be written. Lock order: the table, then an outbox; never two outboxes.
+    pub(crate) outbox: Mutex<Outbox>,
+    actor: OnceLock<Actor>,
+    // Seconds of the gateway's clock; 0 is never.
+    opened: u32,
+    heard: AtomicU32,
+    said: AtomicU32,
+    /// Since when the socket takes nothing, though something waits.
+    stalled: AtomicU32,
+    /// When the token, with its grace, is over.
+    expires: AtomicU32,
+    /// Since when we have been saying goodbye.
+    closing: AtomicU32,
+    /// Numbers its errors.
+    errors: AtomicU32,
+}
+
+/// All connections of a gateway.
+pub(crate) struct Connections {
+    gateway: GatewayId,
+    table: RwLock<Table>,
+}
+
+/// The table itself, to be held while a batch is delivered.
+pub(crate) struct Table {
+    places: Vec<Place>,
+    /// Places that are free, the longest one first.
+    free: VecDeque<u32>,
+    len: usize,
+}
+
+struct Place {
+    /// Which life of the place this is: an event on its way to a former connection must not reach the next one, whose
+    /// user may be another.
+    life: u32,
+    connection: Option<Arc<Connection>>,
+}
+
+/// Places that a slot's number can name; the bits above count lives. A million connections are far beyond what one
+/// process may have files for, and freed places wait in a queue, so 4096 lives take long.
+const PLACE_BITS: u32 = 20;
+const PLACES_MAX: usize = 1 << PLACE_BITS;
+const LIFE_MASK: u32 = (1 << (32 - PLACE_BITS)) - 1;
+
+// === impl Connection ===
+
+impl Connection {
+    /// The name that the client is told.
+    pub(crate) fn name(&self) -> String {
+        format!("{:x}-{:x}", self.gateway.0, self.slot.0)
+    }
+
+    /// A name for one of its errors, under which it stands in the log.
+    pub(crate) fn request_id(&self) -> String {
+        format!("{:x}-{:x}-{:x}", self.gateway.0, self.slot.0, self.errors.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Who it is, once that is known.
+    pub(crate) fn actor(&self) -> Option<&Actor> {
+        self.actor.get()
+    }
+
+    /// Says who it is; only the first word counts.
+    pub(crate) fn introduce(&self, actor: Actor) {
+        let _ = self.actor.set(actor);
+    }
+
+    /// Sets when its token is over, in seconds of the gateway's clock.
+    pub(crate) fn expires(&self, at: u32) {
+        self.expires.store(at, Ordering::Relaxed);
+    }
+
+    /// Notes a sign of life.
+    pub(crate) fn hear(&self, now: u32) {
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    /// Notes that something was written, so the socket takes something.
+    pub(crate) fn say(&self, now: u32) {
+        self.said.store(now, Ordering::Relaxed);
+        self.stalled.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes that the socket takes nothing.
+    pub(crate) fn stall(&self, now: u32) {
+        let _ = self.stalled.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Notes that goodbye is being said; returns since when.
+    pub(crate) fn close_since(&self, now: u32) -> u32 {
+        self.closing.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).unwrap_or_else(|since| since).max(1)
+    }
+
+    /// Since when goodbye has been said, 0 if it has not.
+    pub(crate) fn closing_since(&self) -> u32 {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Since when it has been there.
+    pub(crate) const fn opened_at(&self) -> u32 {
+        self.opened
+    }
+
+    /// When it was last heard, when something was last said, since when it stalls, when its token is over.
+    pub(crate) fn times(&self) -> (u32, u32, u32, u32) {
+        let load = |time: &AtomicU32| time.load(Ordering::Relaxed);
+        (load(&self.heard), load(&self.said), load(&self.stalled), load(&self.expires))
+    }
+
+    /// Ends it with an error.
+    pub(crate) fn close(&self, code: Code, why: Reason, wakers: &mut Wakers) {
+        self.outbox.lock().close(&Error::new(code), &self.request_id(), why, wakers);
+    }
+}
+
+// === impl Connections ===
+
+impl Connections {
+    pub(crate) fn new(gateway: GatewayId) -> Self {
+        Self { gateway, table: RwLock::new(Table { places: Vec::new(), free: VecDeque::new(), len: 0 }) }
+    }
+
+    /// A place for a new connection; `None` when the table is full.
+    pub(crate) fn insert(&self, now: u32) -> Option<Arc<Connection>> {
+        let mut table = self.table.write();
+        let index = match table.free.pop_front() {
+            Some(index) => index,
+            None if table.places.len() >= PLACES_MAX => return None,
+            None => {
+                table.places.push(Place { life: 0, connection: None });
+                (table.places.len() - 1) as u32
+            }
+        };
+        let place = &mut table.places[index as usize];
+        let connection = Arc::new(Connection {
+            slot: ConnectionSlot(place.life << PLACE_BITS | index),
+            gateway: self.gateway,
+            outbox: Mutex::new(Outbox::default()),
+            actor: OnceLock::new(),
+            opened: now,
+            heard: AtomicU32::new(now),
+            said: AtomicU32::new(now),
+            stalled: AtomicU32::new(0),
+            expires: AtomicU32::new(u32::MAX),
+            closing: AtomicU32::new(0),
+            errors: AtomicU32::new(0),
+        });
+        place.connection = Some(Arc::clone(&connection));
+        table.len += 1;
+        Some(connection)
+    }
+
+    /// Gives a place back.
+    pub(crate) fn remove(&self, slot: ConnectionSlot) {
+        let mut table = self.table.write();
+        let index = slot.0 & (PLACES_MAX as u32 - 1);
+        let Some(place) = table.places.get_mut(index as usize) else { return };
+        if place.life != slot.0 >> PLACE_BITS || place.connection.take().is_none() {
+            return;
+        }
+        place.life = (place.life + 1) & LIFE_MASK;
+        table.free.push_back(index);
+        table.len -= 1;
+    }
+
+    /// The table, to look several connections up. Must not be held across another look.
+    pub(crate) fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.table.read().len
+    }
+
+    /// Calls `visit` with every connection, letting others at the table in between.
+    pub(crate) fn each(&self, mut visit: impl FnMut(&Arc<Connection>)) {
+        const STEP: usize = 1024;
+        let mut from = 0;
+        loop {
+            let table = self.table.read();
+            let end = table.places.len().min(from + STEP);
+            for place in &table.places[from.min(end)..end] {
+                if let Some(connection) = &place.connection {
+                    visit(connection);
+                }
+            }
+            if end == table.places.len() {
+                return;
+            }
+            from = end;
+        }
+    }
+}
+
+impl Table {
+    /// The connection of a slot, if it is still there.
+    pub(crate) fn get(&self, slot: ConnectionSlot) -> Option<&Arc<Connection>> {
+        let place = self.places.get((slot.0 & (PLACES_MAX as u32 - 1)) as usize)?;
+        place.connection.as_ref().filter(|_| place.life == slot.0 >> PLACE_BITS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_never_names_another_connection() {
+        let connections = Connections::new(GatewayId(1));
+        let first = connections.insert(1).unwrap();
+        assert!(connections.table().get(first.slot).is_some());
+        connections.remove(first.slot);
+        connections.remove(first.slot);
+        assert!(connections.table().get(first.slot).is_none());
+        let second = connections.insert(1).unwrap();
+        assert_ne!(first.slot, second.slot);
+        assert!(connections.table().get(first.slot).is_none(), "what was meant for the first never reaches the second");
+        assert_eq!(connections.len(), 1);
+    }
+
+    #[test]
+    fn lives_wrap_around() {
+        let connections = Connections::new(GatewayId(1));
+        for _ in 0..10_000 {
+            let connection = connections.insert(1).unwrap();
+            assert!(connections.table().get(connection.slot).is_some());
+            connections.remove(connection.slot);
+        }
+        assert_eq!(connections.len(), 0);
+        assert_eq!(connections.table().places.len(), 1);
+    }
+
+    #[test]
+    fn each_visits_everyone_once() {
+        let connections = Connections::new(GatewayId(1));
+        let all: Vec<_> = (0..3000).map(|_| connections.insert(1).unwrap()).collect();
+        connections.remove(all[5].slot);
+        let mut seen = 0;
+        connections.each(|_| seen += 1);
+        assert_eq!(seen, 2999);
+    }
+
+    #[test]
+    fn a_connection_is_small() {
+        let size = std::mem::size_of::<Connection>();
+        println!("a Connection takes {size} bytes");
+        assert!(size <= 320, "{size} bytes");
+    }
+}

@@ -1,0 +1,288 @@
+//! What all parts of a gateway share, and the way of a command to its node and of the answer back.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use chappe_cluster::link::{GatewayPort, NodePort, memory::MemoryLink};
+use chappe_schema::{
+    command::Command,
+    error::{Code, Error},
+    frame,
+    id::{CommandId, ConnectionSlot, GatewayId, Generation},
+    limit::COMMAND_DEADLINE_MS,
+    operation::Op,
+    reply::Reply,
+    wire::{Actor, Asked, Connecting, Correlation, Heads, ToGateway, ToNode},
+};
+use tokio::sync::watch;
+
+use crate::{
+    auth::Auth,
+    clock::Clock,
+    config::Config,
+    connection::{Connections, Table},
+    delivery::Delivery,
+    limiter::Limiter,
+    listeners::Listeners,
+    meters::{Meters, Reason},
+    resume::{self, CameBack, Resuming},
+    route::{Asking, Pending, Route, weight},
+    websocket::outbox::Wakers,
+};
+
+/// A gateway: it terminates clients and keeps nothing durable.
+pub struct Gateway {
+    pub(crate) config: Config,
+    pub(crate) auth: Auth,
+    pub(crate) limiter: Arc<dyn Limiter>,
+    pub(crate) clock: Clock,
+    pub(crate) meters: Meters,
+    pub(crate) connections: Connections,
+    pub(crate) listeners: Listeners,
+    pub(crate) route: Route,
+    pub(crate) delivery: Delivery,
+    pub(crate) link: MemoryLink,
+    /// Identity of the history that positions are in.
+    pub(crate) generation: Generation,
+    /// Turns true when the gateway leaves: HTTP connections finish what they are at.
+    pub(crate) leaving: watch::Sender<bool>,
+}
+
+impl Gateway {
+    /// Joined to its node, not yet listening.
+    pub(crate) fn join(
+        config: Config,
+        auth: Auth,
+        limiter: Arc<dyn Limiter>,
+        id: GatewayId,
+        node: Arc<dyn NodePort>,
+    ) -> Arc<Self> {
+        let port = Arc::new(Port::default());
+        let link = MemoryLink::join(id, node, Arc::clone(&port) as Arc<dyn GatewayPort>);
+        let gateway = Arc::new(Self {
+            config,
+            auth,
+            limiter,
+            clock: Clock::new(),
+            meters: Meters::new(),
+            connections: Connections::new(id),
+            listeners: Listeners::new(),
+            route: Route::new(),
+            delivery: Delivery::new(),
+            generation: link.generation(),
+            link,
+            leaving: watch::Sender::new(false),
+        });
+        // The only word that the port is ever given.
+        let _ = port.0.set(Arc::downgrade(&gateway));
+        gateway
+    }
+
+    /// Sends a command to the owner of its entity; the answer comes to `pending`.
+    pub(crate) fn ask(&self, pending: Pending, actor: Actor, id: Option<CommandId>, command: Command) {
+        // Whatever changes something has an id, so that it is never done twice.
+        let id = id.unwrap_or_else(|| if command.is_mutation() { CommandId::fresh() } else { CommandId(uuid::Uuid::nil()) });
+        let correlation = self.route.insert(pending, self.clock.seconds());
+        let deadline = self.clock.now_ms() + COMMAND_DEADLINE_MS;
+        self.link.send(ToNode::Command(Box::new(Asked { correlation, actor, id, command, deadline })));
+    }
+
+    /// Registers a connection at its user's entity; the answer is what `resuming` gets.
+    pub(crate) fn connect(&self, actor: Actor, connection: ConnectionSlot, resuming: Resuming) {
+        let positions = resuming.positions.iter().map(|(conversation, ..)| *conversation).collect();
+        let pending = Pending::Connect(connection, Box::new(resuming));
+        let correlation = self.route.insert(pending, self.clock.seconds());
+        self.link.send(ToNode::Connect(Box::new(Connecting { correlation, actor, connection, positions })));
+    }
+
+    /// Gives up waiting for answers that are too late.
+    pub(crate) fn expire(&self) {
+        let expired = self.route.expired(self.clock.seconds());
+        if expired.is_empty() {
+            return;
+        }
+        tracing::warn!(event = "commands_timed_out", count = expired.len(), "a node did not answer in time");
+        self.meters.timed_out.increment(expired.len() as u64);
+        let mut wakers = Wakers::new();
+        let table = self.connections.table();
+        for pending in expired {
+            let error = pending.unanswered();
+            match pending {
+                Pending::Connect(connection, resuming) => {
+                    self.connected(connection, &resuming, Err(error), &table, &mut wakers);
+                }
+                pending => self.answer(pending, Err(error), &table, &mut wakers),
+            }
+        }
+        drop(table);
+        wake(wakers);
+    }
+
+    /// A batch of a node's shard, which waits meanwhile: everything large is handed on.
+    fn receive(self: &Arc<Self>, batch: Vec<ToGateway>) {
+        let mut wakers = Wakers::new();
+        let table = self.connections.table();
+        for message in batch {
+            match message {
+                ToGateway::Reply(correlation, result) => {
+                    if let Some(pending) = self.take(correlation) {
+                        self.answer(pending, result, &table, &mut wakers);
+                    }
+                }
+                ToGateway::Connected(correlation, result) => {
+                    if let Some(Pending::Connect(connection, resuming)) = self.take(correlation) {
+                        self.connected(connection, &resuming, result, &table, &mut wakers);
+                    }
+                }
+                ToGateway::Deliver { conversation, events, connections } => {
+                    self.deliver(conversation, &events, &connections, &table, &mut wakers);
+                }
+                ToGateway::Broadcast { conversation, events } => self.broadcast(conversation, events),
+                ToGateway::Removed { conversation, user } => self.removed(conversation, user),
+            }
+        }
+        drop(table);
+        wake(wakers);
+    }
+
+    fn take(&self, correlation: Correlation) -> Option<Pending> {
+        let pending = self.route.take(correlation);
+        if pending.is_some() {
+            self.meters.routed.increment(1);
+        }
+        pending
+    }
+
+    fn answer(&self, pending: Pending, result: Result<Reply, Error>, table: &Table, wakers: &mut Wakers) {
+        match pending {
+            Pending::Socket(asking) => answer_socket(&asking, result, table, wakers),
+            Pending::Open(asking, conversation) => {
+                match &result {
+                    Ok(Reply::Opened { head, large: true, .. }) => {
+                        self.listeners.listen(conversation, asking.connection, *head);
+                    }
+                    Ok(_) => self.listeners.leave(conversation, asking.connection, &self.link),
+                    Err(_) => {
+                        self.listeners.leave(conversation, asking.connection, &self.link);
+                        if let Some(connection) = table.get(asking.connection) {
+                            connection.outbox.lock().shut(conversation);
+                        }
+                    }
+                }
+                answer_socket(&asking, result, table, wakers);
+            }
+            Pending::CatchUp(slot) => {
+                if let Some(connection) = table.get(slot) {
+                    resume::filled(&mut connection.outbox.lock(), result, wakers);
+                }
+            }
+            // A handler that is gone wants no answer.
+            Pending::Waiter(_, waiter) => drop(waiter.send(result)),
+            Pending::Connect(slot, resuming) => {
+                let error = result.err().unwrap_or(Error::new(Code::Internal));
+                self.connected(slot, &resuming, Err(error), table, wakers);
+            }
+        }
+    }
+
+    /// The answer to `connect`. Live events can follow at once, so what is missing is noted in the same step.
+    fn connected(
+        &self,
+        slot: ConnectionSlot,
+        resuming: &Resuming,
+        result: Result<Heads, Error>,
+        table: &Table,
+        wakers: &mut Wakers,
+    ) {
+        let Some(connection) = table.get(slot) else { return };
+        let Some(actor) = connection.actor() else { return };
+        let mut outbox = connection.outbox.lock();
+        let heads = match result {
+            Ok(heads) => heads,
+            Err(error) => {
+                let request_id = connection.request_id();
+                log(&error, &request_id);
+                outbox.error(resuming.id.as_ref(), &error, &request_id, wakers);
+                // Without its registration the connection is of no use; its client comes back.
+                let row = if error.code.row().close.is_some() { error.code.row() } else { Code::Overloaded.row() };
+                let close = row.close.unwrap_or(1013);
+                outbox.close_with(close, row.code, Reason::Error, None, wakers);
+                return;
+            }
+        };
+        let outcome = resume::verdicts(resuming, &heads, self.generation);
+        if let Some(came_back) = outcome.came_back {
+            came_back.counter(&self.meters.resumes).increment(1);
+            if came_back == CameBack::Rejected
+                && let Some((conversation, _)) = outcome.verdicts.iter().find(|(_, verdict)| verdict.reason == Some("ahead"))
+            {
+                tracing::error!(
+                    event = "client_ahead",
+                    %conversation,
+                    "a client holds a position above the head of its conversation: events may have been lost"
+                );
+            }
+        }
+        outbox.own(
+            |out| {
+                let (user, device) = (&actor.user, actor.device.as_ref());
+                frame::write_connected(out, resuming.id.as_ref(), user, device, &outcome.verdicts, &resuming.ignored);
+            },
+            wakers,
+        );
+        if !outcome.catch_up.is_done() && !outbox.is_closing() {
+            outbox.catch_up = Some(Box::new(outcome.catch_up));
+        }
+    }
+}
+
+fn answer_socket(asking: &Asking, result: Result<Reply, Error>, table: &Table, wakers: &mut Wakers) {
+    let Some(connection) = table.get(asking.connection) else { return };
+    let mut outbox = connection.outbox.lock();
+    outbox.answered(weight(asking.op));
+    match (result, &asking.id) {
+        (Ok(reply), Some(id)) => outbox.own(|out| frame::write_reply(out, id, &reply, &asking.ignored), wakers),
+        // Nobody waits for it, but there may be room to read again.
+        (Ok(_), None) => outbox.wake(wakers),
+        (Err(error), id) => {
+            let request_id = connection.request_id();
+            log(&error, &request_id);
+            outbox.error(id.as_ref(), &error, &request_id, wakers);
+        }
+    }
+}
+
+/// Errors that are the server's stand in the log under the id that the client is given.
+pub(crate) fn log(error: &Error, request_id: &str) {
+    if matches!(error.code, Code::Internal | Code::ConversationUnavailable) {
+        tracing::error!(event = "request_failed", request_id, code = error.code.row().code, detail = %error.detail);
+    } else {
+        tracing::debug!(event = "request_refused", request_id, code = error.code.row().code, detail = %error.detail);
+    }
+}
+
+/// Wakes writers, once all of a batch has been pushed.
+pub(crate) fn wake(wakers: Wakers) {
+    for waker in wakers {
+        waker.wake();
+    }
+}
+
+/// What every operation costs of its user's budget goes to one of two.
+pub(crate) const fn scope(op: Op) -> crate::limiter::Scope {
+    match op {
+        Op::MessageSend => crate::limiter::Scope::Sends,
+        _ => crate::limiter::Scope::Commands,
+    }
+}
+
+/// The gateway's end of its link. Weak: the node holds it, and must not hold the gateway.
+#[derive(Default)]
+struct Port(OnceLock<Weak<Gateway>>);
+
+impl GatewayPort for Port {
+    fn receive(&self, batch: Vec<ToGateway>) {
+        if let Some(gateway) = self.0.get().and_then(Weak::upgrade) {
+            gateway.receive(batch);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Who listens to which large conversation at this gateway.
+//!
+//! A large conversation sends its events once to every gateway that is interested. Interest is announced before the
+//! first listener's `conversation.open` is asked, and withdrawn when the last one goes, under the same lock as the
+//! list, so that a node hears the two in the order in which they happened.
+
+use chappe_schema::{
+    id::{ConnectionSlot, ConversationId, Seq, UserId},
+    wire::ToNode,
+};
+use chappe_cluster::link::memory::MemoryLink;
+use hashbrown::{HashMap, hash_map::Entry};
+use parking_lot::Mutex;
+
+use crate::connection::Connections;
+
+/// Listeners by conversation.
+pub(crate) struct Listeners {
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+const SHARDS: usize = 16;
+
+type Shard = HashMap<ConversationId, Audience, foldhash::fast::RandomState>;
+
+/// By connection: events above this seq are for it. [`NOT_YET`] until its `open` is answered.
+type Audience = HashMap<ConnectionSlot, Seq, foldhash::fast::RandomState>;
+
+const NOT_YET: Seq = Seq::MAX;
+
+impl Listeners {
+    pub(crate) fn new() -> Self {
+        Self { shards: std::array::from_fn(|_| Mutex::new(Shard::default())) }
+    }
+
+    /// A connection is about to open a conversation. To be called before the node is asked.
+    pub(crate) fn announce(&self, conversation: ConversationId, slot: ConnectionSlot, link: &MemoryLink) {
+        let mut shard = self.shard(conversation);
+        let audience = match shard.entry(conversation) {
+            Entry::Occupied(audience) => audience.into_mut(),
+            Entry::Vacant(none) => {
+                link.send(ToNode::Interest { conversation, listening: true });
+                none.insert(Audience::default())
+            }
+        };
+        audience.entry(slot).or_insert(NOT_YET);
+    }
+
+    /// The node said that the conversation is a large one whose head is `head`: what lies above is for the connection.
+    pub(crate) fn listen(&self, conversation: ConversationId, slot: ConnectionSlot, head: Seq) {
+        let mut shard = self.shard(conversation);
+        if let Some(after) = shard.get_mut(&conversation).and_then(|audience| audience.get_mut(&slot))
+            && *after == NOT_YET
+        {
+            *after = head;
+        }
+    }
+
+    /// A connection no longer listens.
+    pub(crate) fn leave(&self, conversation: ConversationId, slot: ConnectionSlot, link: &MemoryLink) {
+        self.retain(conversation, link, |listener| listener != slot);
+    }
+
+    /// No connection of `user` listens any longer.
+    pub(crate) fn remove_user(
+        &self,
+        conversation: ConversationId,
+        user: &UserId,
+        connections: &Connections,
+        link: &MemoryLink,
+    ) {
+        let slots: Vec<ConnectionSlot> = match self.shard(conversation).get(&conversation) {
+            Some(audience) => audience.keys().copied().collect(),
+            None => return,
+        };
+        let table = connections.table();
+        let is_theirs = |slot: ConnectionSlot| {
+            table.get(slot).and_then(|connection| connection.actor()).is_some_and(|actor| actor.user == *user)
+        };
+        let theirs: Vec<ConnectionSlot> = slots.into_iter().filter(|slot| is_theirs(*slot)).collect();
+        drop(table);
+        self.retain(conversation, link, |listener| !theirs.contains(&listener));
+    }
+
+    /// Those for whom events above their seq are meant, into a buffer that is used again.
+    pub(crate) fn list(&self, conversation: ConversationId, into: &mut Vec<(ConnectionSlot, Seq)>) {
+        into.clear();
+        if let Some(audience) = self.shard(conversation).get(&conversation) {
+            into.extend(audience.iter().filter(|(_, after)| **after != NOT_YET).map(|(slot, after)| (*slot, *after)));
+        }
+    }
+
+    /// Whether anybody listens, or is about to.
+    pub(crate) fn any(&self, conversation: ConversationId) -> bool {
+        self.shard(conversation).contains_key(&conversation)
+    }
+
+    fn retain(&self, conversation: ConversationId, link: &MemoryLink, keep: impl Fn(ConnectionSlot) -> bool) {
+        let mut shard = self.shard(conversation);
+        let Some(audience) = shard.get_mut(&conversation) else { return };
+        audience.retain(|listener, _| keep(*listener));
+        if audience.is_empty() {
+            shard.remove(&conversation);
+            link.send(ToNode::Interest { conversation, listening: false });
+        }
+    }
+
+    fn shard(&self, conversation: ConversationId) -> parking_lot::MutexGuard<'_, Shard> {
+        // The last byte is random in every version of ids in use.
+        self.shards[usize::from(conversation.0.as_bytes()[15]) % SHARDS].lock()
+    }
+}

@@ -1,0 +1,298 @@
+//! One member of a crowd: does its chores (groups to create), then sends as its pace says, and counts what it hears.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::score::Score;
+use crate::client::{Ack, Down, Event, Failure, Handle, Handler, Sent, Session, line};
+
+/// Chores under way at the same time, below what the server allows per connection.
+const CHORES_IN_FLIGHT_MAX: usize = 32;
+/// Who is only ever refused stops asking.
+const FAILURES_IN_ROW_MAX: u32 = 200;
+/// Digits of the time that stands at the beginning of each body's text.
+const STAMP_DIGITS: usize = 16;
+
+/// When a member sends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Pace {
+    /// Never.
+    Listen,
+    /// So many in flight; the next when one is acknowledged.
+    Closed(usize),
+    /// So often, whatever the answers do. Latencies count from the intended time, so a server that stalls is charged
+    /// for everything that waited (no coordinated omission).
+    Open(Duration),
+    /// So many in flight, where one is over when everybody has it.
+    Broadcast(usize),
+}
+
+/// A fan-out's progress: how many deliveries are still to come before the sender may go on.
+#[derive(Debug, Default)]
+pub(crate) struct Fanout {
+    pub(crate) listeners: u64,
+    pub(crate) arrived: AtomicU64,
+    pub(crate) sender: Mutex<Option<Arc<Handle<Member>>>>,
+}
+
+/// What all members of a crowd share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) score: Score,
+    /// Conversations that chores created, by the chore's tag.
+    pub(crate) created: Mutex<HashMap<u64, Uuid>>,
+    pub(crate) body_bytes: usize,
+    /// One in so many deliveries has its latency measured.
+    pub(crate) sample: u64,
+    pub(crate) fanout: Option<Fanout>,
+}
+
+/// A request to be done before the load.
+#[derive(Debug)]
+pub(crate) struct Chore {
+    pub(crate) op: &'static str,
+    pub(crate) args: String,
+    pub(crate) tag: u64,
+}
+
+/// One member.
+#[derive(Debug)]
+pub struct Member {
+    shared: Arc<Shared>,
+    chores: VecDeque<Chore>,
+    chores_in_flight: usize,
+    conversations: Vec<Uuid>,
+    next: usize,
+    pace: Pace,
+    in_flight: usize,
+    failures_in_row: u32,
+    running: bool,
+    /// When an open loop sends next, in the score's microseconds.
+    due_us: u64,
+    sent: u64,
+    body: Vec<u8>,
+}
+
+impl std::fmt::Debug for Handle<Member> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handle<Member>")
+    }
+}
+
+impl Member {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let frame = br#"{"text":""}"#.len() + STAMP_DIGITS;
+        let mut body = br#"{"text":""#.to_vec();
+        body.extend([b'0'; STAMP_DIGITS]);
+        // Words compress like words: a store that compresses shall not find a run of one letter.
+        let words = b" the optical telegraph carried messages across France over a chain of towers".iter().cycle();
+        body.extend(words.take(shared.body_bytes.saturating_sub(frame)));
+        body.extend(br#""}"#);
+        Self {
+            shared,
+            chores: VecDeque::new(),
+            chores_in_flight: 0,
+            conversations: Vec::new(),
+            next: 0,
+            pace: Pace::Listen,
+            in_flight: 0,
+            failures_in_row: 0,
+            running: false,
+            due_us: 0,
+            sent: 0,
+            body,
+        }
+    }
+
+    pub(crate) fn add_chores(&mut self, chores: Vec<Chore>, session: &mut Session) {
+        self.chores.extend(chores);
+        self.do_chores(session);
+    }
+
+    fn do_chores(&mut self, session: &mut Session) {
+        while self.chores_in_flight < CHORES_IN_FLIGHT_MAX
+            && let Some(chore) = self.chores.pop_front()
+        {
+            self.chores_in_flight += 1;
+            session.request(chore.op, &chore.args, chore.tag);
+        }
+    }
+
+    pub(crate) fn assign(&mut self, conversations: Vec<Uuid>, pace: Pace) {
+        (self.conversations, self.pace) = (conversations, pace);
+    }
+
+    pub(crate) fn start(&mut self, session: &mut Session) {
+        if self.conversations.is_empty() {
+            return;
+        }
+        self.running = true;
+        if let Pace::Open(every) = self.pace {
+            // Members begin anywhere within one interval, or they would all send at once.
+            self.due_us = self.shared.score.now_us() + rand::random_range(0..=every.as_micros() as u64);
+        }
+        self.go_on(session);
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+    }
+
+    /// Sends what may be sent now.
+    pub(crate) fn go_on(&mut self, session: &mut Session) {
+        if !self.running {
+            return;
+        }
+        match self.pace {
+            Pace::Listen => {}
+            Pace::Closed(window) => {
+                while self.in_flight < window {
+                    let now = self.shared.score.now_us();
+                    self.send(session, now);
+                }
+            }
+            Pace::Open(every) => {
+                let now = self.shared.score.now_us();
+                while self.due_us <= now {
+                    self.send(session, self.due_us);
+                    self.due_us += every.as_micros().max(1) as u64;
+                }
+                session.wake_at(self.shared.score.began + Duration::from_micros(self.due_us));
+            }
+            Pace::Broadcast(window) => {
+                let Some(fanout) = &self.shared.fanout else { return };
+                let over = fanout.arrived.load(Relaxed) / fanout.listeners.max(1);
+                while self.sent < over + window as u64 {
+                    let now = self.shared.score.now_us();
+                    self.send(session, now);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, session: &mut Session, began_us: u64) {
+        let start = br#"{"text":""#.len();
+        let mut rest = began_us;
+        for digit in self.body[start..start + STAMP_DIGITS].iter_mut().rev() {
+            *digit = b"0123456789abcdef"[(rest & 15) as usize];
+            rest >>= 4;
+        }
+        let conversation = self.conversations[self.next];
+        self.next = (self.next + 1) % self.conversations.len();
+        self.in_flight += 1;
+        self.sent += 1;
+        self.shared.score.in_flight.fetch_add(1, Relaxed);
+        session.send(conversation, &self.body, began_us);
+    }
+}
+
+/// The time at the beginning of a body's text.
+fn stamp(body: &[u8]) -> Option<u64> {
+    let text = line::field(body, "text")?;
+    let digits = std::str::from_utf8(text.get(1..=STAMP_DIGITS)?).ok()?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+impl Handler for Member {
+    fn ready(&mut self, _: &mut Session) {
+        self.shared.score.ready.fetch_add(1, Relaxed);
+    }
+
+    fn event(&mut self, _: &mut Session, event: &Event<'_>) {
+        if event.name != "message.new" {
+            return;
+        }
+        let nth = self.shared.score.deliveries.fetch_add(1, Relaxed);
+        if nth % self.shared.sample == 0 {
+            self.shared.score.note_delivery(event.body().and_then(stamp));
+        }
+        if let Some(fanout) = &self.shared.fanout
+            && self.pace == Pace::Listen
+        {
+            let arrived = fanout.arrived.fetch_add(1, Relaxed) + 1;
+            if arrived % fanout.listeners == 0
+                && let Some(sender) = &*fanout.sender.lock()
+            {
+                sender.call(|member, session| member.go_on(session));
+            }
+        }
+    }
+
+    fn sent(&mut self, session: &mut Session, sent: &Sent, result: Result<Ack, &Failure>) {
+        self.in_flight -= 1;
+        self.shared.score.in_flight.fetch_sub(1, Relaxed);
+        match result {
+            Ok(_) => {
+                self.failures_in_row = 0;
+                self.shared.score.note_ack(sent.tag);
+            }
+            Err(failure) => {
+                self.failures_in_row += 1;
+                self.running &= self.failures_in_row < FAILURES_IN_ROW_MAX && *failure != Failure::Stopped;
+                self.shared.score.complain(|| failure.to_string());
+            }
+        }
+        if matches!(self.pace, Pace::Closed(_)) {
+            self.go_on(session);
+        }
+    }
+
+    fn answered(&mut self, session: &mut Session, tag: u64, result: Result<&[u8], &Failure>) {
+        self.chores_in_flight -= 1;
+        self.shared.score.chores.fetch_sub(1, Relaxed);
+        match result {
+            Ok(ok) => {
+                let id = line::field(ok, "conversation").and_then(|conversation| line::field(conversation, "id"));
+                if let Some(id) = id.and_then(line::text).and_then(|id| Uuid::try_parse(id).ok()) {
+                    self.shared.created.lock().insert(tag, id);
+                }
+            }
+            Err(failure) => self.shared.score.complain(|| failure.to_string()),
+        }
+        self.do_chores(session);
+    }
+
+    fn read(&mut self, _: &mut Session, _: u64, result: Result<u64, &Failure>) {
+        self.shared.score.chores.fetch_sub(1, Relaxed);
+        if let Err(failure) = result {
+            self.shared.score.complain(|| format!("a read failed: {failure}"));
+        }
+    }
+
+    fn tick(&mut self, session: &mut Session, _: Instant) {
+        if matches!(self.pace, Pace::Open(_)) {
+            self.go_on(session);
+        }
+    }
+
+    fn down(&mut self, _: &mut Session, why: &Down, last: bool) {
+        if *why == Down::Stopped {
+            return;
+        }
+        self.shared.score.lost.fetch_add(1, Relaxed);
+        if last {
+            self.shared.score.complain(|| why.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_read_back() {
+        assert_eq!(stamp(br#"{"text":"00000000000000ff the optical"}"#), Some(255));
+        assert_eq!(stamp(br#"{"text":"short"}"#), None);
+    }
+}

@@ -1,0 +1,124 @@
+//! What a crowd counts while it works.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    time::Instant,
+};
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+/// The longest latency told apart, in microseconds.
+const LATENCY_US_MAX: u64 = 120_000_000;
+
+/// Counters that all members share.
+#[derive(Debug)]
+pub(crate) struct Score {
+    pub(crate) began: Instant,
+    pub(crate) ready: AtomicUsize,
+    pub(crate) lost: AtomicU64,
+    pub(crate) acks: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) deliveries: AtomicU64,
+    pub(crate) in_flight: AtomicUsize,
+    pub(crate) chores: AtomicUsize,
+    /// Latencies are noted only while this is set.
+    pub(crate) measuring: AtomicBool,
+    pub(crate) ack_us: Mutex<Histogram<u64>>,
+    pub(crate) delivery_us: Mutex<Histogram<u64>>,
+    /// The first few failures in words.
+    pub(crate) complaints: Mutex<Vec<String>>,
+}
+
+/// Latencies in milliseconds.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Latency {
+    /// How many were measured.
+    pub count: u64,
+    /// Half are below.
+    pub p50: f64,
+    /// Nine in ten are below.
+    pub p90: f64,
+    /// 99 of 100 are below.
+    pub p99: f64,
+    /// 999 of 1000 are below.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+impl Score {
+    pub(crate) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            ready: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+            acks: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            deliveries: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            chores: AtomicUsize::new(0),
+            measuring: AtomicBool::new(false),
+            ack_us: Mutex::new(histogram()),
+            delivery_us: Mutex::new(histogram()),
+            complaints: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Microseconds since the crowd came together.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
+    }
+
+    pub(crate) fn note_ack(&self, began_us: u64) {
+        self.acks.fetch_add(1, Relaxed);
+        if self.measuring.load(Relaxed) {
+            self.ack_us.lock().saturating_record(self.now_us().saturating_sub(began_us));
+        }
+    }
+
+    pub(crate) fn note_delivery(&self, began_us: Option<u64>) {
+        if let Some(began_us) = began_us
+            && self.measuring.load(Relaxed)
+        {
+            self.delivery_us.lock().saturating_record(self.now_us().saturating_sub(began_us));
+        }
+    }
+
+    pub(crate) fn complain(&self, why: impl FnOnce() -> String) {
+        self.failures.fetch_add(1, Relaxed);
+        let mut complaints = self.complaints.lock();
+        if complaints.len() < 5 {
+            complaints.push(why());
+        }
+    }
+}
+
+fn histogram() -> Histogram<u64> {
+    match Histogram::new_with_bounds(1, LATENCY_US_MAX, 3) {
+        Ok(histogram) => histogram,
+        Err(error) => unreachable!("the bounds are constants: {error}"),
+    }
+}
+
+impl Latency {
+    /// Reads a histogram of microseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        Self {
+            count: histogram.len(),
+            p50: ms(0.5),
+            p90: ms(0.9),
+            p99: ms(0.99),
+            p999: ms(0.999),
+            max: histogram.max() as f64 / 1e3,
+        }
+    }
+}
+
+/// A latency curve for a plot: (quantile, milliseconds).
+pub(crate) fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+    let nines = (0..=60).map(|step| 1.0 - 10f64.powf(-f64::from(step) / 12.0));
+    nines.map(|quantile| (quantile, histogram.value_at_quantile(quantile) as f64 / 1e3)).collect()
+}

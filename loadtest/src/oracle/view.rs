@@ -1,0 +1,90 @@
+//! What one user knows of one conversation, over all connections and reads.
+
+use hashbrown::HashMap;
+
+use crate::history::{Conversation, User};
+
+#[derive(Debug, Default)]
+pub(super) struct Views {
+    views: HashMap<(User, Conversation), View>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct View {
+    /// The highest seq the user wrote, read or received (rule 7).
+    pub(super) floor: u64,
+    /// Stretches of seqs the user was shown, as few as possible (rule 11).
+    pub(super) seen: Vec<(u64, u64)>,
+    /// Stretches of seqs the user may be shown (rule 11), `u64::MAX` while the membership lasts.
+    pub(super) visible: Vec<(u64, u64)>,
+    /// Stretches that a resync obliges the user's client to read (rule 8).
+    pub(super) debts: Vec<(u64, u64)>,
+    /// What the latest reads covered together: it may pay a debt before that is known in full.
+    paid: (u64, u64),
+}
+
+impl Views {
+    pub(super) fn of(&mut self, user: User, conversation: Conversation) -> &mut View {
+        self.views.entry((user, conversation)).or_default()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&(User, Conversation), &View)> {
+        self.views.iter()
+    }
+
+    /// The last seq a user may see.
+    pub(super) fn visible_upto(&self, user: User, conversation: Conversation) -> u64 {
+        let view = self.views.get(&(user, conversation));
+        view.and_then(|view| view.visible.last()).map_or(u64::MAX, |(_, upto)| *upto)
+    }
+}
+
+impl View {
+    pub(super) fn see(&mut self, seq: u64) {
+        self.floor = self.floor.max(seq);
+        match self.seen.last_mut() {
+            Some((from, upto)) if seq >= *from && seq <= *upto => {}
+            Some((_, upto)) if seq == *upto + 1 => *upto = seq,
+            _ => self.see_apart(seq),
+        }
+    }
+
+    /// The rare case: the seq does not prolong the latest stretch.
+    fn see_apart(&mut self, seq: u64) {
+        if self.seen.iter().any(|(from, upto)| (*from..=*upto).contains(&seq)) {
+            return;
+        }
+        self.seen.push((seq, seq));
+        if self.seen.len() > 64 {
+            self.seen.sort_unstable();
+            self.seen.dedup_by(|later, earlier| {
+                let joined = later.0 <= earlier.1 + 1;
+                if joined {
+                    earlier.1 = earlier.1.max(later.1);
+                }
+                joined
+            });
+        }
+    }
+
+    pub(super) fn owe(&mut self, from: u64, upto: u64) {
+        let (paid_from, paid_upto) = self.paid;
+        let from = if (paid_from..=paid_upto + 1).contains(&from) { paid_upto + 1 } else { from };
+        if from <= upto {
+            self.debts.push((from, upto));
+        }
+    }
+
+    /// A read covered a stretch.
+    pub(super) fn settle(&mut self, from: u64, upto: u64) {
+        let (paid_from, paid_upto) = self.paid;
+        self.paid = if from <= paid_upto + 1 && paid_from <= upto + 1 { (paid_from.min(from), paid_upto.max(upto)) } else { (from, upto) };
+        let (from, upto) = self.paid;
+        self.debts.retain_mut(|debt| {
+            if from <= debt.0 {
+                debt.0 = debt.0.max(upto + 1);
+            }
+            debt.0 <= debt.1
+        });
+    }
+}

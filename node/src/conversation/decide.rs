@@ -1,0 +1,166 @@
+//! How a command is judged. Judging changes nothing: the verdict names the one event to append, if any.
+
+use std::sync::Arc;
+
+use chappe_schema::{
+    command::Command,
+    error::{Code, Error},
+    event::{Event, Fact},
+    id::{CommandId, Millis, Seq, UserId},
+    limit::{ID_AGE_MS_MAX, ID_AHEAD_MS_MAX},
+    reply::{Reply, Sent},
+    wire::Actor,
+};
+
+use super::{
+    ids::{Known, Memory},
+    read::Read,
+    state::{Conversation, Target},
+};
+
+/// What is to be done about a command.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Answer, once the head at which this was decided is committed.
+    Answer(Result<Reply, Error>),
+    /// Append this event, and answer once it is committed.
+    Append(Arc<Event>, Reply),
+    /// Read the log, once the head is committed, and answer with what is there.
+    Read(Read),
+    /// The message at this seq must be looked at first (see [`Conversation::remember_target`]).
+    NeedTarget(Seq),
+    /// The durable id blocks must be asked first, as far back as this.
+    NeedId(Millis),
+    /// An idle conversation must be read again first.
+    NeedHot,
+}
+
+/// What was found out for a command that needed more than memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Evidence {
+    /// What the durable blocks say of the command's id, if they were asked.
+    pub id: Option<Option<Known>>,
+}
+
+/// A command with everything that judging it needs.
+pub(super) struct Case<'a> {
+    pub(super) state: &'a Conversation,
+    pub(super) actor: &'a Actor,
+    pub(super) id: CommandId,
+    pub(super) now: Millis,
+    pub(super) hash: u64,
+}
+
+impl Conversation {
+    /// Judges a command.
+    #[must_use]
+    pub fn decide(&self, actor: &Actor, id: CommandId, command: &Command, evidence: Evidence, now: Millis) -> Verdict {
+        if !command.is_mutation() {
+            return self.read(actor, command);
+        }
+        let case = Case { state: self, actor, id, now, hash: command.hash() };
+        // A creation's entity is derived from its key, so the entity itself is what remembers it.
+        if let Command::ConversationCreate(create) = command {
+            return case.create(create);
+        }
+        if !self.exists() || !self.knows(&actor.user) {
+            return Verdict::Answer(Err(Code::ConversationNotFound.into()));
+        }
+        if self.hot.is_none() {
+            return Verdict::NeedHot;
+        }
+        match case.repetition(evidence, command) {
+            Ok(None) => {}
+            Ok(Some(verdict)) => return verdict,
+            Err(error) => return Verdict::Answer(Err(error)),
+        }
+        case.judge(command).unwrap_or_else(|error| Verdict::Answer(Err(error)))
+    }
+
+    /// Whether `user` is or was a member: only they can have sent anything.
+    fn knows(&self, user: &UserId) -> bool {
+        self.members.ever(user)
+    }
+}
+
+impl Case<'_> {
+    fn judge(&self, command: &Command) -> Result<Verdict, Error> {
+        match command {
+            Command::MessageSend { body, .. } => self.send(body),
+            Command::MessageEdit { seq, body, .. } => self.edit(*seq, body),
+            Command::MessageDelete { seq, .. } => self.delete(*seq),
+            Command::ConversationUpdate { update, .. } => self.update(update),
+            Command::ConversationDelete { .. } => self.delete_conversation(),
+            Command::ConversationLeave { .. } => self.leave(),
+            Command::MemberAdd { user, role, .. } => self.add(user, *role),
+            Command::MemberRole { user, role, .. } => self.set_role(user, *role),
+            Command::MemberRemove { user, .. } => self.remove(user),
+            _ => Err(Code::UnknownOperation.into()),
+        }
+    }
+
+    /// Whether the command is a repetition: then its first answer, a conflict, or a question to the store.
+    fn repetition(&self, evidence: Evidence, command: &Command) -> Result<Option<Verdict>, Error> {
+        if let Some(time) = self.id.time() {
+            if time > self.now + ID_AHEAD_MS_MAX {
+                return Err(Error::new(Code::BadId).with_detail("the id is from the future; take the time from the server"));
+            }
+            if time + ID_AGE_MS_MAX < self.now {
+                return Err(Code::IdExpired.into());
+            }
+        }
+        let Some(hot) = &self.state.hot else { return Ok(Some(Verdict::NeedHot)) };
+        let known = match (hot.ids.look_up(&self.actor.user, self.id), evidence.id) {
+            (Memory::Known(known), _) | (Memory::Ask(_), Some(Some(known))) => known,
+            (Memory::New, _) | (Memory::Ask(_), Some(None)) => return Ok(None),
+            (Memory::Ask(since), None) => return Ok(Some(Verdict::NeedId(since))),
+        };
+        if known.hash != self.hash {
+            return Err(Code::IdConflict.into());
+        }
+        let reply = match command {
+            Command::MessageSend { .. } => {
+                Reply::Sent(Sent { seq: known.seq, n: known.n, created_at: known.created_at, duplicate: true })
+            }
+            _ => Reply::Changed { seq: known.seq, changed: true },
+        };
+        Ok(Some(Verdict::Answer(Ok(reply))))
+    }
+
+    /// The next event of the log.
+    pub(super) fn event(&self, target: Seq, fact: Fact) -> Arc<Event> {
+        Arc::new(Event {
+            seq: self.state.head + 1,
+            n: self.state.n + u64::from(fact.is_message()),
+            sender: self.actor.user.clone(),
+            device: self.actor.device.clone(),
+            id: self.id,
+            target,
+            created_at: self.state.stamp(self.now),
+            hash: self.hash,
+            fact,
+        })
+    }
+
+    /// An event whose answer is its seq.
+    pub(super) fn change(&self, target: Seq, fact: Fact) -> Verdict {
+        let event = self.event(target, fact);
+        let reply = Reply::Changed { seq: event.seq, changed: true };
+        Verdict::Append(event, reply)
+    }
+
+    /// The answer when there is nothing to change.
+    pub(super) fn unchanged(&self) -> Verdict {
+        Verdict::Answer(Ok(Reply::Changed { seq: self.state.head, changed: false }))
+    }
+
+    /// The message that an edit or deletion is about, or the question for it.
+    pub(super) fn target(&self, seq: Seq) -> Result<&Target, Verdict> {
+        let visible = self.state.member(&self.actor.user).map(|member| member.visible(self.state.settings.history).contains(seq));
+        if !visible.unwrap_or(false) || seq > self.state.head || seq <= self.state.floor {
+            return Ok(&Target::Missing);
+        }
+        let hot = self.state.hot.as_ref().ok_or(Verdict::NeedHot)?;
+        hot.targets.get(&seq).ok_or(Verdict::NeedTarget(seq))
+    }
+}

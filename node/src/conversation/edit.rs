@@ -1,0 +1,31 @@
+//! Giving one's own message another body.
+
+use chappe_schema::{
+    body::Body,
+    error::{Code, Error},
+    event::Fact,
+    id::Seq,
+};
+
+use super::{
+    decide::{Case, Verdict},
+    state::Target,
+};
+
+impl Case<'_> {
+    pub(super) fn edit(&self, seq: Seq, body: &Body) -> Result<Verdict, Error> {
+        self.state.member(&self.actor.user)?;
+        let (message, overlay) = match self.target(seq) {
+            Err(question) => return Ok(question),
+            Ok(Target::Missing) => return Err(Code::MessageNotFound.into()),
+            Ok(Target::Message(message, overlay)) => (message, overlay),
+        };
+        if message.sender != self.actor.user {
+            return Err(Error::new(Code::Forbidden).with_detail("only its author edits a message"));
+        }
+        if overlay.deleted != 0 {
+            return Err(Code::MessageDeleted.into());
+        }
+        Ok(self.change(seq, Fact::MessageUpdated { body: body.clone(), previous: overlay.edit }))
+    }
+}

@@ -1,0 +1,274 @@
+//! Which commands are known already, so that the same id never has two effects.
+//!
+//! Memory holds the ids of the log's tail: everything above the last durable id block in full, and for the blocks of
+//! the last minutes a 64-bit print of each id. A first attempt is recognised as new without a read: an id's time is at
+//! most [`ID_AHEAD_MS_MAX`] ahead of its event's stamp and stamps never fall along a log, so an id that is later than that
+//! before the oldest thing remembered cannot have been committed earlier.
+
+use std::collections::VecDeque;
+
+use chappe_schema::{
+    event::Event,
+    id::{CommandId, Millis, Seq, UserId},
+    limit::{ID_AHEAD_MS_MAX, ID_BLOCK_EVENTS},
+    stored::{Corrupt, StoredId, StoredIdBlock, command_id},
+};
+use hashbrown::{HashMap, HashSet};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// What is remembered of a command that made an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The event.
+    pub seq: Seq,
+    /// Its `n`.
+    pub n: u64,
+    /// Its stamp.
+    pub created_at: Millis,
+    /// The hash of the command.
+    pub hash: u64,
+}
+
+/// What memory can say of an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// It made this event.
+    Known(Known),
+    /// It made none.
+    New,
+    /// The durable blocks whose last event was stamped at or after this must be asked.
+    Ask(Millis),
+}
+
+/// The ids of a conversation's tail.
+#[derive(Debug, Default)]
+pub struct Ids {
+    /// Everything above `block_end`.
+    tail: HashMap<(CommandId, UserId), Known, foldhash::fast::FixedState>,
+    /// The same ids in order of seq, which is dense from `block_end + 1`.
+    order: VecDeque<(CommandId, UserId)>,
+    /// The seq up to which ids stand in durable blocks.
+    block_end: Seq,
+    /// The stamp of event `block_end`.
+    block_at: Millis,
+    /// Prints of the ids in the latest durable blocks.
+    prints: HashSet<u64, foldhash::fast::FixedState>,
+    /// Those blocks, oldest first: the stamp of the event before the block, and the block's prints.
+    recent: VecDeque<(Millis, Box<[u64]>)>,
+}
+
+fn print(id: CommandId, sender: &UserId) -> u64 {
+    let (high, low) = id.0.as_u64_pair();
+    xxh3_64_with_seed(sender.as_str().as_bytes(), high.rotate_left(32) ^ low)
+}
+
+impl Ids {
+    /// The ids of a log that was recovered from a snapshot.
+    ///
+    /// # Errors
+    /// When the stored ids are not the events after `block_end`.
+    pub fn recovered(stored: &[StoredId], block_end: Seq, block_at: Millis) -> Result<Self, Corrupt> {
+        let mut ids = Self { block_end, block_at, ..Self::default() };
+        for one in stored {
+            let sender = UserId::new(&one.sender).map_err(|_| Corrupt::Content("a stored text is no user id"))?;
+            if one.seq != ids.end() + 1 {
+                return Err(Corrupt::Content("the ids of a snapshot have a hole"));
+            }
+            let known = Known { seq: one.seq, n: one.n, created_at: one.created_at, hash: one.hash };
+            ids.insert(command_id(&one.id)?, sender, known);
+        }
+        Ok(ids)
+    }
+
+    /// The seq up to which ids are remembered or durable.
+    #[must_use]
+    pub fn end(&self) -> Seq {
+        self.block_end + self.order.len() as u64
+    }
+
+    /// The last seq in a durable block, and its stamp.
+    #[must_use]
+    pub const fn durable(&self) -> (Seq, Millis) {
+        (self.block_end, self.block_at)
+    }
+
+    /// The next event's id.
+    pub fn remember(&mut self, event: &Event) {
+        let known = Known { seq: event.seq, n: event.n, created_at: event.created_at, hash: event.hash };
+        self.insert(event.id, event.sender.clone(), known);
+    }
+
+    fn insert(&mut self, id: CommandId, sender: UserId, known: Known) {
+        self.tail.insert((id, sender.clone()), known);
+        self.order.push_back((id, sender));
+    }
+
+    /// What memory can say of `id`.
+    #[must_use]
+    pub fn look_up(&self, sender: &UserId, id: CommandId) -> Memory {
+        if let Some(known) = self.tail.get(&(id, sender.clone())) {
+            return Memory::Known(*known);
+        }
+        if self.block_end == 0 {
+            return Memory::New;
+        }
+        // An id without a time can stand anywhere.
+        let earliest = id.time().map_or(0, |time| time.saturating_sub(ID_AHEAD_MS_MAX));
+        if earliest > self.block_at {
+            return Memory::New;
+        }
+        let remembered_since = self.recent.front().map_or(self.block_at, |(before, _)| *before);
+        if earliest > remembered_since && !self.prints.contains(&print(id, sender)) {
+            return Memory::New;
+        }
+        Memory::Ask(earliest)
+    }
+
+    /// A whole block of committed ids that is not durable yet.
+    #[must_use]
+    pub fn block_due(&self, committed: Seq) -> Option<(Seq, StoredIdBlock)> {
+        let end = self.block_end + ID_BLOCK_EVENTS;
+        (committed >= end).then(|| (end, StoredIdBlock { ids: self.stored(ID_BLOCK_EVENTS as usize) }))
+    }
+
+    /// The block that ends at `end` is durable: its ids may leave memory, but for their prints.
+    pub fn block_durable(&mut self, end: Seq, now: Millis) {
+        if end != self.block_end + ID_BLOCK_EVENTS || self.order.len() < ID_BLOCK_EVENTS as usize {
+            return;
+        }
+        let before = self.block_at;
+        let mut prints = Vec::with_capacity(ID_BLOCK_EVENTS as usize);
+        for (id, sender) in self.order.drain(..ID_BLOCK_EVENTS as usize) {
+            prints.push(print(id, &sender));
+            if let Some(known) = self.tail.remove(&(id, sender)) {
+                self.block_at = known.created_at;
+            }
+        }
+        self.block_end = end;
+        self.prints.extend(prints.iter().copied());
+        self.recent.push_back((before, prints.into_boxed_slice()));
+        // An id that could be in a block older than this is refused as too far in the past of its clock, or asked for.
+        let keep_since = now.saturating_sub(ID_AHEAD_MS_MAX + 60_000);
+        while self.recent.len() > 1 && self.recent.get(1).is_some_and(|(before, _)| *before < keep_since) {
+            if let Some((_, gone)) = self.recent.pop_front() {
+                for one in &gone {
+                    self.prints.remove(one);
+                }
+            }
+        }
+    }
+
+    /// The ids of the first `count` events above the last durable block.
+    #[must_use]
+    pub fn stored(&self, count: usize) -> Vec<StoredId> {
+        let stored = |key: &(CommandId, UserId)| {
+            let known = self.tail.get(key)?;
+            Some(StoredId {
+                sender: key.1.as_str().to_owned(),
+                id: key.0.0.as_bytes().to_vec(),
+                seq: known.seq,
+                hash: known.hash,
+                n: known.n,
+                created_at: known.created_at,
+            })
+        };
+        self.order.iter().take(count).filter_map(stored).collect()
+    }
+
+    /// Heap bytes, roughly.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.tail.allocation_size() + self.order.capacity() * size_of::<(CommandId, UserId)>()
+            + self.prints.allocation_size() + self.recent.len() * (ID_BLOCK_EVENTS as usize * 8 + 24)
+    }
+}
+
+impl From<&StoredId> for Known {
+    fn from(stored: &StoredId) -> Self {
+        Self { seq: stored.seq, n: stored.n, created_at: stored.created_at, hash: stored.hash }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chappe_schema::event::Fact;
+
+    fn ada() -> UserId {
+        UserId::new("ada").unwrap()
+    }
+
+    /// A UUIDv7 of this time; `salt` tells two of one time apart.
+    fn id_at(time: Millis, salt: u64) -> CommandId {
+        let bytes = (u128::from(time) << 80 | u128::from(salt) & 0xffff_ffff_ffff).to_be_bytes();
+        let random: [u8; 10] = bytes[6..].try_into().unwrap();
+        CommandId(uuid::Builder::from_unix_timestamp_millis(time, &random).into_uuid())
+    }
+
+    fn event(seq: Seq, at: Millis) -> Event {
+        let fact = Fact::MessageDeleted { previous: 0 };
+        Event { seq, n: seq, sender: ada(), device: None, id: id_at(at, seq), target: 0, created_at: at, hash: seq, fact }
+    }
+
+    fn filled(count: u64, at: impl Fn(u64) -> Millis) -> Ids {
+        let mut ids = Ids::default();
+        for seq in 1..=count {
+            ids.remember(&event(seq, at(seq)));
+        }
+        ids
+    }
+
+    const T: Millis = 1_700_000_000_000;
+
+    #[test]
+    fn the_tail_is_known_and_the_rest_of_a_young_log_is_new() {
+        let ids = filled(10, |seq| T + seq);
+        assert!(matches!(ids.look_up(&ada(), id_at(T + 4, 4)), Memory::Known(Known { seq: 4, .. })));
+        assert_eq!(ids.look_up(&ada(), id_at(T + 4, 5)), Memory::New);
+        assert_eq!(ids.look_up(&UserId::new("bob").unwrap(), id_at(T + 4, 4)), Memory::New);
+        assert_eq!(ids.block_due(10), None);
+    }
+
+    #[test]
+    fn a_durable_block_leaves_prints_behind() {
+        let mut ids = filled(300, |seq| T + seq);
+        assert_eq!(ids.block_due(255), None);
+        let (end, block) = ids.block_due(256).unwrap();
+        assert_eq!((end, block.ids.len(), block.ids[255].seq), (256, 256, 256));
+        ids.block_durable(end, T + 300);
+        assert_eq!(ids.durable(), (256, T + 256));
+        assert_eq!(ids.end(), 300);
+        // Known to stand in the block: the block must be asked.
+        assert_eq!(ids.look_up(&ada(), id_at(T + 4, 4)), Memory::Ask(T + 4 - ID_AHEAD_MS_MAX));
+        // Made in the same minute, but its print is not there.
+        assert_eq!(ids.look_up(&ada(), id_at(T + 4, 999)), Memory::New);
+        assert!(matches!(ids.look_up(&ada(), id_at(T + 280, 280)), Memory::Known(_)));
+    }
+
+    #[test]
+    fn after_recovery_only_late_ids_are_new_without_a_read() {
+        let mut ids = filled(300, |seq| T + seq);
+        let (end, _) = ids.block_due(300).unwrap();
+        ids.block_durable(end, T + 300);
+        let (block_end, block_at) = ids.durable();
+        let recovered = Ids::recovered(&ids.stored(usize::MAX), block_end, block_at).unwrap();
+        assert_eq!(recovered.end(), 300);
+        assert!(matches!(recovered.look_up(&ada(), id_at(T + 4, 999)), Memory::Ask(_)));
+        assert_eq!(recovered.look_up(&ada(), id_at(T + 257 + ID_AHEAD_MS_MAX, 9)), Memory::New);
+        assert!(matches!(recovered.look_up(&ada(), id_at(T + 300, 300)), Memory::Known(_)));
+        assert!(Ids::recovered(&ids.stored(usize::MAX), block_end - 1, 0).is_err());
+    }
+
+    #[test]
+    fn prints_are_forgotten_in_time() {
+        let minutes = |n: u64| n * 60_000;
+        let mut ids = filled(256 * 40, |seq| T + minutes(seq / 256));
+        let mut now = T;
+        while let Some((end, _)) = ids.block_due(ids.end()) {
+            now += 60_000;
+            ids.block_durable(end, now);
+        }
+        assert!(ids.recent.len() <= 9, "{} blocks are remembered", ids.recent.len());
+        assert_eq!(ids.prints.len(), ids.recent.len() * 256);
+    }
+}

@@ -1,0 +1,27 @@
+//! The pure state of a conversation: it takes a command and the time and says what to append and what to answer.
+//! It holds no socket, clock, disk or task.
+//!
+//! - [`state`]: what a conversation is, how events change it
+//! - [`decide`]: how each command is judged; one file a command below it
+//! - [`members`]: who may see what
+//! - [`ids`]: which commands are known already
+//! - [`snapshot`]: the state as bytes at rest
+
+mod decide;
+mod delete;
+mod edit;
+pub mod ids;
+mod lifecycle;
+pub mod members;
+mod membership;
+pub(crate) mod read;
+mod send;
+mod snapshot;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+pub use decide::{Evidence, Verdict};
+pub use read::Read;
+pub use state::{Audience, Conversation, Target};

@@ -1,0 +1,310 @@
+//! Reading: what a member may be shown, and how it is put together from the log.
+
+use std::sync::Arc;
+
+use chappe_schema::{
+    command::{Command, From},
+    error::{Code, Error},
+    event::{Event, Fact},
+    id::{ConversationId, Seq},
+    limit::PAGE_BYTES_MAX,
+    reply::{EditView, MessageView, Reply},
+    stored::StoredOverlay,
+    wire::Actor,
+};
+
+use super::{
+    decide::Verdict,
+    members::Visible,
+    state::{Conversation, Target},
+};
+use crate::store::{Page, PageRequest};
+
+/// A read of the log that was allowed at some head, and what is to be made of it.
+#[derive(Debug)]
+pub struct Read {
+    conversation: ConversationId,
+    head: Seq,
+    floor: Seq,
+    visible: Visible,
+    shape: Shape,
+    /// Overlays that were not durable when the read was allowed; they win over older ones in the store.
+    fresh: Vec<(Seq, StoredOverlay)>,
+    /// Read so far.
+    events: Vec<Arc<Event>>,
+    overlays: Vec<(Seq, StoredOverlay)>,
+}
+
+#[derive(Debug)]
+enum Shape {
+    Events { after: Seq, limit: usize },
+    /// Messages at or below `upto`, newest first; `above` counts what still lies above.
+    Before { upto: Seq, limit: usize },
+    After { from: Seq, limit: usize },
+    /// First the lower half, then the upper one.
+    AroundBelow { at: Seq, limit: usize },
+    AroundAbove { at: Seq, limit: usize, more_below: bool },
+    One { seq: Seq },
+    /// The chain of edits of a message, from the newest to the oldest.
+    History { message: Arc<Event>, next: Seq, deleted: Seq, edits: Vec<EditView> },
+}
+
+/// What a read needs next.
+#[derive(Debug)]
+pub enum Progress {
+    /// This slice of the log.
+    More(PageRequest),
+    /// Nothing: here is the answer.
+    Done(Result<Reply, Error>),
+}
+
+impl Conversation {
+    /// Judges a command that changes nothing.
+    pub(super) fn read(&self, actor: &Actor, command: &Command) -> Verdict {
+        self.try_read(actor, command).unwrap_or_else(|error| Verdict::Answer(Err(error)))
+    }
+
+    fn try_read(&self, actor: &Actor, command: &Command) -> Result<Verdict, Error> {
+        let member = self.member(&actor.user)?;
+        let visible = member.visible(self.settings.history);
+        let floor = self.floor.max(visible.floor());
+        let shape = match command {
+            Command::ConversationGet { .. } => {
+                return Ok(Verdict::Answer(Ok(Reply::Conversation(Box::new(self.view(member, false))))));
+            }
+            Command::MemberList { after, limit, .. } => {
+                let mut items: Vec<_> =
+                    self.members.present_after(after.as_ref()).take(limit + 1).map(|m| (m.user.clone(), m.role)).collect();
+                let more = items.len() > *limit;
+                items.truncate(*limit);
+                let next_cursor = items.last().filter(|_| more).map(|(user, _)| user.clone());
+                return Ok(Verdict::Answer(Ok(Reply::Members { items, next_cursor })));
+            }
+            Command::ConversationOpen { .. } => {
+                return Ok(Verdict::Answer(Ok(Reply::Opened { head: self.head, n: self.n, large: self.is_large() })));
+            }
+            Command::ConversationClose { .. } => return Ok(Verdict::Answer(Ok(Reply::Closed))),
+            Command::EventList { after, limit, .. } => {
+                if *after < self.floor {
+                    return Err(Error::new(Code::HistoryPurged).with_detail(format!("the log begins after seq {}", self.floor)));
+                }
+                Shape::Events { after: (*after).max(floor), limit: *limit }
+            }
+            Command::MessageList { page, .. } => match page.from {
+                From::Newest => Shape::Before { upto: self.head, limit: page.limit },
+                From::Before(seq) => Shape::Before { upto: seq.saturating_sub(1).min(self.head), limit: page.limit },
+                From::After(seq) => Shape::After { from: seq.saturating_add(1).max(floor + 1), limit: page.limit },
+                From::Around(seq) => Shape::AroundBelow { at: seq.clamp(floor + 1, self.head.max(floor + 1)), limit: page.limit },
+            },
+            Command::MessageGet { seq, .. } if visible.contains(*seq) && *seq <= self.head => Shape::One { seq: *seq },
+            Command::MessageHistory { seq, .. } if visible.contains(*seq) && *seq <= self.head => {
+                let Some(hot) = &self.hot else { return Ok(Verdict::NeedHot) };
+                match hot.targets.get(seq) {
+                    None => return Ok(Verdict::NeedTarget(*seq)),
+                    Some(Target::Missing) => return Err(Code::MessageNotFound.into()),
+                    Some(Target::Message(message, overlay)) => Shape::History {
+                        message: Arc::clone(message),
+                        next: overlay.edit,
+                        deleted: overlay.deleted,
+                        edits: Vec::new(),
+                    },
+                }
+            }
+            Command::MessageGet { .. } | Command::MessageHistory { .. } => return Err(Code::MessageNotFound.into()),
+            _ => return Err(Code::UnknownOperation.into()),
+        };
+        let fresh = self.hot.as_ref().map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect());
+        let mut read = Read {
+            conversation: self.id,
+            head: self.head,
+            floor,
+            visible,
+            shape,
+            fresh: fresh.unwrap_or_default(),
+            events: Vec::new(),
+            overlays: Vec::new(),
+        };
+        if let Some(reply) = read.from_memory(self) {
+            return Ok(Verdict::Answer(Ok(reply)));
+        }
+        Ok(Verdict::Read(read))
+    }
+}
+
+impl Read {
+    /// The answer without the store, where the last events are all that is asked for.
+    fn from_memory(&mut self, state: &Conversation) -> Option<Reply> {
+        let Shape::Events { after, limit } = self.shape else { return None };
+        let first = after + 1;
+        if first > self.head {
+            return Some(self.page_of_events());
+        }
+        let hot = state.hot.as_ref()?;
+        hot.recent(first)?;
+        let upto = self.head.min(after.saturating_add(limit as u64));
+        let mut bytes = 0;
+        for seq in first..=upto {
+            let event = hot.recent(seq)?;
+            bytes += event.body_len();
+            if bytes > PAGE_BYTES_MAX && !self.events.is_empty() {
+                break;
+            }
+            self.events.push(Arc::clone(event));
+        }
+        Some(self.page_of_events())
+    }
+
+    /// The first slice of the log to look at, or the answer at once.
+    #[must_use]
+    pub fn begin(mut self) -> (Self, Progress) {
+        let progress = self.next();
+        (self, progress)
+    }
+
+    fn request(&self, from: Seq, upto: Seq, newest_first: bool, messages: bool, limit: usize) -> PageRequest {
+        PageRequest { entity: self.conversation.into(), from, upto, newest_first, messages, limit, bytes_max: PAGE_BYTES_MAX }
+    }
+
+    fn next(&mut self) -> Progress {
+        let above = self.floor + 1;
+        match &self.shape {
+            Shape::Events { after, limit } if *after < self.head => {
+                Progress::More(self.request(after + 1, self.head, false, false, *limit))
+            }
+            Shape::Events { .. } => Progress::Done(Ok(self.page_of_events())),
+            Shape::Before { upto, limit } if *upto >= above => Progress::More(self.request(above, *upto, true, true, *limit)),
+            Shape::Before { upto, .. } => Progress::Done(Ok(self.page_of_messages((false, *upto < self.head)))),
+            Shape::After { from, limit } if *from <= self.head => Progress::More(self.request(*from, self.head, false, true, *limit)),
+            Shape::After { from, .. } => Progress::Done(Ok(self.page_of_messages((*from > above, false)))),
+            Shape::AroundBelow { at, limit } if *at <= self.head => {
+                Progress::More(self.request(above, *at, true, true, limit.div_ceil(2)))
+            }
+            Shape::AroundBelow { .. } => Progress::Done(Ok(self.page_of_messages((false, false)))),
+            Shape::AroundAbove { at, limit, .. } if *at < self.head && *limit > 0 => {
+                Progress::More(self.request(at + 1, self.head, false, true, *limit))
+            }
+            Shape::AroundAbove { at, more_below, .. } => {
+                let more = (*more_below, *at < self.head);
+                Progress::Done(Ok(self.page_of_messages(more)))
+            }
+            Shape::One { seq } => Progress::More(self.request(*seq, *seq, false, true, 1)),
+            Shape::History { next: 0, .. } => Progress::Done(Ok(self.history())),
+            Shape::History { next, .. } => Progress::More(self.request(*next, *next, false, false, 1)),
+        }
+    }
+
+    /// Takes the slice that was asked for.
+    #[must_use]
+    pub fn take(mut self, page: Page) -> (Self, Progress) {
+        let count = page.events.len();
+        let visible = &self.visible;
+        match &mut self.shape {
+            Shape::Events { .. } => {
+                self.events.extend(page.events.into_iter().filter(|event| visible.contains(event.seq)));
+                let progress = Progress::Done(Ok(self.page_of_events()));
+                return (self, progress);
+            }
+            Shape::Before { upto, limit } => {
+                let more = (count == *limit || !page.complete, *upto < self.head);
+                self.collect(page);
+                let progress = Progress::Done(Ok(self.page_of_messages(more)));
+                return (self, progress);
+            }
+            Shape::After { from, limit } => {
+                let more = (*from > self.floor + 1, count == *limit || !page.complete);
+                self.collect(page);
+                let progress = Progress::Done(Ok(self.page_of_messages(more)));
+                return (self, progress);
+            }
+            Shape::AroundBelow { at, limit } => {
+                let more_below = count == limit.div_ceil(2) || !page.complete;
+                let rest = *limit - count.min(*limit);
+                self.shape = Shape::AroundAbove { at: *at, limit: rest, more_below };
+                self.collect(page);
+            }
+            Shape::AroundAbove { limit, more_below, .. } => {
+                let more = (*more_below, count == *limit || !page.complete);
+                self.collect(page);
+                let progress = Progress::Done(Ok(self.page_of_messages(more)));
+                return (self, progress);
+            }
+            Shape::One { .. } => {
+                self.collect(page);
+                let message = self.messages().pop().ok_or(Error::new(Code::MessageNotFound));
+                return (self, Progress::Done(message.map(|view| Reply::Message(Box::new(view)))));
+            }
+            Shape::History { next, deleted, edits, .. } => {
+                let Some(event) = page.events.into_iter().next() else {
+                    return (self, Progress::Done(Err(Error::new(Code::Internal).with_detail("an edit of the chain is missing"))));
+                };
+                let Fact::MessageUpdated { body, previous } = &event.fact else {
+                    return (self, Progress::Done(Err(Error::new(Code::Internal).with_detail("the chain of edits is broken"))));
+                };
+                let body = (*deleted == 0).then(|| body.bytes().clone());
+                edits.push(EditView { seq: event.seq, at: event.created_at, body });
+                *next = *previous;
+            }
+        }
+        let progress = self.next();
+        (self, progress)
+    }
+
+    fn collect(&mut self, page: Page) {
+        let visible = &self.visible;
+        self.events.extend(page.events.into_iter().filter(|event| visible.contains(event.seq)));
+        self.overlays.extend(page.overlays);
+    }
+
+    fn page_of_events(&mut self) -> Reply {
+        let items = std::mem::take(&mut self.events);
+        Reply::Events { conversation: self.conversation, items, head: self.head, floor: self.floor }
+    }
+
+    fn page_of_messages(&mut self, more: (bool, bool)) -> Reply {
+        Reply::Messages { items: self.messages(), head: self.head, more }
+    }
+
+    fn messages(&mut self) -> Vec<MessageView> {
+        let overlay = |seq: Seq| {
+            let find = |list: &[(Seq, StoredOverlay)]| list.iter().find(|(target, _)| *target == seq).map(|(_, overlay)| overlay.clone());
+            let stored = find(&self.overlays).unwrap_or_default();
+            find(&self.fresh).filter(|fresh| fresh.as_of > stored.as_of).unwrap_or(stored)
+        };
+        std::mem::take(&mut self.events).iter().map(|event| message_view(event, &overlay(event.seq))).collect()
+    }
+
+    fn history(&mut self) -> Reply {
+        let Shape::History { message, deleted, edits, .. } = &mut self.shape else {
+            return Reply::Edits { items: Vec::new(), deleted: None };
+        };
+        let mut items = std::mem::take(edits);
+        let body = match &message.fact {
+            Fact::MessageNew { body } if *deleted == 0 => Some(body.bytes().clone()),
+            _ => None,
+        };
+        items.push(EditView { seq: message.seq, at: message.created_at, body });
+        items.reverse();
+        Reply::Edits { items, deleted: (*deleted != 0).then_some(*deleted) }
+    }
+}
+
+/// A message as its overlay has left it.
+fn message_view(event: &Event, overlay: &StoredOverlay) -> MessageView {
+    let body = match (&event.fact, &overlay.body) {
+        _ if overlay.deleted != 0 => None,
+        (_, Some(body)) => Some(body.clone()),
+        (Fact::MessageNew { body }, None) => Some(body.bytes().clone()),
+        _ => None,
+    };
+    MessageView {
+        seq: event.seq,
+        n: event.n,
+        sender: event.sender.clone(),
+        device: event.device.clone(),
+        id: event.id,
+        created_at: event.created_at,
+        body,
+        edited: (overlay.edit != 0 && overlay.deleted == 0).then_some((overlay.edit, overlay.edited_at)),
+        deleted: (overlay.deleted != 0).then_some(overlay.deleted),
+    }
+}

@@ -1,0 +1,72 @@
+//! The state of a conversation as bytes at rest, and back. The same bytes are the hand-off format.
+
+use bytes::Bytes;
+use chappe_schema::{
+    event::{ConversationKind, Encryption, Settings},
+    id::ConversationId,
+    stored::{Corrupt, Kind, StoredConversation, StoredSettings, seal, unseal},
+};
+
+use super::{
+    ids::Ids,
+    members::Members,
+    state::{Conversation, Hot},
+};
+
+impl Conversation {
+    /// The sealed state at `head`. Only a hot conversation knows its ids, so an idle one has no bytes to give (and
+    /// needs none: it has not changed since it was read).
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Bytes> {
+        let hot = self.hot.as_ref()?;
+        let (id_block_end, id_block_at) = hot.ids.durable();
+        let stored = StoredConversation {
+            seq: self.head,
+            n: self.n,
+            kind: self.kind as i32,
+            encryption: self.encryption as i32,
+            settings: Some(StoredSettings::from(&*self.settings)),
+            members: self.members.to_stored(),
+            floor: self.floor,
+            last_at: self.last_at,
+            fresh_epoch: self.fresh_epoch,
+            ids: hot.ids.stored(usize::MAX),
+            id_block_end,
+            deleted: self.deleted,
+            created_at: self.created_at,
+            creation_hash: self.creation_hash,
+            id_block_at,
+        };
+        Some(seal(Kind::Snapshot, &stored))
+    }
+
+    /// The conversation of a snapshot.
+    ///
+    /// # Errors
+    /// When the bytes are damaged or make no sense.
+    pub fn from_snapshot(id: ConversationId, bytes: Bytes) -> Result<Self, Corrupt> {
+        let stored: StoredConversation = unseal(Kind::Snapshot, bytes)?;
+        let ids = Ids::recovered(&stored.ids, stored.id_block_end, stored.id_block_at)?;
+        if ids.end() != stored.seq {
+            return Err(Corrupt::Content("the ids of a snapshot do not reach its seq"));
+        }
+        const NUMBER: Corrupt = Corrupt::Content("a stored number has no meaning");
+        Ok(Self {
+            id,
+            head: stored.seq,
+            n: stored.n,
+            last_at: stored.last_at,
+            created_at: stored.created_at,
+            floor: stored.floor,
+            fresh_epoch: stored.fresh_epoch,
+            kind: ConversationKind::from_number(stored.kind).ok_or(NUMBER)?,
+            encryption: Encryption::from_number(stored.encryption).ok_or(NUMBER)?,
+            creation_hash: stored.creation_hash,
+            deleted: stored.deleted,
+            settings: Box::new(Settings::try_from(stored.settings.unwrap_or_default())?),
+            members: Members::from_stored(&stored.members)?,
+            snapshot_at: stored.seq,
+            hot: Some(Box::new(Hot { ids, ..Hot::default() })),
+        })
+    }
+}

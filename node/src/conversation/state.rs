@@ -1,0 +1,345 @@
+//! What a conversation is, and how events change it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use chappe_schema::{
+    error::{Code, Error},
+    event::{ConversationKind, Encryption, Event, Fact, Settings},
+    id::{ConversationId, Epoch, Millis, Seq, UserId},
+    limit::{SMALL_MEMBERS_MAX, SNAPSHOT_EVENTS},
+    reply::ConversationView,
+    stored::StoredOverlay,
+};
+
+use super::{
+    ids::Ids,
+    members::{Member, Members},
+};
+
+/// Events that a busy conversation keeps at hand: enough for reconnecting clients and for edits of what was just said.
+const RECENT_EVENTS: usize = 32;
+
+/// Messages whose present form is kept at hand after an edit or deletion asked for it.
+const TARGETS_MAX: usize = 16;
+
+/// A conversation as its owner knows it: the state after event `head`, committed or not. Whatever leaves it waits
+/// until `head` is committed.
+#[derive(Debug)]
+pub struct Conversation {
+    /// Which.
+    pub id: ConversationId,
+    /// The last event.
+    pub head: Seq,
+    /// Messages so far.
+    pub n: u64,
+    /// The stamp of the last event; stamps never fall.
+    pub last_at: Millis,
+    /// The stamp of the first event.
+    pub created_at: Millis,
+    /// Everything at or below was removed.
+    pub floor: Seq,
+    /// The highest epoch of a fresh row so far.
+    pub fresh_epoch: Epoch,
+    /// Direct or group.
+    pub kind: ConversationKind,
+    /// Fixed at creation.
+    pub encryption: Encryption,
+    /// The hash of the creating command.
+    pub creation_hash: u64,
+    /// Whether it was deleted: for everybody it does not exist any more.
+    pub deleted: bool,
+    /// Title, data, history access. Boxed: a conversation costs what it uses.
+    pub settings: Box<Settings>,
+    /// Members, present and past.
+    pub members: Members,
+    /// The seq of the last durable (or submitted) snapshot.
+    pub snapshot_at: Seq,
+    /// What only a busy conversation needs; an idle one reads it again.
+    pub hot: Option<Box<Hot>>,
+}
+
+/// The part of the state that an idle conversation does without: all of it can be read again.
+#[derive(Debug, Default)]
+pub struct Hot {
+    /// Known commands.
+    pub ids: Ids,
+    /// The last events, up to `head`.
+    pub recent: VecDeque<Arc<Event>>,
+    /// What edits and deletions made of messages, where the overlay is not durable yet.
+    pub overlays: BTreeMap<Seq, StoredOverlay>,
+    /// Messages as they stand now, for judging edits.
+    pub targets: BTreeMap<Seq, Target>,
+    /// Who hears of the next event.
+    pub audience: Option<Arc<Audience>>,
+}
+
+/// A message that an edit or a deletion is about.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// There is no message at this seq.
+    Missing,
+    /// There is, and this became of it.
+    Message(Arc<Event>, StoredOverlay),
+}
+
+/// Who hears of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Each of these users, through their user entities.
+    Users(Vec<UserId>),
+    /// Whoever listens at the gateways; the users here are told besides, because the event is about them.
+    Listeners(Vec<UserId>),
+}
+
+impl Conversation {
+    /// A conversation of which nothing is known: it does not exist until its first event.
+    #[must_use]
+    pub fn absent(id: ConversationId) -> Self {
+        Self {
+            id,
+            head: 0,
+            n: 0,
+            last_at: 0,
+            created_at: 0,
+            floor: 0,
+            fresh_epoch: 0,
+            kind: ConversationKind::Group,
+            encryption: Encryption::None,
+            creation_hash: 0,
+            deleted: false,
+            settings: Box::default(),
+            members: Members::default(),
+            snapshot_at: 0,
+            hot: Some(Box::default()),
+        }
+    }
+
+    /// Whether it was created and not deleted.
+    #[must_use]
+    pub const fn exists(&self) -> bool {
+        self.head > 0 && !self.deleted
+    }
+
+    /// Whether it is delivered to listeners instead of to each member's user entity.
+    #[must_use]
+    pub const fn is_large(&self) -> bool {
+        self.members.len() > SMALL_MEMBERS_MAX
+    }
+
+    /// The caller as a member.
+    ///
+    /// # Errors
+    /// `conversation.not_found`, the same for whoever is no member as for whatever does not exist.
+    pub fn member(&self, user: &UserId) -> Result<&Member, Error> {
+        let member = if self.exists() { self.members.get(user) } else { None };
+        member.ok_or(Error::new(Code::ConversationNotFound))
+    }
+
+    /// The next event's stamp.
+    #[must_use]
+    pub fn stamp(&self, now: Millis) -> Millis {
+        now.max(self.last_at)
+    }
+
+    /// Takes the next event of the log. Total: whatever a log holds can be applied.
+    ///
+    /// # Panics
+    /// When the event is not the next one: the caller has lost its place in the log.
+    pub fn apply(&mut self, event: &Arc<Event>) {
+        assert_eq!(event.seq, self.head + 1, "event {} applied to a conversation at {}", event.seq, self.head);
+        let mut audience_changes = false;
+        match &event.fact {
+            Fact::ConversationCreated { kind, encryption, settings, members } => {
+                self.kind = *kind;
+                self.encryption = *encryption;
+                *self.settings = settings.clone();
+                self.creation_hash = event.hash;
+                self.created_at = event.created_at;
+                for (user, role) in members {
+                    self.members.join(user, *role, event.seq);
+                }
+                self.members.shrink();
+                audience_changes = true;
+            }
+            Fact::ConversationUpdated { settings } => *self.settings = settings.clone(),
+            Fact::ConversationDeleted => self.deleted = true,
+            Fact::MemberJoined { user, role } => {
+                self.members.join(user, *role, event.seq);
+                audience_changes = true;
+            }
+            Fact::MemberLeft { user } => {
+                self.members.leave(user, event.seq);
+                audience_changes = true;
+            }
+            Fact::MemberRole { user, role } => self.members.set_role(user, *role),
+            Fact::MessageNew { .. } | Fact::MessageUpdated { .. } | Fact::MessageDeleted { .. } => {}
+            // Facts of users' logs have no business here; they change nothing.
+            Fact::UserJoined { .. } | Fact::UserLeft { .. } | Fact::ChangesReserved { .. } => {}
+        }
+        self.head = event.seq;
+        self.n = event.n;
+        self.last_at = event.created_at;
+        if let Some(hot) = &mut self.hot {
+            hot.apply(event);
+            if audience_changes {
+                hot.audience = None;
+            }
+        }
+    }
+
+    /// Who hears of `event`, which is about to be applied: the members before it, and whoever it is about.
+    pub fn audience(&mut self, event: &Event) -> Arc<Audience> {
+        let about = match &event.fact {
+            Fact::ConversationCreated { members, .. } => {
+                return Arc::new(Audience::Users(members.iter().map(|(user, _)| user.clone()).collect()));
+            }
+            fact => fact.about(),
+        };
+        let large = self.is_large();
+        if let Some(user) = about
+            && (large || self.members.get(user).is_none())
+        {
+            return Arc::new(if large {
+                Audience::Listeners(vec![user.clone()])
+            } else {
+                let mut users: Vec<UserId> = self.members.present().map(|member| member.user.clone()).collect();
+                users.push(user.clone());
+                Audience::Users(users)
+            });
+        }
+        let members = &self.members;
+        let make = || {
+            Arc::new(if large {
+                Audience::Listeners(Vec::new())
+            } else {
+                Audience::Users(members.present().map(|member| member.user.clone()).collect())
+            })
+        };
+        match &mut self.hot {
+            Some(hot) => Arc::clone(hot.audience.get_or_insert_with(make)),
+            None => make(),
+        }
+    }
+
+    /// Whether a snapshot of the present state is worth its row.
+    #[must_use]
+    pub const fn snapshot_due(&self) -> bool {
+        self.head >= self.snapshot_at + SNAPSHOT_EVENTS
+    }
+
+    /// The message at `seq` was looked up for a command.
+    pub fn remember_target(&mut self, seq: Seq, found: Option<(Arc<Event>, Option<StoredOverlay>)>) {
+        let Some(hot) = &mut self.hot else { return };
+        let target = match found {
+            Some((event, overlay)) if event.fact.is_message() => {
+                let mut overlay = overlay.unwrap_or_default();
+                if let Some(newer) = hot.overlays.get(&seq)
+                    && newer.as_of > overlay.as_of
+                {
+                    overlay = newer.clone();
+                }
+                Target::Message(event, overlay)
+            }
+            _ => Target::Missing,
+        };
+        if hot.targets.len() >= TARGETS_MAX {
+            hot.targets.pop_first();
+        }
+        hot.targets.insert(seq, target);
+    }
+
+    /// The overlay of `target` as of this event is durable.
+    pub fn overlay_durable(&mut self, target: Seq, as_of: Seq) {
+        if let Some(hot) = &mut self.hot
+            && hot.overlays.get(&target).is_some_and(|overlay| overlay.as_of <= as_of)
+        {
+            hot.overlays.remove(&target);
+        }
+    }
+
+    /// Whether everything that only the hot form knows is durable, so that it may be dropped.
+    #[must_use]
+    pub fn can_cool(&self) -> bool {
+        self.hot.as_ref().is_none_or(|hot| hot.overlays.is_empty())
+    }
+
+    /// Becomes idle: everything that can be read again is dropped.
+    pub fn cool(&mut self) {
+        self.hot = None;
+        self.members.shrink();
+    }
+
+    /// Heap and own bytes, roughly.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let hot = self.hot.as_ref().map_or(0, |hot| {
+            let bodies: usize = hot.recent.iter().map(|event| event.body_len() + 224).sum();
+            size_of::<Hot>() + hot.ids.heap_bytes() + bodies + hot.overlays.len() * 160 + hot.targets.len() * 320
+        });
+        size_of::<Self>() + size_of::<Settings>() + self.settings.title.len() + self.settings.data.len() + self.members.heap_bytes() + hot
+    }
+
+    /// The conversation as `user` sees it.
+    #[must_use]
+    pub fn view(&self, member: &Member, existed: bool) -> ConversationView {
+        let with = (self.kind == ConversationKind::Direct)
+            .then(|| self.members.present().map(|other| &other.user).find(|other| **other != member.user).cloned())
+            .flatten();
+        ConversationView {
+            id: self.id,
+            kind: self.kind,
+            encryption: self.encryption,
+            settings: (*self.settings).clone(),
+            members: self.members.len(),
+            with,
+            role: member.role,
+            head: self.head,
+            n: self.n,
+            floor: self.floor.max(member.visible(self.settings.history).floor()),
+            created_at: self.created_at,
+            last_at: self.last_at,
+            existed,
+        }
+    }
+}
+
+impl Hot {
+    fn apply(&mut self, event: &Arc<Event>) {
+        self.ids.remember(event);
+        self.recent.push_back(Arc::clone(event));
+        let overlay = match &event.fact {
+            Fact::MessageUpdated { body, .. } => StoredOverlay {
+                as_of: event.seq,
+                body: Some(body.bytes().clone()),
+                edit: event.seq,
+                edited_at: event.created_at,
+                deleted: 0,
+            },
+            Fact::MessageDeleted { previous } => {
+                StoredOverlay { as_of: event.seq, body: None, edit: *previous, edited_at: 0, deleted: event.seq }
+            }
+            _ => return,
+        };
+        if let Some(Target::Message(_, known)) = self.targets.get_mut(&event.target) {
+            *known = overlay.clone();
+        }
+        self.overlays.insert(event.target, overlay);
+    }
+
+    /// Forgets recent events that are committed and no longer recent.
+    pub fn trim(&mut self, committed: Seq) {
+        while self.recent.len() > RECENT_EVENTS && self.recent.front().is_some_and(|event| event.seq <= committed) {
+            self.recent.pop_front();
+        }
+    }
+
+    /// A recent event.
+    #[must_use]
+    pub fn recent(&self, seq: Seq) -> Option<&Arc<Event>> {
+        let first = self.recent.front()?.seq;
+        self.recent.get(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+}

@@ -1,0 +1,807 @@
+//! Driving conversations.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chappe_schema::{
+    error::{Code, Error},
+    event::{Event, Fact},
+    id::{ConversationId, EntityId, GatewayId, Millis, Seq, UserId},
+    limit::{COMMAND_DEADLINE_MS, IDLE_SNAPSHOT_EVENTS, WINDOW},
+    reply::Reply,
+    stored::StoredId,
+    wire::{Asked, Correlation, Head, ToGateway},
+};
+
+use super::{
+    News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, WITHDRAWN_MS,
+    line::Pending,
+    overlays_of, shard_of,
+};
+use crate::{
+    conversation::{Audience, Conversation, Evidence, Read, Verdict, read::Progress},
+    recovery,
+    store::{self, Page, PageRequest, Projection, Recovered},
+    user::HeadKnown,
+};
+
+/// What waits until a conversation is ready.
+pub(super) enum Parked {
+    /// A command, with what was found out for it so far.
+    Command(GatewayId, Box<Asked>, Evidence),
+    /// A user's shard asks for the head.
+    Head(UserId),
+}
+
+/// A conversation and what surrounds it.
+pub(super) struct ConversationSlot {
+    pub(super) slot: Slot<Conversation, Parked, Release>,
+    /// Commands that wait for a look at a message.
+    targets: BTreeMap<Seq, Vec<(GatewayId, Box<Asked>, Evidence)>>,
+    /// Events that users must still hear of: how many of them.
+    announcing: BTreeMap<Seq, usize>,
+    /// A snapshot that waits until everything it reflects is durable.
+    snapshot: Option<(Seq, bytes::Bytes)>,
+    /// Overlays on their way to the store, by target: the event that each reflects.
+    projecting: BTreeMap<Seq, Seq>,
+    /// The id block on its way to the store.
+    id_block: Option<Seq>,
+}
+
+impl std::ops::Deref for ConversationSlot {
+    type Target = Slot<Conversation, Parked, Release>;
+    fn deref(&self) -> &Self::Target {
+        &self.slot
+    }
+}
+
+impl std::ops::DerefMut for ConversationSlot {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.slot
+    }
+}
+
+/// A look into the store for a client.
+pub(super) enum Reading {
+    Page(GatewayId, Correlation, Box<Read>, ConversationId),
+    Id(GatewayId, Box<Asked>),
+}
+
+impl ConversationSlot {
+    fn loading(now: Millis) -> Self {
+        Self {
+            slot: Slot::loading(now),
+            targets: BTreeMap::new(),
+            announcing: BTreeMap::new(),
+            snapshot: None,
+            projecting: BTreeMap::new(),
+            id_block: None,
+        }
+    }
+
+    /// Whether nothing is on its way in or out, so that the slot may be dropped.
+    fn may_go(&self) -> bool {
+        self.is_quiet() && self.targets.is_empty() && self.announcing.is_empty() && self.projecting.is_empty() && self.id_block.is_none()
+    }
+}
+
+/// Facts that an event has for users' own logs.
+fn announcements(event: &Event, conversation: ConversationId, state: Option<&Conversation>) -> Vec<(UserId, Fact)> {
+    let at = event.seq;
+    match &event.fact {
+        Fact::ConversationCreated { kind, members, .. } => {
+            members.iter().map(|(user, _)| (user.clone(), Fact::UserJoined { conversation, kind: *kind, at })).collect()
+        }
+        Fact::MemberJoined { user, .. } => {
+            let kind = state.map_or(chappe_schema::event::ConversationKind::Group, |state| state.kind);
+            vec![(user.clone(), Fact::UserJoined { conversation, kind, at })]
+        }
+        Fact::MemberLeft { user } => vec![(user.clone(), Fact::UserLeft { conversation, at })],
+        Fact::ConversationDeleted => state.map_or_else(Vec::new, |state| {
+            state.members.present().map(|member| (member.user.clone(), Fact::UserLeft { conversation, at })).collect()
+        }),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether an event has facts for users' own logs.
+const fn is_announced(fact: &Fact) -> bool {
+    matches!(fact, Fact::ConversationCreated { .. } | Fact::MemberJoined { .. } | Fact::MemberLeft { .. } | Fact::ConversationDeleted)
+}
+
+impl Shard {
+    /// A client's command.
+    pub(super) fn command(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>) {
+        if self.now > asked.deadline {
+            let error = Error::new(Code::Aborted).with_detail("the request waited too long and was not begun");
+            return self.answer_now(from, &asked, Err(error));
+        }
+        if self.is_stopping() {
+            return self.answer_now(from, &asked, Err(Error::new(Code::GoingAway).after_ms(1000)));
+        }
+        let now = self.now;
+        let Some(slot) = self.conversations.get_mut(&id) else {
+            self.load_conversation(id);
+            return self.park(id, Parked::Command(from, asked, Evidence::default()));
+        };
+        slot.used = now;
+        match slot.phase {
+            Phase::Ready(_) => self.judge(id, from, asked, Evidence::default()),
+            Phase::Loading => self.park(id, Parked::Command(from, asked, Evidence::default())),
+            Phase::Withdrawn { until } if now >= until => {
+                slot.phase = Phase::Loading;
+                self.park(id, Parked::Command(from, asked, Evidence::default()));
+                self.reload(id);
+            }
+            Phase::Withdrawn { .. } => self.answer_now(from, &asked, Err(Code::ConversationUnavailable.into())),
+        }
+    }
+
+    fn park(&mut self, id: ConversationId, parked: Parked) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        if slot.parked.len() < WINDOW as usize {
+            slot.parked.push_back(parked);
+        } else if let Parked::Command(from, asked, _) = parked {
+            self.answer_now(from, &asked, Err(Error::new(Code::Overloaded).after_ms(500)));
+        } else if let Parked::Head(user) = parked {
+            // A user who is not answered would wait for ever; what is known so far is the honest answer.
+            let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
+            self.to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+        }
+    }
+
+    fn answer_now(&mut self, from: GatewayId, asked: &Asked, result: Result<Reply, Error>) {
+        let began = asked.deadline.saturating_sub(COMMAND_DEADLINE_MS);
+        self.measures.answered(asked.command.op(), result.as_ref().err(), self.now.saturating_sub(began));
+        self.reply(from, asked.correlation, result);
+    }
+
+    fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>, evidence: Evidence) {
+        let now = self.now;
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let Phase::Ready(state) = &mut slot.slot.phase else {
+            return self.park(id, Parked::Command(from, asked, evidence));
+        };
+        let line = &mut slot.slot.line;
+        let mut decide = || {
+            let verdict = state.decide(&asked.actor, asked.id, &asked.command, evidence, now);
+            let Verdict::Append(event, reply) = verdict else { return Ok((verdict, state.head)) };
+            if !line.admits(event.seq) {
+                return Err(Error::new(Code::Overloaded).with_detail("too many events of this conversation wait for the log").after_ms(100));
+            }
+            let audience = state.audience(&event);
+            state.apply(&event);
+            let announce = is_announced(&event.fact);
+            line.push(Pending { event, audience: Some(audience), announce, adopted: false });
+            Ok((Verdict::Answer(Ok(reply)), state.head))
+        };
+        let decided = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut decide));
+        let (verdict, head) = match decided {
+            Ok(Ok(decided)) => decided,
+            Ok(Err(error)) => return self.answer_now(from, &asked, Err(error)),
+            Err(_) => {
+                self.answer_now(from, &asked, Err(Code::Internal.into()));
+                return self.conversation_panicked(id);
+            }
+        };
+        if !line.has_no_rows() {
+            Self::list_for_flush(&mut self.flush, &mut line.listed, id);
+        }
+        match verdict {
+            Verdict::Answer(result) => {
+                let began = asked.deadline.saturating_sub(COMMAND_DEADLINE_MS);
+                self.measures.answered(asked.command.op(), result.as_ref().err(), now.saturating_sub(began));
+                self.wait_conversation(id, head, Release::Reply(from, asked.correlation, result));
+            }
+            Verdict::Append(..) => unreachable!("an append was turned into its answer above"),
+            Verdict::Read(read) => {
+                self.measures.answered(asked.command.op(), None, 0);
+                self.wait_conversation(id, head, Release::Read(from, asked.correlation, Box::new(read)));
+            }
+            Verdict::NeedTarget(seq) => {
+                let waiting = slot.targets.entry(seq).or_default();
+                waiting.push((from, asked, evidence));
+                if waiting.len() == 1 {
+                    // What the store is asked for must be there.
+                    self.wait_conversation(id, seq, Release::Target(seq));
+                }
+            }
+            Verdict::NeedId(since) => {
+                slot.slot.looks += 1;
+                let token = self.token();
+                let done = self.answer(move |found| StoreMail::Id { token, found });
+                self.store.find_id(id.into(), asked.actor.user.clone(), asked.id, since, done);
+                self.reads.insert(token, Reading::Id(from, asked));
+            }
+            Verdict::NeedHot => {
+                slot.slot.phase = Phase::Loading;
+                self.park(id, Parked::Command(from, asked, evidence));
+                self.reload(id);
+            }
+        }
+        self.drop_if_absent(id);
+    }
+
+    /// A conversation that does not exist is not kept: anyone can name any number of ids.
+    fn drop_if_absent(&mut self, id: ConversationId) {
+        if let Some(slot) = self.conversations.get_mut(&id)
+            && slot.ready().is_some_and(|state| state.head == 0)
+            && slot.may_go()
+        {
+            self.forget_conversation(id);
+        }
+    }
+
+    fn forget_conversation(&mut self, id: ConversationId) {
+        if let Some(mut slot) = self.conversations.remove(&id) {
+            Self::account(&mut self.bytes, &mut slot.slot.bytes, 0);
+        }
+    }
+
+    fn wait_conversation(&mut self, id: ConversationId, after: Seq, release: Release) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let Some(release) = slot.line.wait(after, release) else { return };
+        if self.confirms_at_once {
+            self.release_conversation(id, release);
+        } else {
+            self.pump.issue(Ticket::Conversation(id, release));
+        }
+    }
+
+    /// Lets out what was decided on a head that is committed now.
+    pub(super) fn release_conversation(&mut self, id: ConversationId, release: Release) {
+        match release {
+            Release::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
+            Release::Read(gateway, correlation, read) => {
+                let (read, progress) = read.begin();
+                self.go_on_reading(id, gateway, correlation, Box::new(read), progress);
+            }
+            Release::Target(seq) => {
+                if let Some(slot) = self.conversations.get_mut(&id) {
+                    slot.looks += 1;
+                }
+                let request = PageRequest { entity: id.into(), from: seq, upto: seq, newest_first: false, messages: true, limit: 1, bytes_max: usize::MAX };
+                let done = self.answer(move |page| StoreMail::Target { conversation: id, seq, page });
+                self.store.page(request, done);
+            }
+            Release::Head(user, known) => self.to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
+        }
+    }
+
+    // === commits
+
+    pub(super) fn commit_conversation(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let committed = slot.line.commit();
+        if slot.line.can_fly() {
+            Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
+        }
+        self.publish(id, &committed);
+        self.announce(id, &committed);
+        while let Some(release) = self.conversations.get_mut(&id).and_then(|slot| slot.line.released()) {
+            self.release_conversation(id, release);
+        }
+        self.project_conversation(id);
+        self.reload_if_lost(id);
+    }
+
+    /// Sends committed events to whoever hears of them: one message for each run of events with the same audience.
+    fn publish(&mut self, id: ConversationId, committed: &[Pending]) {
+        let same = |a: &Pending, b: &Pending| match (&a.audience, &b.audience) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        for run in committed.chunk_by(same) {
+            let (Some(last), Some(audience)) = (run.last(), &run[0].audience) else { continue };
+            let events: Arc<[Arc<Event>]> = run.iter().map(|pending| Arc::clone(&pending.event)).collect();
+            let head = Head { seq: last.event.seq, n: last.event.n };
+            let news = Arc::new(News { conversation: id, head, events });
+            let users = match &**audience {
+                Audience::Users(users) => users,
+                Audience::Listeners(about) => {
+                    self.broadcast(id, &news);
+                    about
+                }
+            };
+            self.measures.fanned_out(users.len());
+            let shards = self.peers.len();
+            if shards == 1 {
+                self.local.push_back(PeerMail::News { news, users: users.clone() });
+                continue;
+            }
+            let mut by_shard: Vec<Vec<UserId>> = vec![Vec::new(); shards];
+            for user in users {
+                by_shard[shard_of(&EntityId::User(user.clone()), shards)].push(user.clone());
+            }
+            for (shard, users) in by_shard.into_iter().enumerate().filter(|(_, users)| !users.is_empty()) {
+                self.to_shard(shard, PeerMail::News { news: Arc::clone(&news), users });
+            }
+        }
+    }
+
+    fn broadcast(&mut self, id: ConversationId, news: &News) {
+        let Some(gateways) = self.interest.get(&id).cloned() else { return };
+        for gateway in gateways {
+            self.to_gateway(gateway, ToGateway::Broadcast { conversation: id, events: Arc::clone(&news.events) });
+            for event in news.events.iter() {
+                if let Fact::MemberLeft { user } = &event.fact {
+                    self.to_gateway(gateway, ToGateway::Removed { conversation: id, user: user.clone() });
+                }
+            }
+        }
+    }
+
+    /// Tells users what belongs in their own logs.
+    fn announce(&mut self, id: ConversationId, committed: &[Pending]) {
+        for pending in committed.iter().filter(|pending| pending.announce) {
+            let Some(slot) = self.conversations.get_mut(&id) else { return };
+            let facts = announcements(&pending.event, id, slot.ready().map(|state| &*state));
+            if facts.is_empty() {
+                continue;
+            }
+            slot.announcing.insert(pending.event.seq, facts.len());
+            for (user, fact) in facts {
+                self.to_entity(&user.clone().into(), PeerMail::Tell { user, fact, conversation: id });
+            }
+        }
+    }
+
+    /// A user has heard of event `at`.
+    pub(super) fn told(&mut self, id: ConversationId, at: Seq) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        if let Some(left) = slot.announcing.get_mut(&at) {
+            *left -= 1;
+            if *left > 0 {
+                return;
+            }
+            slot.announcing.remove(&at);
+        }
+        let upto = slot.announcing.keys().next().map_or(slot.line.committed(), |first| first - 1);
+        if slot.announcing.is_empty() {
+            self.unannounced.remove(&EntityId::Conversation(id));
+        }
+        self.project(Projected::Other, Projection::Announced { entity: id.into(), upto });
+        self.project_conversation(id);
+    }
+
+    /// Writes what derives from committed events.
+    fn project_conversation(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let committed = slot.line.committed();
+        let announced = slot.announcing.is_empty();
+        let Phase::Ready(state) = &mut slot.slot.phase else { return };
+        let mut writes = Vec::new();
+        for (target, overlay) in overlays_of(state) {
+            if overlay.as_of <= committed && slot.projecting.get(&target).is_none_or(|as_of| *as_of < overlay.as_of) {
+                slot.projecting.insert(target, overlay.as_of);
+                let then = Projected::Overlays(id, vec![(target, overlay.as_of)]);
+                writes.push((then, Projection::Overlay { entity: id.into(), target, overlay }));
+            }
+        }
+        if slot.snapshot.is_none() && state.snapshot_due() {
+            state.snapshot_at = state.head;
+            slot.snapshot = state.snapshot().map(|bytes| (state.head, bytes));
+        }
+        if let Some(hot) = &mut state.hot {
+            hot.trim(committed);
+            if slot.id_block.is_none()
+                && let Some((end, block)) = hot.ids.block_due(committed)
+            {
+                slot.id_block = Some(end);
+                writes.push((Projected::IdBlock(id, end), Projection::IdBlock { entity: id.into(), end, block }));
+            }
+        }
+        // A snapshot stands for everything that it reflects, so all of that must be durable first.
+        if let Some((seq, _)) = &slot.snapshot
+            && *seq <= committed
+            && announced
+            && slot.projecting.values().all(|as_of| as_of > seq)
+            && let Some((seq, bytes)) = slot.snapshot.take()
+        {
+            writes.push((Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes }));
+        }
+        self.projections.extend(writes);
+    }
+
+    pub(super) fn overlays_durable(&mut self, id: ConversationId, overlays: &[(Seq, Seq)]) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        for (target, as_of) in overlays {
+            if slot.projecting.get(target) == Some(as_of) {
+                slot.projecting.remove(target);
+            }
+            // While a read is under way its page may be older than this overlay: memory keeps the newer one.
+            if slot.slot.looks == 0
+                && let Some(state) = slot.slot.ready()
+            {
+                state.overlay_durable(*target, *as_of);
+            }
+        }
+        self.project_conversation(id);
+    }
+
+    pub(super) fn id_block_durable(&mut self, id: ConversationId, end: Seq) {
+        let now = self.now;
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        slot.id_block = None;
+        if let Some(state) = slot.ready()
+            && let Some(hot) = &mut state.hot
+        {
+            hot.ids.block_durable(end, now);
+        }
+        self.project_conversation(id);
+    }
+
+    // === reads
+
+    fn go_on_reading(&mut self, id: ConversationId, gateway: GatewayId, correlation: Correlation, read: Box<Read>, progress: Progress) {
+        match progress {
+            Progress::Done(result) => self.reply(gateway, correlation, result),
+            Progress::More(request) => {
+                let token = self.token();
+                let done = self.answer(move |page| StoreMail::Page { token, page });
+                self.reads.insert(token, Reading::Page(gateway, correlation, read, id));
+                self.store.page(request, done);
+            }
+        }
+    }
+
+    pub(super) fn page_read(&mut self, token: u64, page: Result<Page, store::Error>) {
+        let Some(Reading::Page(gateway, correlation, read, id)) = self.reads.remove(&token) else { return };
+        match page {
+            Ok(page) => {
+                let (read, progress) = read.take(page);
+                self.go_on_reading(id, gateway, correlation, Box::new(read), progress);
+            }
+            Err(error) => {
+                let error = self.store_failed(id, &error);
+                self.reply(gateway, correlation, Err(error));
+            }
+        }
+    }
+
+    pub(super) fn id_found(&mut self, token: u64, found: Result<Option<StoredId>, store::Error>) {
+        let Some(Reading::Id(from, asked)) = self.reads.remove(&token) else { return };
+        let Some(id) = asked.command.conversation() else { return };
+        self.looked(id);
+        match found {
+            Ok(found) => {
+                let evidence = Evidence { id: Some(found.as_ref().map(Into::into)) };
+                self.judge(id, from, asked, evidence);
+            }
+            Err(error) => {
+                let error = self.store_failed(id, &error);
+                self.answer_now(from, &asked, Err(error));
+            }
+        }
+    }
+
+    pub(super) fn target_found(&mut self, id: ConversationId, seq: Seq, page: Result<Page, store::Error>) {
+        self.looked(id);
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let waiting = slot.targets.remove(&seq).unwrap_or_default();
+        match page {
+            Ok(mut page) => {
+                if let Some(state) = slot.ready() {
+                    let overlay = page.overlays.pop().map(|(_, overlay)| overlay);
+                    state.remember_target(seq, page.events.pop().map(|event| (event, overlay)));
+                }
+                for (from, asked, evidence) in waiting {
+                    self.judge(id, from, asked, evidence);
+                }
+            }
+            Err(error) => {
+                let error = self.store_failed(id, &error);
+                for (from, asked, _) in waiting {
+                    self.answer_now(from, &asked, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// A read that is merged with memory is back.
+    fn looked(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        slot.slot.looks = slot.slot.looks.saturating_sub(1);
+        if slot.slot.looks == 0 {
+            let projecting = slot.projecting.clone();
+            let committed = slot.slot.line.committed();
+            if let Some(state) = slot.slot.ready() {
+                for (target, overlay) in overlays_of(state) {
+                    // Neither on its way nor still to be sent: it became durable while the read was under way.
+                    if overlay.as_of <= committed && !projecting.contains_key(&target) {
+                        state.overlay_durable(target, overlay.as_of);
+                    }
+                }
+            }
+        }
+    }
+
+    fn store_failed(&mut self, id: ConversationId, error: &store::Error) -> Error {
+        tracing::error!(event = "read_failed", conversation = %id, %error);
+        match error {
+            store::Error::Unavailable(_) => Error::new(Code::Unavailable).after_ms(500),
+            store::Error::Corrupt { .. } => {
+                self.withdraw(id, Millis::MAX);
+                Code::ConversationUnavailable.into()
+            }
+        }
+    }
+
+    // === heads
+
+    /// A user's shard asks where the conversation stands.
+    pub(super) fn ask_head(&mut self, id: ConversationId, user: UserId) {
+        let Some(slot) = self.conversations.get_mut(&id) else {
+            self.load_conversation(id);
+            return self.park(id, Parked::Head(user));
+        };
+        match &slot.slot.phase {
+            Phase::Ready(state) => {
+                let head = Head { seq: state.head, n: state.n };
+                let known = HeadKnown { conversation: id, head, last_at: state.last_at, large: state.is_large() };
+                self.wait_conversation(id, head.seq, Release::Head(user, known));
+                self.drop_if_absent(id);
+            }
+            Phase::Loading => self.park(id, Parked::Head(user)),
+            Phase::Withdrawn { .. } => {
+                let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
+                self.to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+            }
+        }
+    }
+
+    /// A gateway has, or no longer has, listeners.
+    pub(super) fn listen(&mut self, gateway: GatewayId, id: ConversationId, listening: bool) {
+        let gateways = self.interest.entry(id).or_default();
+        gateways.retain(|known| *known != gateway);
+        if listening {
+            gateways.push(gateway);
+        }
+        if gateways.is_empty() {
+            self.interest.remove(&id);
+        }
+    }
+
+    // === recovery and supervision
+
+    pub(super) fn load_conversation(&mut self, id: ConversationId) {
+        let now = self.now;
+        self.conversations.entry(id).or_insert_with(|| ConversationSlot::loading(now));
+        self.reload(id);
+    }
+
+    /// Reads the conversation's log again, as soon as every row that this session sent for it is durable.
+    fn reload(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        if slot.reading || !slot.line.has_no_rows() || !matches!(slot.phase, Phase::Loading) {
+            return;
+        }
+        slot.reading = true;
+        self.recover(id.into());
+    }
+
+    fn reload_if_lost(&mut self, id: ConversationId) {
+        if self.conversations.get(&id).is_some_and(|slot| matches!(slot.phase, Phase::Loading)) {
+            self.reload(id);
+        }
+    }
+
+    pub(super) fn conversation_recovered(&mut self, id: ConversationId, result: Result<Recovered, store::Error>) {
+        let owes = self.unannounced.contains(&EntityId::Conversation(id));
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        slot.reading = false;
+        let recovered = match result {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                let error = self.store_failed(id, &error);
+                return self.turn_away(id, &error);
+            }
+        };
+        let epoch = self.epoch;
+        let trusting = self.confirms_at_once;
+        let entity = || EntityId::Conversation(id);
+        let Some(built) = self.supervised(entity, || rebuild(id, epoch, recovered, trusting)) else {
+            return self.conversation_panicked(id);
+        };
+        let Rebuilt { state, committed, adopted, events } = match built {
+            Ok(rebuilt) => rebuilt,
+            Err(recovery::Trouble::Superseded { .. }) => return self.die(format!("a newer owner has written to conversation {id}")),
+            Err(trouble) => {
+                tracing::error!(event = "conversation_withdrawn", conversation = %id, %trouble);
+                self.withdraw(id, Millis::MAX);
+                return self.turn_away(id, &Code::ConversationUnavailable.into());
+            }
+        };
+        let bytes = state.bytes();
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let is_new_to_watch = slot.slot.bytes == 0;
+        slot.slot.line.restart(committed);
+        for event in adopted {
+            let announce = is_announced(&event.fact);
+            slot.slot.line.push(Pending { event, audience: None, announce, adopted: true });
+        }
+        if slot.slot.line.can_fly() {
+            Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
+        }
+        slot.slot.phase = Phase::Ready(Box::new(state));
+        slot.projecting.clear();
+        slot.id_block = None;
+        slot.snapshot = None;
+        Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
+        if is_new_to_watch {
+            self.watch(id);
+        }
+        if owes {
+            // An earlier life may have died between this commit and telling the users: they are told again.
+            let owed: Vec<Pending> = events
+                .into_iter()
+                .filter(|event| is_announced(&event.fact))
+                .map(|event| Pending { event, audience: None, announce: true, adopted: false })
+                .collect();
+            self.announce(id, &owed);
+        }
+        self.project_conversation(id);
+        let parked: Vec<Parked> = self.conversations.get_mut(&id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
+        for parked in parked {
+            match parked {
+                Parked::Command(from, asked, evidence) if self.now <= asked.deadline => self.judge(id, from, asked, evidence),
+                Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(Code::Aborted.into())),
+                Parked::Head(user) => self.ask_head(id, user),
+            }
+        }
+        self.drop_if_absent(id);
+    }
+
+    /// Answers everything that waits for a conversation that cannot be read.
+    fn turn_away(&mut self, id: ConversationId, error: &Error) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let parked: Vec<Parked> = slot.slot.parked.drain(..).collect();
+        let targets = std::mem::take(&mut slot.targets);
+        for parked in parked {
+            match parked {
+                Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(error.clone())),
+                Parked::Head(user) => {
+                    let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
+                    self.to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+                }
+            }
+        }
+        for (from, asked, _) in targets.into_values().flatten() {
+            self.answer_now(from, &asked, Err(error.clone()));
+        }
+        // The next command tries again.
+        if let Some(slot) = self.conversations.get(&id)
+            && matches!(slot.phase, Phase::Loading)
+            && slot.may_go()
+        {
+            self.forget_conversation(id);
+        }
+    }
+
+    fn withdraw(&mut self, id: ConversationId, until: Millis) {
+        if let Some(slot) = self.conversations.get_mut(&id) {
+            slot.slot.phase = Phase::Withdrawn { until };
+            self.measures.restarted(&id.into(), "withdrawn");
+        }
+    }
+
+    fn conversation_panicked(&mut self, id: ConversationId) {
+        let now = self.now;
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let hopeless = Self::is_hopeless(&mut slot.slot.panics, now);
+        slot.slot.phase = Phase::Loading;
+        slot.projecting.clear();
+        slot.snapshot = None;
+        if hopeless {
+            self.withdraw(id, now + WITHDRAWN_MS);
+            return self.turn_away(id, &Code::ConversationUnavailable.into());
+        }
+        // Commands that waited for a look at a message are judged anew.
+        let targets = std::mem::take(&mut slot.targets);
+        for (from, asked, evidence) in targets.into_values().flatten() {
+            self.park(id, Parked::Command(from, asked, evidence));
+        }
+        self.reload(id);
+    }
+
+    /// Nothing of what is on its way was written: whoever waits is told so, and the log is read again.
+    pub(super) fn conversation_lost(&mut self, id: ConversationId, error: &Error) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let released = slot.slot.line.give_up();
+        slot.slot.phase = Phase::Loading;
+        slot.projecting.clear();
+        slot.snapshot = None;
+        let targets = std::mem::take(&mut slot.targets);
+        for release in released {
+            match release {
+                Release::Reply(gateway, correlation, _) | Release::Read(gateway, correlation, _) => {
+                    self.reply(gateway, correlation, Err(error.clone()));
+                }
+                Release::Head(user, _) => self.park(id, Parked::Head(user)),
+                Release::Target(_) => {}
+            }
+        }
+        for (from, asked, _) in targets.into_values().flatten() {
+            self.answer_now(from, &asked, Err(error.clone()));
+        }
+        self.measures.restarted(&id.into(), "not_written");
+        self.reload(id);
+    }
+
+    // === rest
+
+    /// Looks at a conversation that may have gone idle; says when to look again.
+    pub(super) fn rest_conversation(&mut self, id: ConversationId) -> Option<Millis> {
+        let (now, idle_ms) = (self.now, self.settings.idle_ms);
+        let crowded = self.bytes > self.settings.budget_bytes;
+        let slot = self.conversations.get_mut(&id)?;
+        let idle_at = slot.used + idle_ms;
+        if (idle_at > now && !crowded) || !slot.may_go() {
+            let bytes = slot.ready().map_or(1, |state| state.bytes());
+            Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
+            return Some(idle_at.max(now + 1000));
+        }
+        self.snapshot_before_rest(id);
+        let slot = self.conversations.get_mut(&id)?;
+        match slot.slot.ready() {
+            Some(state) if state.can_cool() && !crowded => {
+                state.cool();
+                let bytes = state.bytes();
+                Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
+                Some(now + 60 * idle_ms)
+            }
+            Some(state) if !state.can_cool() => Some(now + 1000),
+            _ => {
+                self.forget_conversation(id);
+                None
+            }
+        }
+    }
+
+    /// A conversation that has moved on since its last snapshot writes one, so that it is cheap to read again.
+    pub(super) fn snapshot_before_rest(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let complete = slot.line.has_no_rows() && slot.announcing.is_empty() && slot.projecting.is_empty();
+        let Some(state) = slot.ready() else { return };
+        if complete
+            && state.can_cool()
+            && state.head >= state.snapshot_at + IDLE_SNAPSHOT_EVENTS
+            && let Some(bytes) = state.snapshot()
+        {
+            let seq = state.head;
+            state.snapshot_at = seq;
+            self.project(Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes });
+        }
+    }
+}
+
+/// A conversation that was read again.
+struct Rebuilt {
+    /// The state after everything that was found and counts.
+    state: Conversation,
+    /// What of it is committed.
+    committed: Seq,
+    /// What is written again before anything of it is shown.
+    adopted: Vec<Arc<Event>>,
+    /// The events above the snapshot.
+    events: Vec<Arc<Event>>,
+}
+
+fn rebuild(id: ConversationId, epoch: u64, recovered: Recovered, trusting: bool) -> Result<Rebuilt, recovery::Trouble> {
+    let mut state = match recovered.snapshot {
+        Some((_, bytes)) => Conversation::from_snapshot(id, bytes)?,
+        None => Conversation::absent(id),
+    };
+    let resolved = recovery::resolve(
+        recovery::Basis { own_epoch: epoch, snapshot_seq: state.head, snapshot_fresh_epoch: state.fresh_epoch, trusting },
+        |sender, command| state.hot.as_ref().is_some_and(|hot| matches!(hot.ids.look_up(sender, command), crate::conversation::ids::Memory::Known(_))),
+        recovered.rows,
+    )?;
+    for event in resolved.committed.iter().chain(&resolved.adopted) {
+        state.apply(event);
+    }
+    state.fresh_epoch = resolved.fresh_epoch;
+    let committed = state.head - resolved.adopted.len() as u64;
+    Ok(Rebuilt { state, committed, adopted: resolved.adopted, events: resolved.committed })
+}
+

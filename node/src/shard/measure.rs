@@ -1,0 +1,63 @@
+//! What a shard counts. Handles are looked up once: a command costs an addition.
+
+use chappe_cluster::process::metrics as names;
+use chappe_schema::{error::Error, id::EntityId, operation::{OPERATIONS, Op}};
+use metrics::{Counter, Gauge, Histogram};
+
+/// A shard's counters.
+pub(crate) struct Measures {
+    commands: Vec<(Counter, Counter)>,
+    durations: Vec<Histogram>,
+    queue: Histogram,
+    recipients: Histogram,
+    conversations: Gauge,
+    users: Gauge,
+    /// What this shard has added to the gauges, which all shards share.
+    counted: (usize, usize),
+}
+
+impl Measures {
+    pub(crate) fn new() -> Self {
+        let command = |row: &chappe_schema::operation::Operation, result: &'static str| {
+            metrics::counter!(names::NODE_COMMANDS_TOTAL, "command" => row.name, "result" => result)
+        };
+        Self {
+            commands: OPERATIONS.iter().map(|row| (command(row, "ok"), command(row, "error"))).collect(),
+            durations: OPERATIONS.iter().map(|row| metrics::histogram!(names::NODE_COMMAND_DURATION_SECONDS, "command" => row.name)).collect(),
+            queue: metrics::histogram!(names::NODE_SHARD_QUEUE_DEPTH),
+            recipients: metrics::histogram!(names::NODE_FANOUT_RECIPIENTS, "kind" => "small"),
+            conversations: metrics::gauge!(names::NODE_CONVERSATIONS, "state" => "active"),
+            users: metrics::gauge!("chappe_node_users"),
+            counted: (0, 0),
+        }
+    }
+
+    /// A command was answered, so many milliseconds after it was asked.
+    pub(super) fn answered(&self, op: Op, error: Option<&Error>, ms: u64) {
+        let (ok, failed) = &self.commands[op as usize];
+        if error.is_none() { ok.increment(1) } else { failed.increment(1) }
+        self.durations[op as usize].record(ms as f64 / 1000.0);
+    }
+
+    pub(super) fn queue_depth(&self, mail: usize) {
+        self.queue.record(mail as f64);
+    }
+
+    pub(super) fn fanned_out(&self, users: usize) {
+        self.recipients.record(users as f64);
+    }
+
+    pub(super) fn restarted(&self, entity: &EntityId, reason: &'static str) {
+        let kind = match entity {
+            EntityId::Conversation(_) => "conversation",
+            EntityId::User(_) => "user",
+        };
+        metrics::counter!(names::NODE_ENTITY_RESTARTS_TOTAL, "kind" => kind, "reason" => reason).increment(1);
+    }
+
+    pub(super) fn entities(&mut self, conversations: usize, users: usize) {
+        self.conversations.increment(conversations as f64 - self.counted.0 as f64);
+        self.users.increment(users as f64 - self.counted.1 as f64);
+        self.counted = (conversations, users);
+    }
+}

@@ -1,0 +1,739 @@
+//! A shard drives its share of the node's entities: it takes its mail, lets the pure states decide, sends what they
+//! append to the store in groups, and lets nothing out before it is committed.
+//!
+//! A shard never waits for anything but mail: the store's outcomes come as mail too. One turn takes everything that
+//! waits; what the turn appended goes to the store as one group, what it has for a gateway as one batch. In reading order:
+//!
+//! - [`line`]: the line in which an entity's events wait for the log
+//! - [`pump`]: why nothing leaves before a fence read
+//! - [`conversations`]: driving conversations
+//! - [`users`]: driving users
+//! - [`mailbox`]: how mail arrives
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use chappe_cluster::link::GatewayPort;
+use chappe_schema::{
+    error::{Code, Error},
+    event::{Event, Fact},
+    id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Seq, UserId},
+    limit::{PANICS_PER_MINUTE_MAX, RECOVERIES_MAX},
+    reply::Reply,
+    stored::{StoredId, StoredOverlay},
+    wire::{Correlation, Head, Heads, ToGateway, ToNode},
+};
+use hashbrown::{HashMap, HashSet};
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use crate::{
+    conversation::{Conversation, Read},
+    store::{self, Append, Confirmation, Page, Projection, Recovered, Store, Written},
+    user::{Connection, HeadKnown, User},
+};
+
+mod conversations;
+mod line;
+pub(crate) mod mailbox;
+mod measure;
+mod pump;
+mod users;
+
+#[cfg(test)]
+mod tests;
+
+use line::Line;
+use mailbox::Mailbox;
+pub(crate) use measure::Measures;
+use pump::Pump;
+
+/// Groups of appends that a shard may have at the store at once: while one syncs, the next one waits, so the
+/// committer never idles; a third would only make smaller groups.
+const GROUPS_MAX: usize = 2;
+
+/// Everything that can reach a shard.
+pub(crate) enum Mail {
+    /// A gateway is there.
+    Attach(GatewayId, Arc<dyn GatewayPort>),
+    /// A gateway is gone.
+    Detach(GatewayId),
+    /// A gateway has said something to an entity of this shard.
+    Gateway(GatewayId, ToNode),
+    /// Another shard has.
+    Peer(PeerMail),
+    /// The store has answered.
+    Store(StoreMail),
+    /// Time passes: once a second.
+    Tick,
+    /// Flush everything and say when it is done.
+    Stop(oneshot::Sender<()>),
+}
+
+/// The store's answers.
+pub(crate) enum StoreMail {
+    Written { group: u64, outcomes: Vec<Written> },
+    Confirmed(Confirmation),
+    Recovered(EntityId, Result<Recovered, store::Error>),
+    Page { token: u64, page: Result<Page, store::Error> },
+    Target { conversation: ConversationId, seq: Seq, page: Result<Page, store::Error> },
+    Id { token: u64, found: Result<Option<StoredId>, store::Error> },
+    Projected { token: u64, result: Result<(), store::Error> },
+}
+
+/// From shard to shard of one node. Between nodes the same words will travel by link.
+#[derive(Debug)]
+pub(crate) enum PeerMail {
+    /// A conversation has moved on; these users of the addressed shard are its members.
+    News { news: Arc<News>, users: Vec<UserId> },
+    /// A user must hear a fact, until `Told` says that it is in their log.
+    Tell { user: UserId, fact: Fact, conversation: ConversationId },
+    /// The user has heard the fact about event `at`.
+    Told { conversation: ConversationId, at: Seq },
+    /// A user's shard asks where conversations stand.
+    AskHeads { user: UserId, conversations: Vec<ConversationId> },
+    /// A conversation's owner answers.
+    Heads { user: UserId, known: HeadKnown },
+}
+
+/// Committed events of one conversation, shared by everyone who hears of them.
+#[derive(Debug)]
+pub(crate) struct News {
+    conversation: ConversationId,
+    head: Head,
+    events: Arc<[Arc<Event>]>,
+}
+
+/// How a shard behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// An entity that was not used for this long becomes idle, and a user without connections is unloaded.
+    pub(crate) idle_ms: u64,
+    /// Bytes that entities of this shard may take; beyond, the longest unused are evicted.
+    pub(crate) budget_bytes: usize,
+}
+
+/// What an entity is doing.
+enum Phase<C> {
+    /// Its log is being read (or will be, once its line has no rows and a place is free).
+    Loading,
+    /// It answers.
+    Ready(Box<C>),
+    /// It is not to be trusted until an operator has looked at it, or for some minutes after panics.
+    Withdrawn { until: Millis },
+}
+
+/// An entity and what surrounds it.
+struct Slot<C, P, R> {
+    phase: Phase<C>,
+    line: Line<R>,
+    /// What waits until the entity is ready.
+    parked: VecDeque<P>,
+    /// When it was last used.
+    used: Millis,
+    /// Whether the store is being asked for it.
+    reading: bool,
+    panics: SmallVec<[Millis; 4]>,
+    /// Reads of the store under way that will be merged with what is in memory: until they are back, nothing that
+    /// became durable meanwhile is forgotten.
+    looks: u32,
+    bytes: usize,
+}
+
+impl<C, P, R> Slot<C, P, R> {
+    fn loading(now: Millis) -> Self {
+        Self {
+            phase: Phase::Loading,
+            line: Line::new(0),
+            parked: VecDeque::new(),
+            used: now,
+            reading: false,
+            panics: SmallVec::new(),
+            looks: 0,
+            bytes: 0,
+        }
+    }
+
+    fn ready(&mut self) -> Option<&mut C> {
+        match &mut self.phase {
+            Phase::Ready(core) => Some(core),
+            _ => None,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.line.is_quiet() && self.parked.is_empty() && self.looks == 0 && !self.reading
+    }
+}
+
+/// What waits for a conversation's commit.
+#[derive(Debug)]
+enum Release {
+    Reply(GatewayId, Correlation, Result<Reply, Error>),
+    Read(GatewayId, Correlation, Box<Read>),
+    Target(Seq),
+    Head(UserId, HeadKnown),
+}
+
+/// What waits for a user's commit.
+#[derive(Debug)]
+enum UserRelease {
+    Reply(GatewayId, Correlation, Result<Reply, Error>),
+    Connected(GatewayId, Correlation, Result<Heads, Error>),
+    Told(ConversationId, Seq),
+}
+
+/// What waits for a fence read.
+#[derive(Debug)]
+enum Ticket {
+    /// The flight of this entity is durable.
+    Flight(EntityId),
+    Conversation(ConversationId, Release),
+    User(UserId, UserRelease),
+}
+
+/// What a projection does once it is durable.
+enum Projected {
+    Overlays(ConversationId, Vec<(Seq, Seq)>),
+    IdBlock(ConversationId, Seq),
+    Other,
+}
+
+struct GatewaySlot {
+    id: GatewayId,
+    port: Arc<dyn GatewayPort>,
+    batch: Vec<ToGateway>,
+}
+
+/// One of a node's loops. See the module's documentation.
+pub(crate) struct Shard {
+    index: usize,
+    peers: Arc<[Mailbox<Mail>]>,
+    store: Arc<dyn Store>,
+    epoch: Epoch,
+    settings: Settings,
+    clock: Arc<dyn Fn() -> Millis + Send + Sync>,
+    /// Called with a sentence when the session is over for good.
+    dead: Arc<dyn Fn(String) + Send + Sync>,
+    now: Millis,
+    conversations: HashMap<ConversationId, conversations::ConversationSlot, foldhash::fast::FixedState>,
+    users: HashMap<UserId, users::UserSlot, foldhash::fast::FixedState>,
+    gateways: Vec<GatewaySlot>,
+    /// Gateways with listeners of a large conversation. Outlives the conversation's slot: listening activates nothing.
+    interest: HashMap<ConversationId, SmallVec<[GatewayId; 2]>, foldhash::fast::FixedState>,
+    /// Entities whose earlier life may not have told others everything.
+    unannounced: HashSet<EntityId, foldhash::fast::FixedState>,
+    /// Mail to other shards (and this one), sent at the end of the turn.
+    outgoing: Vec<Vec<Mail>>,
+    local: VecDeque<PeerMail>,
+    /// Entities with an open batch.
+    flush: Vec<EntityId>,
+    groups: HashMap<u64, Vec<EntityId>, foldhash::fast::FixedState>,
+    projections: Vec<(Projected, Projection)>,
+    projecting: HashMap<u64, (Vec<Projected>, Vec<Projection>), foldhash::fast::FixedState>,
+    reads: HashMap<u64, conversations::Reading, foldhash::fast::FixedState>,
+    next_token: u64,
+    pump: Pump<Ticket>,
+    /// Whether the store answers `confirm` at once.
+    confirms_at_once: bool,
+    recoveries: usize,
+    recoveries_waiting: VecDeque<EntityId>,
+    /// When to look at an entity again, oldest first.
+    idle: VecDeque<(Millis, EntityId)>,
+    bytes: usize,
+    /// Change numbers of inboxes: the epoch above, a counter below.
+    next_change: u64,
+    stopping: Option<oneshot::Sender<()>>,
+    stopped: bool,
+    is_dead: bool,
+    measures: Measures,
+}
+
+/// What a shard is made of.
+pub(crate) struct Parts {
+    pub(crate) index: usize,
+    pub(crate) peers: Arc<[Mailbox<Mail>]>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) settings: Settings,
+    pub(crate) clock: Arc<dyn Fn() -> Millis + Send + Sync>,
+    pub(crate) dead: Arc<dyn Fn(String) + Send + Sync>,
+    /// Entities of this shard that the store has on its list of announcements.
+    pub(crate) unannounced: Vec<EntityId>,
+}
+
+/// Bits of a change number that count within an epoch: a million changes a second for twelve days without a restart
+/// would be needed to leave them.
+const CHANGE_BITS: u32 = 40;
+
+impl Shard {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let session = parts.store.session();
+        let confirms_at_once = parts.store.confirm(Box::new(|_| ())) == Some(Confirmation::Clean);
+        let outgoing = parts.peers.iter().map(|_| Vec::new()).collect();
+        Self {
+            index: parts.index,
+            outgoing,
+            peers: parts.peers,
+            store: parts.store,
+            epoch: session.epoch,
+            settings: parts.settings,
+            clock: parts.clock,
+            dead: parts.dead,
+            now: 0,
+            conversations: HashMap::default(),
+            users: HashMap::default(),
+            gateways: Vec::new(),
+            interest: HashMap::default(),
+            unannounced: parts.unannounced.into_iter().collect(),
+            local: VecDeque::new(),
+            flush: Vec::new(),
+            groups: HashMap::default(),
+            projections: Vec::new(),
+            projecting: HashMap::default(),
+            reads: HashMap::default(),
+            next_token: 0,
+            pump: Pump::default(),
+            confirms_at_once,
+            recoveries: 0,
+            recoveries_waiting: VecDeque::new(),
+            idle: VecDeque::new(),
+            bytes: 0,
+            next_change: session.epoch << CHANGE_BITS,
+            stopping: None,
+            stopped: false,
+            is_dead: false,
+            measures: Measures::new(),
+        }
+    }
+
+    /// Runs until stopped.
+    pub(crate) async fn run(mut self) {
+        let mailbox = self.peers[self.index].clone();
+        let mut mail = Vec::new();
+        self.warm_up();
+        while !self.stopped {
+            mailbox.take(&mut mail).await;
+            self.turn(&mut mail);
+        }
+    }
+
+    /// Entities that may owe announcements are read at once, whoever asks for them.
+    fn warm_up(&mut self) {
+        self.now = (self.clock)();
+        let owing: Vec<EntityId> = self.unannounced.iter().cloned().collect();
+        for entity in owing {
+            match entity {
+                EntityId::Conversation(id) => self.load_conversation(id),
+                EntityId::User(_) => {}
+            }
+        }
+        self.end_turn();
+    }
+
+    /// Handles everything in `mail`, then sends what came of it.
+    pub(crate) fn turn(&mut self, mail: &mut Vec<Mail>) {
+        self.now = (self.clock)();
+        self.measures.queue_depth(mail.len());
+        for item in mail.drain(..) {
+            self.handle(item);
+            while let Some(item) = self.local.pop_front() {
+                self.peer(item);
+            }
+        }
+        self.end_turn();
+    }
+
+    fn end_turn(&mut self) {
+        while let Some(item) = self.local.pop_front() {
+            self.peer(item);
+        }
+        if !self.is_dead {
+            self.send_appends();
+            self.send_projections();
+            self.read_fence();
+        }
+        for (index, mail) in self.outgoing.iter_mut().enumerate() {
+            if !mail.is_empty() {
+                self.peers[index].send_all(mail.drain(..));
+            }
+        }
+        for gateway in &mut self.gateways {
+            if !gateway.batch.is_empty() {
+                gateway.port.receive(std::mem::take(&mut gateway.batch));
+            }
+        }
+        self.finish_stop();
+    }
+
+    fn handle(&mut self, mail: Mail) {
+        match mail {
+            Mail::Gateway(from, ToNode::Command(asked)) => match asked.command.conversation() {
+                Some(conversation) => self.command(conversation, from, asked),
+                None => self.inbox(from, asked, false),
+            },
+            Mail::Gateway(from, ToNode::Connect(connecting)) => self.connect(from, connecting, false),
+            Mail::Gateway(gateway, ToNode::Disconnect { user, connection }) => {
+                self.disconnect(&user, Connection { gateway, slot: connection });
+            }
+            Mail::Gateway(from, ToNode::Interest { conversation, listening }) => self.listen(from, conversation, listening),
+            Mail::Peer(mail) => self.peer(mail),
+            Mail::Store(mail) => self.stored(mail),
+            Mail::Tick => self.tick(),
+            Mail::Attach(id, port) => self.gateways.push(GatewaySlot { id, port, batch: Vec::new() }),
+            Mail::Detach(id) => {
+                self.gateways.retain(|gateway| gateway.id != id);
+                self.forget_gateway(id);
+                self.interest.retain(|_, gateways| {
+                    gateways.retain(|gateway| *gateway != id);
+                    !gateways.is_empty()
+                });
+            }
+            Mail::Stop(done) => self.stop(done),
+        }
+    }
+
+    fn peer(&mut self, mail: PeerMail) {
+        match mail {
+            PeerMail::News { news, users } => self.news(&news, &users),
+            PeerMail::Tell { user, fact, conversation } => self.tell(user, fact, conversation),
+            PeerMail::Told { conversation, at } => self.told(conversation, at),
+            PeerMail::AskHeads { user, conversations } => {
+                for conversation in conversations {
+                    self.ask_head(conversation, user.clone());
+                }
+            }
+            PeerMail::Heads { user, known } => self.head_known(&user, known),
+        }
+    }
+
+    fn stored(&mut self, mail: StoreMail) {
+        match mail {
+            StoreMail::Written { group, outcomes } => self.written(group, outcomes),
+            StoreMail::Confirmed(confirmation) => self.confirmed(confirmation),
+            StoreMail::Recovered(entity, result) => {
+                self.recoveries -= 1;
+                match entity {
+                    EntityId::Conversation(id) => self.conversation_recovered(id, result),
+                    EntityId::User(id) => self.user_recovered(&id, result),
+                }
+                self.recover_waiting();
+            }
+            StoreMail::Page { token, page } => self.page_read(token, page),
+            StoreMail::Target { conversation, seq, page } => self.target_found(conversation, seq, page),
+            StoreMail::Id { token, found } => self.id_found(token, found),
+            StoreMail::Projected { token, result } => self.projected(token, result),
+        }
+    }
+
+    // === to gateways and other shards
+
+    fn to_gateway(&mut self, gateway: GatewayId, message: ToGateway) {
+        // Who is gone needs no answer.
+        if let Some(slot) = self.gateways.iter_mut().find(|slot| slot.id == gateway) {
+            slot.batch.push(message);
+        }
+    }
+
+    fn reply(&mut self, gateway: GatewayId, correlation: Correlation, result: Result<Reply, Error>) {
+        self.to_gateway(gateway, ToGateway::Reply(correlation, result));
+    }
+
+    fn to_entity(&mut self, entity: &EntityId, mail: PeerMail) {
+        let shard = shard_of(entity, self.peers.len());
+        self.to_shard(shard, mail);
+    }
+
+    fn to_shard(&mut self, shard: usize, mail: PeerMail) {
+        if shard == self.index {
+            self.local.push_back(mail);
+        } else {
+            self.outgoing[shard].push(Mail::Peer(mail));
+        }
+    }
+
+    fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    /// A way for the store to answer this shard.
+    fn answer<T: 'static>(&self, wrap: impl FnOnce(T) -> StoreMail + Send + 'static) -> store::Done<T> {
+        let mailbox = self.peers[self.index].clone();
+        Box::new(move |outcome| mailbox.send(Mail::Store(wrap(outcome))))
+    }
+
+    // === appends
+
+    fn list_for_flush(flush: &mut Vec<EntityId>, listed: &mut bool, entity: impl Into<EntityId>) {
+        if !*listed {
+            *listed = true;
+            flush.push(entity.into());
+        }
+    }
+
+    fn send_appends(&mut self) {
+        if self.flush.is_empty() || self.groups.len() >= GROUPS_MAX {
+            return;
+        }
+        let mut group = Vec::with_capacity(self.flush.len());
+        for entity in std::mem::take(&mut self.flush) {
+            let append = match &entity {
+                EntityId::Conversation(id) => self.conversations.get_mut(id).and_then(|slot| {
+                    slot.line.listed = false;
+                    slot.line.fly(entity.clone(), self.epoch)
+                }),
+                EntityId::User(id) => self.users.get_mut(id).and_then(|slot| {
+                    slot.line.listed = false;
+                    slot.line.fly(entity.clone(), self.epoch)
+                }),
+            };
+            // An entity with a flight on its way is listed again when that one has landed.
+            group.extend(append);
+        }
+        self.append(group);
+    }
+
+    fn append(&mut self, group: Vec<Append>) {
+        if group.is_empty() {
+            return;
+        }
+        let token = self.token();
+        self.groups.insert(token, group.iter().map(|append| append.entity.clone()).collect());
+        let done = self.answer(move |outcomes| StoreMail::Written { group: token, outcomes });
+        self.store.append(group, done);
+    }
+
+    fn written(&mut self, group: u64, outcomes: Vec<Written>) {
+        let Some(entities) = self.groups.remove(&group) else { return };
+        let mut again = Vec::new();
+        for (entity, outcome) in entities.into_iter().zip(outcomes) {
+            match outcome {
+                Written::Durable if self.confirms_at_once => self.commit(&entity),
+                Written::Durable => self.pump.issue(Ticket::Flight(entity)),
+                Written::Unknown => again.extend(self.flight(&entity)),
+                Written::NotWritten(reason) => self.not_written(&entity, &reason),
+                Written::Refused(reason) => self.die(format!("the store refused a write of {entity}: {reason}")),
+            }
+        }
+        if !self.is_dead {
+            self.append(again);
+        }
+    }
+
+    fn flight(&self, entity: &EntityId) -> Option<Append> {
+        match entity {
+            EntityId::Conversation(id) => self.conversations.get(id)?.line.again(),
+            EntityId::User(id) => self.users.get(id)?.line.again(),
+        }
+    }
+
+    fn commit(&mut self, entity: &EntityId) {
+        match entity {
+            EntityId::Conversation(id) => self.commit_conversation(*id),
+            EntityId::User(id) => self.commit_user(id),
+        }
+    }
+
+    fn not_written(&mut self, entity: &EntityId, reason: &str) {
+        tracing::error!(event = "append_refused", %entity, reason);
+        let error = Error::new(Code::Unavailable).with_detail("the log takes no more at the moment; nothing was written").after_ms(1000);
+        match entity {
+            EntityId::Conversation(id) => self.conversation_lost(*id, &error),
+            EntityId::User(id) => self.user_lost(id, &error),
+        }
+    }
+
+    // === the fence
+
+    /// Lets out what was decided on a committed head: at once where the store needs no fence read.
+    fn read_fence(&mut self) {
+        if self.pump.start() {
+            let done = self.answer(StoreMail::Confirmed);
+            if let Some(confirmation) = self.store.confirm(done) {
+                self.confirmed(confirmation);
+            }
+        }
+    }
+
+    fn confirmed(&mut self, confirmation: Confirmation) {
+        if confirmation == Confirmation::Fenced {
+            self.die("this session was superseded by another owner".to_owned());
+            return;
+        }
+        for ticket in self.pump.finish(confirmation) {
+            match ticket {
+                Ticket::Flight(entity) => self.commit(&entity),
+                Ticket::Conversation(id, release) => self.release_conversation(id, release),
+                Ticket::User(id, release) => self.release_user(&id, release),
+            }
+        }
+    }
+
+    /// The session is over: nothing is acknowledged any more, and nothing in memory is to be trusted.
+    fn die(&mut self, why: String) {
+        if !self.is_dead {
+            self.is_dead = true;
+            tracing::error!(event = "session_ended", why);
+            (self.dead)(why);
+        }
+    }
+
+    // === projections
+
+    fn project(&mut self, then: Projected, write: Projection) {
+        self.projections.push((then, write));
+    }
+
+    fn send_projections(&mut self) {
+        if self.projections.is_empty() {
+            return;
+        }
+        let (then, writes): (Vec<_>, Vec<_>) = std::mem::take(&mut self.projections).into_iter().unzip();
+        let token = self.token();
+        let done = self.answer(move |result| StoreMail::Projected { token, result });
+        self.projecting.insert(token, (then, writes.clone()));
+        self.store.project(writes, done);
+    }
+
+    fn projected(&mut self, token: u64, result: Result<(), store::Error>) {
+        let Some((then, writes)) = self.projecting.remove(&token) else { return };
+        if let Err(error) = result {
+            tracing::warn!(event = "projection_failed", %error);
+            // Written again with the next tick's turn: projections may be repeated at will.
+            self.projections.extend(then.into_iter().zip(writes));
+            return;
+        }
+        for done in then {
+            match done {
+                Projected::Overlays(id, overlays) => self.overlays_durable(id, &overlays),
+                Projected::IdBlock(id, end) => self.id_block_durable(id, end),
+                Projected::Other => {}
+            }
+        }
+    }
+
+    // === recovery
+
+    fn recover(&mut self, entity: EntityId) {
+        if self.recoveries >= RECOVERIES_MAX {
+            self.recoveries_waiting.push_back(entity);
+            return;
+        }
+        self.recoveries += 1;
+        let back = entity.clone();
+        let done = self.answer(move |result| StoreMail::Recovered(back, result));
+        self.store.recover(entity, done);
+    }
+
+    fn recover_waiting(&mut self) {
+        while self.recoveries < RECOVERIES_MAX
+            && let Some(entity) = self.recoveries_waiting.pop_front()
+        {
+            self.recover(entity);
+        }
+    }
+
+    // === supervision
+
+    /// Runs what touches an entity's state; a panic there is caught, counted, and costs only that entity.
+    fn supervised<T>(&self, entity: impl Fn() -> EntityId, work: impl FnOnce() -> T) -> Option<T> {
+        // The state is dropped after a panic and read again from the log, so nobody sees it half changed.
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(value) => Some(value),
+            Err(_) => {
+                let entity = entity();
+                tracing::error!(event = "entity_panicked", %entity);
+                self.measures.restarted(&entity, "panic");
+                None
+            }
+        }
+    }
+
+    // === time
+
+    fn tick(&mut self) {
+        let mut looked_at = self.idle.len();
+        while looked_at > 0
+            && self.idle.front().is_some_and(|(when, _)| *when <= self.now || self.bytes > self.settings.budget_bytes)
+        {
+            looked_at -= 1;
+            let Some((_, entity)) = self.idle.pop_front() else { break };
+            let again = match &entity {
+                EntityId::Conversation(id) => self.rest_conversation(*id),
+                EntityId::User(id) => self.rest_user(id),
+            };
+            if let Some(when) = again {
+                self.idle.push_back((when, entity));
+            }
+        }
+        self.measures.entities(self.conversations.len(), self.users.len());
+    }
+
+    fn watch(&mut self, entity: impl Into<EntityId>) {
+        self.idle.push_back((self.now + self.settings.idle_ms, entity.into()));
+    }
+
+    fn account(bytes: &mut usize, slot: &mut usize, now: usize) {
+        *bytes = *bytes + now - *slot;
+        *slot = now;
+    }
+
+    // === stopping
+
+    fn stop(&mut self, done: oneshot::Sender<()>) {
+        self.stopping = Some(done);
+        let conversations: Vec<ConversationId> = self.conversations.keys().copied().collect();
+        for id in conversations {
+            self.snapshot_before_rest(id);
+        }
+        let users: Vec<UserId> = self.users.keys().cloned().collect();
+        for id in users {
+            self.flush_inbox(&id);
+        }
+    }
+
+    fn finish_stop(&mut self) {
+        if self.stopping.is_none() {
+            return;
+        }
+        let busy = !self.is_dead
+            && (!self.groups.is_empty() || !self.flush.is_empty() || !self.projecting.is_empty() || !self.projections.is_empty());
+        if !busy && let Some(done) = self.stopping.take() {
+            self.stopped = true;
+            // Whoever asked may have given up waiting.
+            let _ = done.send(());
+        }
+    }
+
+    const fn is_stopping(&self) -> bool {
+        self.stopping.is_some() || self.is_dead
+    }
+
+    /// Too many panics in a minute.
+    fn is_hopeless(panics: &mut SmallVec<[Millis; 4]>, now: Millis) -> bool {
+        panics.retain(|at| *at + 60_000 > now);
+        panics.push(now);
+        panics.len() >= PANICS_PER_MINUTE_MAX
+    }
+}
+
+/// For how long an entity that panicked again and again is withdrawn.
+const WITHDRAWN_MS: u64 = 5 * 60_000;
+
+/// Which shard drives an entity: its partition decides, so that one partition is never split.
+pub(crate) fn shard_of(entity: &EntityId, shards: usize) -> usize {
+    usize::from(entity.partition().0) % shards
+}
+
+/// The overlays that are not durable yet, with the event that each reflects.
+fn overlays_of(conversation: &Conversation) -> Vec<(Seq, StoredOverlay)> {
+    conversation.hot.as_ref().map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect()).unwrap_or_default()
+}
+
+/// A user's connections, kept when the user's state is not.
+fn connections_of(user: &mut User) -> SmallVec<[Connection; 2]> {
+    std::mem::take(&mut user.connections)
+}

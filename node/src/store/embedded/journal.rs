@@ -1,0 +1,248 @@
+//! What a crash or a bad disk left of the engine's files, looked at before the engine does.
+//!
+//! The engine repairs by itself what it can, and it can too much: it cuts a journal at the first bytes that it does not
+//! understand, whatever stands behind them, it takes a journal for damaged whose torn tail happens to have the right
+//! shape, and it deletes a table whose manifest is gone. This check leaves it nothing to decide.
+//!
+//! A journal is a sequence of batches: a start (count, seqno), that many items, an end (checksum of the items, trailer).
+//! Each of our batches was synced before the next one was written, so:
+//!
+//! - bytes that are no batch, with a whole batch *behind* them, were synced once and have changed since: refused;
+//! - a last batch that lacks a sector or its end was never synced: nobody was told that it is durable, so it is cut off;
+//! - a last batch of which every sector was written, and which is yet not whole, has changed since: refused.
+//!
+//! What nobody can tell from an unwritten tail is a whole batch that somebody cut off by hand.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+/// Why the files cannot be opened.
+#[derive(Debug)]
+pub(super) enum Error {
+    Io { path: PathBuf, source: io::Error },
+    /// What is damaged.
+    Damaged(String),
+}
+
+/// Syncs every file and folder of a tree. After a kill the kernel may show what is not on disk yet; what is about to be
+/// read, and served, shall survive a power cut.
+pub(super) fn sync_tree(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+/// Checks the manifests of all tables and all journals, and cuts off a torn tail.
+pub(super) fn check(log: &Path) -> Result<(), Error> {
+    let keyspaces = log.join("keyspaces");
+    for table in folder(&keyspaces)? {
+        check_manifest(&table)?;
+    }
+    let mut journals = Vec::new();
+    for path in folder(log)? {
+        if path.extension().is_some_and(|extension| extension == "jnl") {
+            let number: Option<u64> = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            journals.push((number.ok_or_else(|| Error::Damaged(format!("{} is no journal's name", path.display())))?, path));
+        }
+    }
+    journals.sort();
+    let Some((_, active)) = journals.pop() else {
+        return Err(Error::Damaged("its journal is missing".to_owned()));
+    };
+    for (_, sealed) in journals {
+        // Synced as a whole before the next one was begun, so it has no torn tail.
+        let Examined { last, tail } = examine(&read(&sealed)?);
+        if tail != Tail::Clean {
+            return Err(changed(&sealed, last.end));
+        }
+    }
+    let bytes = read(&active)?;
+    let Examined { last, tail } = examine(&bytes);
+    match tail {
+        Tail::Clean => {}
+        Tail::Torn => {
+            tracing::warn!(
+                event = "journal_repaired",
+                journal = %active.display(),
+                at = last.end,
+                "the last write was cut short by a crash and is removed; nobody was told that it is durable"
+            );
+        }
+        Tail::Damaged => return Err(changed(&active, last.end)),
+    }
+    settle(&active, &bytes, last, tail).map_err(|source| Error::Io { path: active, source })
+}
+
+/// Cuts off what was never synced, and writes the last batch once more, as it is: the kernel may show bytes whose sync
+/// failed in an earlier life as if they were on disk, and another sync does nothing about them. Bytes that are written
+/// again it must sync.
+fn settle(journal: &Path, bytes: &[u8], last: Range<usize>, tail: Tail) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(journal)?;
+    if tail == Tail::Torn {
+        file.set_len(last.end as u64)?;
+    }
+    file.write_all_at(&bytes[last.clone()], last.start as u64)?;
+    file.sync_all()
+}
+
+fn changed(journal: &Path, at: usize) -> Error {
+    Error::Damaged(format!("its journal {} was changed at byte {at} after it had been written", journal.display()))
+}
+
+fn folder(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    fs::read_dir(path).map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+// === manifests ===
+
+/// A table's folder has a file `current`: the number of the manifest that counts, and its checksum. The engine does not
+/// compare it, and removes files that no manifest names.
+fn check_manifest(table: &Path) -> Result<(), Error> {
+    if !table.is_dir() {
+        return Ok(());
+    }
+    let damaged = |why: &str| Error::Damaged(format!("the table in {} {why}", table.display()));
+    let current = table.join("current");
+    if !current.exists() {
+        return Err(damaged("has no manifest"));
+    }
+    let current = read(&current)?;
+    let (Some(number), Some(sum)) = (number_at(&current, 0), current.get(8..24).and_then(<[u8]>::first_chunk)) else {
+        return Err(damaged("has a damaged manifest"));
+    };
+    let manifest = table.join(format!("v{number}"));
+    if !manifest.exists() {
+        return Err(damaged("lacks the manifest that counts"));
+    }
+    // Another kind of checksum than the one that this program knows is left to the engine.
+    if current.get(24) == Some(&0) && xxh3_128(&read(&manifest)?) != u128::from_le_bytes(*sum) {
+        return Err(damaged("has a damaged manifest"));
+    }
+    Ok(())
+}
+
+// === journals ===
+
+/// What stands in a journal.
+#[derive(Debug, PartialEq, Eq)]
+struct Examined {
+    /// The last whole batch; what counts ends with it.
+    last: Range<usize>,
+    tail: Tail,
+}
+
+/// What stands behind the last whole batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tail {
+    /// Nothing but unwritten space.
+    Clean,
+    /// A batch that was never synced.
+    Torn,
+    /// Something that was synced and has changed since.
+    Damaged,
+}
+
+/// What the disk writes at once. A torn write lacks whole sectors.
+const SECTOR: usize = 512;
+
+const START: u8 = 1;
+const ITEM: u8 = 2;
+const END: u8 = 3;
+const CLEAR: u8 = 4;
+const TRAILER: [u8; 4] = *b"FJL\x03";
+
+fn examine(journal: &[u8]) -> Examined {
+    let written = journal.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let mut last = 0..0;
+    let broken = loop {
+        if last.end >= written {
+            return Examined { last, tail: Tail::Clean };
+        }
+        match batch(journal, last.end) {
+            Ok(end) => last = last.end..end,
+            Err(broken) => break broken,
+        }
+    };
+    let at = last.end;
+    let whole_behind = || (at + 1..written).any(|next| journal[next] == START && batch(journal, next).is_ok());
+    let complete = || journal[at..written].ends_with(&TRAILER) && !lacks_sector(journal, at, written);
+    let damaged = broken == Broken::Trailer || complete() || whole_behind();
+    Examined { last, tail: if damaged { Tail::Damaged } else { Tail::Torn } }
+}
+
+/// Whether some sector's share of a range was never written.
+fn lacks_sector(journal: &[u8], from: usize, upto: usize) -> bool {
+    let mut at = from;
+    while at < upto {
+        let end = (at / SECTOR * SECTOR + SECTOR).min(upto);
+        if journal[at..end].iter().all(|byte| *byte == 0) {
+            return true;
+        }
+        at = end;
+    }
+    false
+}
+
+/// Why bytes are no batch.
+#[derive(Debug, PartialEq, Eq)]
+enum Broken {
+    /// They do not have the shape, or the checksum, or they end too soon.
+    Content,
+    /// All is there and right but the four bytes after the checksum.
+    Trailer,
+}
+
+/// Where the batch that starts here ends.
+fn batch(journal: &[u8], start: usize) -> Result<usize, Broken> {
+    const SHAPE: Broken = Broken::Content;
+    let byte = |at: usize| journal.get(at).copied().ok_or(SHAPE);
+    if byte(start)? != START {
+        return Err(SHAPE);
+    }
+    let count = u32::from_le_bytes(*journal.get(start + 1..).and_then(<[u8]>::first_chunk).ok_or(SHAPE)?);
+    let items = start + 13;
+    let mut at = items;
+    for _ in 0..count {
+        at = match byte(at)? {
+            ITEM => {
+                // tag, kind of value, compression, table, bytes of key, of value, of value as stored, key, value
+                let key = u16::from_le_bytes(*journal.get(at + 11..).and_then(<[u8]>::first_chunk).ok_or(SHAPE)?);
+                let value = u32::from_le_bytes(*journal.get(at + 17..).and_then(<[u8]>::first_chunk).ok_or(SHAPE)?);
+                at + 21 + usize::from(key) + value as usize
+            }
+            CLEAR => at + 9,
+            _ => return Err(SHAPE),
+        };
+    }
+    let sum = number_at(journal, at + 1).ok_or(SHAPE)?;
+    if byte(at)? != END || count == 0 || xxh3_64(&journal[items..at]) != sum {
+        return Err(SHAPE);
+    }
+    match journal.get(at + 9..at + 13) {
+        Some(trailer) if trailer == TRAILER => Ok(at + 13),
+        Some(trailer) if !trailer.contains(&0) => Err(Broken::Trailer),
+        _ => Err(SHAPE),
+    }
+}
+
+fn number_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..)?.first_chunk().map(|number| u64::from_le_bytes(*number))
+}

@@ -1,0 +1,65 @@
+//! How rows are named: the entity's key, then what tells its rows apart, big endian, so that rows sort as they are read.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | log | entity ‖ last seq of the packed row | [`LogRow`](chappe_schema::stored::LogRow) |
+//! | snapshot | entity | checked seq ‖ the snapshot's own sealed bytes |
+//! | ids | entity ‖ last seq of the block | `StoredIdBlock` |
+//! | overlay | entity ‖ target seq | `StoredOverlay` |
+//! | inbox | user ‖ conversation | `StoredInbox` |
+//! | announce | entity | checked seq |
+//! | note | name | `Note` |
+//!
+//! No entity's key is a prefix of another's, so the rows of one entity are a range of keys.
+
+use chappe_schema::{
+    id::{ConversationId, EntityId, Seq, UserId},
+    stored::Corrupt,
+};
+
+/// A row's key.
+pub(super) fn with_seq(entity: &[u8], seq: Seq) -> Vec<u8> {
+    joined(entity, &seq.to_be_bytes())
+}
+
+/// Two parts as one key, in exactly as much memory.
+pub(super) fn joined(entity: &[u8], rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(entity.len() + rest.len());
+    key.extend_from_slice(entity);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// The seq at a key's end.
+pub(super) fn seq_of(key: &[u8]) -> Option<Seq> {
+    key.last_chunk().map(|bytes| Seq::from_be_bytes(*bytes))
+}
+
+/// Bytes of a checked seq.
+pub(super) const CHECKED_SEQ: usize = 12;
+
+/// A seq that stands outside of any sealed value, with a checksum of its own.
+pub(super) fn checked_seq(seq: Seq) -> [u8; CHECKED_SEQ] {
+    let mut out = [0; CHECKED_SEQ];
+    out[..8].copy_from_slice(&seq.to_be_bytes());
+    out[8..].copy_from_slice(&crc32c::crc32c(&seq.to_be_bytes()).to_be_bytes());
+    out
+}
+
+/// The seq at a value's beginning.
+///
+/// # Errors
+/// When the bytes are not those that were written.
+pub(super) fn open_checked_seq(value: &[u8]) -> Result<Seq, Corrupt> {
+    let bytes: &[u8; CHECKED_SEQ] = value.first_chunk().ok_or(Corrupt::Short(value.len()))?;
+    let (seq, sum) = bytes.split_at(8);
+    if crc32c::crc32c(seq).to_be_bytes() != sum {
+        return Err(Corrupt::Checksum);
+    }
+    seq.first_chunk().map(|seq| Seq::from_be_bytes(*seq)).ok_or(Corrupt::Short(value.len()))
+}
+
+/// An inbox row's key.
+pub(super) fn inbox(user: &UserId, conversation: ConversationId) -> Vec<u8> {
+    joined(&EntityId::User(user.clone()).to_key(), conversation.0.as_bytes())
+}

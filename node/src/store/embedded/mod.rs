@@ -1,0 +1,273 @@
+//! The log of one machine: an LSM tree in the data directory, one committer, fsync before every acknowledgement.
+//!
+//! - [`config`]: what an operator may set
+//! - [`directory`]: whose directory it is, the lock, the first start, and that all of it is on disk before it is read
+//! - [`journal`]: what a crash or a bad disk left of the engine's journal: repaired, or refused with a sentence
+//! - [`engine`]: the tables and how each is tuned
+//! - [`key`]: how rows are named, and values that are not framed elsewhere
+//! - [`commit`]: the one thread that writes
+//! - [`read`]: what the reader threads do
+//! - [`meter`]: what operators see of it
+//!
+//! Ownership is trivial here: the fence is the lock on the directory, the epoch is a counter of starts kept in it. A
+//! row that is present counts as committed, so nothing is ever adopted.
+//!
+//! Four kinds of threads: the committer, [`READERS`] readers, a watch that looks at the disk and at the engine's
+//! health once a second, and the engine's own workers (flush, compaction). All end with [`Embedded::close`].
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use chappe_schema::{
+    id::{CommandId, EntityId, Millis, Seq, UserId},
+    stored::{LogRow, StoredId, StoredOverlay},
+};
+use parking_lot::Mutex;
+
+use super::{Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written};
+
+mod commit;
+mod config;
+mod directory;
+mod engine;
+mod journal;
+mod key;
+mod meter;
+mod read;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::Config;
+pub use directory::OpenError;
+
+use commit::{Committer, Row, Rows};
+use engine::Tables;
+use meter::Meter;
+use read::Readers;
+
+/// Called at most once, with a sentence, when durability cannot be promised any longer (a failed write or sync). It
+/// ends the process; from that moment the store answers nothing.
+pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Threads that read. Two, so that one slow read (a cold page, a long recovery) does not hold up all others.
+const READERS: usize = 2;
+
+/// How often the watch looks at the disk and at the engine.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Free bytes on the volume of a path; a function so that tests can fill a disk that is not full.
+type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
+
+/// The embedded store. One per data directory and machine.
+pub struct Embedded {
+    session: Session,
+    committer: Arc<Committer>,
+    readers: Arc<Readers>,
+    meter: Arc<Meter>,
+    /// Taken by the first `close`.
+    running: Mutex<Option<Running>>,
+}
+
+/// What ends with the store. The threads hold the only handles on the engine, so it is closed when they have ended.
+struct Running {
+    threads: Vec<JoinHandle<()>>,
+    watch: Arc<Watch>,
+    /// Last, so that the directory is free only when nothing touches it any more.
+    lock: File,
+}
+
+// === impl Embedded ===
+
+impl Embedded {
+    /// Opens the log in `directory`, which is created if need be, and belongs to this process from now on.
+    ///
+    /// Blocks until everything found there is known to be on disk: that takes as long as the engine's journal is long.
+    ///
+    /// # Errors
+    /// With a sentence for the operator; nothing was served.
+    pub fn open(directory: &Path, config: &Config, fatal: Fatal) -> Result<Self, OpenError> {
+        Self::open_with(directory, config, fatal, Arc::new(free_space))
+    }
+
+    fn open_with(directory: &Path, config: &Config, fatal: Fatal, free: FreeSpace) -> Result<Self, OpenError> {
+        let (lock, tables, session) = directory::open(directory, config)?;
+        let announced = read::announced_seqs(&tables).map_err(|source| OpenError::Engine {
+            directory: directory.to_owned(),
+            why: format!("its list of announcements cannot be read: {source}"),
+        })?;
+        let meter = Arc::new(Meter::new());
+        let space = commit::Space::new(directory.to_owned(), config.free_space_min.get(), Arc::clone(&free));
+        let committer = Arc::new(Committer::new(Arc::clone(&meter), fatal));
+        let readers = Arc::new(Readers::default());
+        let watch = Arc::new(Watch::default());
+
+        let mut threads = Vec::with_capacity(READERS + 2);
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| OpenError::Io {
+                doing: "start a thread for",
+                path: directory.to_owned(),
+                source,
+            })
+        };
+        {
+            let (committer, tables) = (Arc::clone(&committer), tables.clone());
+            threads.push(spawn("log-commit", Box::new(move || committer.run(tables, announced, space)))?);
+        }
+        for index in 0..READERS {
+            let (readers, tables) = (Arc::clone(&readers), tables.clone());
+            threads.push(spawn(&format!("log-read-{index}"), Box::new(move || readers.run(&tables)))?);
+        }
+        {
+            let (watch, committer, meter) = (Arc::clone(&watch), Arc::clone(&committer), Arc::clone(&meter));
+            let directory = directory.to_owned();
+            let body = move || watch.run(&tables, &committer, &meter, &directory, &free);
+            threads.push(spawn("log-watch", Box::new(body))?);
+        }
+        let running = Mutex::new(Some(Running { threads, watch, lock }));
+        Ok(Self { session, committer, readers, meter, running })
+    }
+
+    /// Commits what is waiting, answers it, ends the threads, closes the engine and frees the directory. Appends that
+    /// come later are answered `NotWritten`, reads `Unavailable`. Called again, or from one of the store's own
+    /// threads, it only asks for the end.
+    pub fn close(&self) {
+        self.committer.close();
+        self.readers.close();
+        let Some(running) = self.running.lock().take() else { return };
+        running.watch.close();
+        let me = thread::current().id();
+        for thread in running.threads {
+            // A callback may hold the last handle on the store; its thread cannot wait for itself.
+            if thread.thread().id() != me && thread.join().is_err() {
+                tracing::error!(event = "store_thread_panicked", "a thread of the log ended by a panic");
+            }
+        }
+        drop(running.lock);
+    }
+
+    /// Hands a read to the readers. `done` is called on one of them.
+    fn read<T: Send + 'static>(
+        &self,
+        operation: meter::Operation,
+        done: Done<Result<T, Error>>,
+        read: impl FnOnce(&Tables) -> Result<T, Error> + Send + 'static,
+    ) {
+        let asked = Instant::now();
+        let (meter, committer) = (Arc::clone(&self.meter), Arc::clone(&self.committer));
+        self.readers.submit(Box::new(move |tables| {
+            if committer.has_failed() {
+                return;
+            }
+            let result = match tables {
+                Some(tables) => read(tables),
+                None => Err(Error::Unavailable(CLOSED.to_owned())),
+            };
+            meter.answered(operation, asked, result.as_ref().err());
+            done(result);
+        }));
+    }
+}
+
+const CLOSED: &str = "it is closed";
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Store for Embedded {
+    fn session(&self) -> Session {
+        self.session
+    }
+
+    fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>) {
+        // Sealed here, on the shard's thread: encoding runs on all cores, committing on one.
+        let mut rows = Rows { rows: Vec::with_capacity(group.len()), events: 0, bytes: 0 };
+        for append in &group {
+            let (Some(first), Some(last)) = (append.events.first(), append.events.last()) else { continue };
+            debug_assert!(first.seq <= last.seq, "events of an append ascend");
+            let value = LogRow::seal(append.epoch, append.cw, append.adopted, &append.events);
+            let entity = append.entity.to_key();
+            let key = key::with_seq(&entity, last.seq);
+            rows.events += append.events.len();
+            rows.bytes += key.len() + value.len();
+            rows.rows.push(Row { key, value, announce: append.announce.then_some((entity, last.seq)) });
+        }
+        self.committer.append(rows, group.len(), done);
+    }
+
+    fn confirm(&self, _done: Done<Confirmation>) -> Option<Confirmation> {
+        // The lock on the directory is the fence: whoever holds it is the only owner there can be.
+        Some(if self.committer.has_failed() { Confirmation::Unknown } else { Confirmation::Clean })
+    }
+
+    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, Error>>) {
+        self.read(meter::Operation::Recover, done, move |tables| read::recover(tables, &entity));
+    }
+
+    fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>) {
+        self.read(meter::Operation::Page, done, move |tables| read::page(tables, &request));
+    }
+
+    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, Error>>) {
+        self.read(meter::Operation::Overlay, done, move |tables| read::overlay(tables, &entity, target));
+    }
+
+    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, not_before: Millis, done: Done<Result<Option<StoredId>, Error>>) {
+        self.read(meter::Operation::FindId, done, move |tables| read::find_id(tables, &entity, &sender, id, not_before));
+    }
+
+    fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {
+        self.committer.project(writes, done);
+    }
+
+    fn announced(&self, done: Done<Result<Vec<EntityId>, Error>>) {
+        self.read(meter::Operation::Announced, done, read::announced);
+    }
+}
+
+/// What may be written for a process without privileges.
+fn free_space(directory: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+// === the watch ===
+
+/// Looks at the disk and at the engine while nobody writes. A flush or a compaction that fails stops the engine for
+/// good, and says so only to the next who writes: without the watch an idle server would find out too late.
+#[derive(Default)]
+struct Watch {
+    closed: Mutex<bool>,
+    changed: parking_lot::Condvar,
+}
+
+impl Watch {
+    fn run(&self, tables: &Tables, committer: &Committer, meter: &Meter, directory: &PathBuf, free: &FreeSpace) {
+        let mut closed = self.closed.lock();
+        while !*closed {
+            parking_lot::MutexGuard::unlocked(&mut closed, || {
+                if let Err(error) = tables.check() {
+                    committer.fail(format!("the log's engine has stopped after an earlier failure: {error}"));
+                }
+                meter.disk(tables.disk_bytes(), free(directory).ok());
+            });
+            if !*closed {
+                self.changed.wait_for(&mut closed, WATCH);
+            }
+        }
+    }
+
+    fn close(&self) {
+        *self.closed.lock() = true;
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,263 @@
+//! What the reader threads do. Every function reads one unchanging view of the tables.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use chappe_schema::{
+    id::{CommandId, EntityId, Millis, Seq, UserId},
+    stored::{Corrupt, Kind, LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay, conversation_id, unseal},
+};
+use fjall::{Guard, Iter, Readable};
+use parking_lot::{Condvar, Mutex};
+
+use super::{engine::Tables, key};
+use crate::store::{Error, Page, PageRequest, Recovered, slice::Slice};
+
+/// A read, as it waits. `None` when the store closed first.
+type Job = Box<dyn FnOnce(Option<&Tables>) + Send>;
+
+/// The queue of the reader threads.
+#[derive(Default)]
+pub(super) struct Readers {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+impl Readers {
+    pub(super) fn submit(&self, job: Job) {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            drop(waiting);
+            job(None);
+            return;
+        }
+        waiting.jobs.push_back(job);
+        drop(waiting);
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.arrived.notify_all();
+    }
+
+    /// A reader thread.
+    pub(super) fn run(&self, tables: &Tables) {
+        while let Some(job) = self.next() {
+            // A read that panics is a bug, and its caller gets no answer; the other reads go on.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(Some(tables)))).is_err() {
+                tracing::error!(event = "store_read_panicked", "a read of the log panicked and is not answered");
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if let Some(job) = waiting.jobs.pop_front() {
+                return Some(job);
+            }
+            if waiting.closed {
+                return None;
+            }
+            self.arrived.wait(&mut waiting);
+        }
+    }
+}
+
+/// Everything needed to rebuild an entity.
+pub(super) fn recover(tables: &Tables, entity: &EntityId) -> Result<Recovered, Error> {
+    let view = tables.view();
+    let prefix = entity.to_key();
+    let snapshot = match view.get(&tables.snapshot, &prefix).map_err(|error| failed(entity, &error))? {
+        Some(value) => {
+            let seq = key::open_checked_seq(&value).map_err(|why| corrupt(entity, why))?;
+            Some((seq, Bytes::copy_from_slice(&value[key::CHECKED_SEQ..])))
+        }
+        None => None,
+    };
+    let from = snapshot.as_ref().map_or(0, |(seq, _)| *seq) + 1;
+    let mut rows = Vec::new();
+    for guard in view.range(&tables.log, key::with_seq(&prefix, from)..=key::with_seq(&prefix, Seq::MAX)) {
+        rows.push(log_row(entity, guard)?);
+    }
+    let mut inbox = Vec::new();
+    if let EntityId::User(_) = entity {
+        for guard in view.prefix(&tables.inbox, &prefix) {
+            let (row, value) = guard.into_inner().map_err(|error| failed(entity, &error))?;
+            let conversation = conversation_id(&row[prefix.len()..]).map_err(|why| corrupt(entity, why))?;
+            let position: StoredInbox = unseal(Kind::Inbox, value.into()).map_err(|why| corrupt(entity, why))?;
+            inbox.push((conversation, position));
+        }
+    }
+    Ok(Recovered { snapshot, rows, inbox })
+}
+
+/// A slice of a log.
+pub(super) fn page(tables: &Tables, request: &PageRequest) -> Result<Page, Error> {
+    let view = tables.view();
+    let prefix = request.entity.to_key();
+    let at = |seq| key::with_seq(&prefix, seq);
+    let mut slice = Slice::new(request);
+    let (from, upto) = (slice.from(), request.upto);
+    if slice.done() {
+        return Ok(slice.finish());
+    }
+    let mut overlays = Overlays {
+        entity: &request.entity,
+        rows: view.range(&tables.overlay, at(from)..=at(upto)),
+        newest_first: request.newest_first,
+        next: None,
+    };
+    // A row stands under its last seq, so the first that can hold a seq is the first whose key is not below it.
+    if request.newest_first {
+        let top = view.range(&tables.log, at(upto)..=at(Seq::MAX)).next();
+        let below = view.range(&tables.log, at(from)..at(upto)).rev();
+        for guard in top.into_iter().chain(below) {
+            for event in log_row(&request.entity, guard)?.events.into_iter().rev() {
+                slice.take(event, |seq| overlays.of(seq))?;
+            }
+            if slice.done() {
+                break;
+            }
+        }
+    } else {
+        for guard in view.range(&tables.log, at(from)..=at(Seq::MAX)) {
+            let row = log_row(&request.entity, guard)?;
+            let last = row.events.last().map_or(Seq::MAX, |event| event.seq);
+            for event in row.events {
+                slice.take(event, |seq| overlays.of(seq))?;
+            }
+            if slice.done() || last >= upto {
+                break;
+            }
+        }
+    }
+    Ok(slice.finish())
+}
+
+/// The overlays of a range of messages, read alongside them.
+struct Overlays<'a> {
+    entity: &'a EntityId,
+    rows: Iter,
+    newest_first: bool,
+    next: Option<(Seq, StoredOverlay)>,
+}
+
+impl Overlays<'_> {
+    /// The overlay of a message. Messages are asked for in the direction of reading.
+    fn of(&mut self, target: Seq) -> Result<Option<StoredOverlay>, Error> {
+        loop {
+            if let Some((seq, overlay)) = self.next.take() {
+                if seq == target {
+                    return Ok(Some(overlay));
+                }
+                if (seq > target) != self.newest_first {
+                    self.next = Some((seq, overlay));
+                    return Ok(None);
+                }
+            }
+            let row = if self.newest_first { self.rows.next_back() } else { self.rows.next() };
+            let Some(guard) = row else { return Ok(None) };
+            let (key, value) = guard.into_inner().map_err(|error| failed(self.entity, &error))?;
+            let seq = key::seq_of(&key).ok_or_else(|| corrupt(self.entity, BAD_KEY))?;
+            self.next = Some((seq, open_overlay(self.entity, &value)?));
+        }
+    }
+}
+
+/// The overlay of one message.
+pub(super) fn overlay(tables: &Tables, entity: &EntityId, target: Seq) -> Result<Option<StoredOverlay>, Error> {
+    let value = tables.overlay.get(key::with_seq(&entity.to_key(), target)).map_err(|error| failed(entity, &error))?;
+    value.map(|value| open_overlay(entity, &value)).transpose()
+}
+
+/// An id among the durable blocks, newest first.
+pub(super) fn find_id(
+    tables: &Tables,
+    entity: &EntityId,
+    sender: &UserId,
+    id: CommandId,
+    not_before: Millis,
+) -> Result<Option<StoredId>, Error> {
+    let prefix = entity.to_key();
+    let blocks = tables.ids.range(key::with_seq(&prefix, 0)..=key::with_seq(&prefix, Seq::MAX));
+    for guard in blocks.rev() {
+        let (_, value) = guard.into_inner().map_err(|error| failed(entity, &error))?;
+        let block: StoredIdBlock = unseal(Kind::IdBlock, value.into()).map_err(|why| corrupt(entity, why))?;
+        // Times never fall along a log, so neither this block nor an earlier one can hold it.
+        if block.ids.last().is_none_or(|last| last.created_at < not_before) {
+            return Ok(None);
+        }
+        let same = |known: &StoredId| known.id == id.0.as_bytes() && known.sender == sender.as_str();
+        if let Some(found) = block.ids.into_iter().rev().find(same) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// The entities that are listed for announcement.
+pub(super) fn announced(tables: &Tables) -> Result<Vec<EntityId>, Error> {
+    let unreadable = |error: fjall::Error| Error::Unavailable(error.to_string());
+    let listed = tables.announce.iter().map(|guard| {
+        let key = guard.key().map_err(unreadable)?;
+        EntityId::from_key(&key).map_err(|error| Error::Unavailable(format!("the list of announcements is damaged: {error}")))
+    });
+    listed.collect()
+}
+
+/// What table `announce` holds.
+pub(super) fn announced_seqs(tables: &Tables) -> Result<HashMap<Vec<u8>, Seq>, fjall::Error> {
+    let listed = tables.announce.iter().map(|guard| {
+        let (entity, value) = guard.into_inner()?;
+        // Listed is what matters: the entity announces everything up to its head, whatever the seq was.
+        let seq = key::open_checked_seq(&value).unwrap_or_else(|why| {
+            tracing::error!(event = "store_row_damaged", table = "announce", %why, "a row of the list is damaged");
+            0
+        });
+        Ok((entity.to_vec(), seq))
+    });
+    listed.collect()
+}
+
+const BAD_KEY: Corrupt = Corrupt::Content("a row's key is not as it was written");
+
+/// A row of the log, whole and at its place.
+fn log_row(entity: &EntityId, guard: Guard) -> Result<LogRow, Error> {
+    let (key, value) = guard.into_inner().map_err(|error| failed(entity, &error))?;
+    // Copied: bodies are slices of this, and what they are slices of else is a block of the engine, which a single
+    // small body would keep in memory.
+    let row = LogRow::unseal(Bytes::copy_from_slice(&value)).map_err(|why| corrupt(entity, why))?;
+    if row.events.last().map(|event| event.seq) != key::seq_of(&key) {
+        return Err(corrupt(entity, BAD_KEY));
+    }
+    Ok(row)
+}
+
+fn open_overlay(entity: &EntityId, value: &[u8]) -> Result<StoredOverlay, Error> {
+    unseal(Kind::Overlay, Bytes::copy_from_slice(value)).map_err(|why| corrupt(entity, why))
+}
+
+fn corrupt(entity: &EntityId, why: Corrupt) -> Error {
+    tracing::error!(event = "store_row_damaged", %entity, %why, "stored bytes are damaged and are not served");
+    Error::Corrupt { entity: entity.clone(), why }
+}
+
+/// What an error of the engine means for an entity.
+fn failed(entity: &EntityId, error: &fjall::Error) -> Error {
+    match error {
+        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => Error::Unavailable(source.to_string()),
+        fjall::Error::Storage(_) | fjall::Error::Decompress(_) => {
+            tracing::error!(event = "store_file_damaged", %error, "a file of the log is damaged");
+            corrupt(entity, Corrupt::Checksum)
+        }
+        _ => Error::Unavailable(error.to_string()),
+    }
+}

@@ -1,0 +1,99 @@
+//! A page in the making: what every store does alike with the events that it reads.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chappe_schema::{
+    event::Event,
+    id::Seq,
+    stored::StoredOverlay,
+};
+
+use super::{Page, PageRequest};
+
+/// Events that one page looks at. A log that is mostly edits is read in more than one call, each of which is short.
+pub const PAGE_SCAN_MAX: usize = 2048;
+
+/// Takes events in the direction of reading, until the page is full.
+pub(super) struct Slice<'a> {
+    request: &'a PageRequest,
+    from: Seq,
+    page: Page,
+    scanned: usize,
+    bytes: usize,
+    /// Ended before everything wanted was looked at.
+    full: bool,
+}
+
+impl<'a> Slice<'a> {
+    pub(super) fn new(request: &'a PageRequest) -> Self {
+        let from = request.from.max(1);
+        let reached = if request.newest_first { request.upto.saturating_add(1) } else { from - 1 };
+        Self { request, from, page: Page { reached, ..Page::default() }, scanned: 0, bytes: 0, full: false }
+    }
+
+    /// The lowest seq wanted; there is no event 0.
+    pub(super) fn from(&self) -> Seq {
+        self.from
+    }
+
+    /// Looks at one event; `overlay` is asked only for messages that may become part of the page.
+    ///
+    /// # Errors
+    /// Those of `overlay`.
+    pub(super) fn take<E>(
+        &mut self,
+        event: Arc<Event>,
+        overlay: impl FnOnce(Seq) -> Result<Option<StoredOverlay>, E>,
+    ) -> Result<(), E> {
+        if event.seq < self.from || event.seq > self.request.upto || self.full {
+            return Ok(());
+        }
+        if self.page.events.len() >= self.request.limit || self.scanned >= PAGE_SCAN_MAX {
+            self.full = true;
+            return Ok(());
+        }
+        self.scanned += 1;
+        if !self.request.messages {
+            self.add(event, None);
+        } else if event.fact.is_message() {
+            let overlay = overlay(event.seq)?;
+            self.add(event, overlay);
+        } else {
+            self.page.reached = event.seq;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, event: Arc<Event>, overlay: Option<StoredOverlay>) {
+        let edited = overlay.as_ref().and_then(|overlay| overlay.body.as_ref()).map_or(0, Bytes::len);
+        let bytes = event.body_len() + edited;
+        if !self.page.events.is_empty() && self.bytes + bytes > self.request.bytes_max {
+            self.full = true;
+            return;
+        }
+        self.bytes += bytes;
+        self.page.reached = event.seq;
+        self.page.overlays.extend(overlay.map(|overlay| (event.seq, overlay)));
+        self.page.events.push(event);
+    }
+
+    /// Whether nothing further needs to be read: the page is full, or everything wanted was looked at.
+    pub(super) fn done(&self) -> bool {
+        let end = if self.request.newest_first { self.from } else { self.request.upto };
+        self.full || self.page.reached == end || self.from > self.request.upto
+    }
+
+    /// The page. Where the log ended, everything wanted was looked at.
+    pub(super) fn finish(mut self) -> Page {
+        if self.request.newest_first {
+            self.page.events.reverse();
+            self.page.overlays.reverse();
+        }
+        if !self.full {
+            self.page.complete = true;
+            self.page.reached = if self.request.newest_first { self.from } else { self.request.upto };
+        }
+        self.page
+    }
+}

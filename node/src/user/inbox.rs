@@ -1,0 +1,225 @@
+//! The inbox: where each conversation stands, and their order by last activity.
+//!
+//! Heads come from the conversations' owners, with every commit while the user is loaded and by asking after a load;
+//! nothing is written for them. A change number is the owner's epoch and a counter, so that it never goes back,
+//! whoever owns the user; it is flushed with the head when the user is unloaded.
+
+use chappe_schema::{
+    id::{ConversationId, Millis},
+    reply::InboxView,
+    stored::StoredInbox,
+    wire::{Head, Heads},
+};
+
+use super::state::{Membership, User};
+
+/// What a conversation's owner says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadKnown {
+    /// Which.
+    pub conversation: ConversationId,
+    /// Where it stands.
+    pub head: Head,
+    /// When it last changed.
+    pub last_at: Millis,
+    /// Whether later heads will not come by themselves.
+    pub large: bool,
+}
+
+impl User {
+    /// The store's inbox rows, read with the user.
+    pub fn restore_inbox(&mut self, rows: impl IntoIterator<Item = (ConversationId, StoredInbox)>) {
+        for (conversation, row) in rows {
+            if let Some(known) = self.conversations.get_mut(&conversation) {
+                self.by_change.remove(&known.inbox.change);
+                known.inbox = row;
+                if known.joined && row.change != 0 {
+                    self.by_change.insert(row.change, conversation);
+                }
+            }
+        }
+    }
+
+    /// Every conversation of the user must be asked for its head: the user was just loaded.
+    pub fn distrust(&mut self) {
+        self.unverified = self.conversations.iter().filter(|(_, known)| known.joined).map(|(id, _)| *id).collect();
+    }
+
+    /// The heads of large conversations must be asked for before an answer that shows them.
+    pub fn distrust_large(&mut self) {
+        let large = self.conversations.iter().filter(|(_, known)| known.joined && known.large);
+        self.unverified.extend(large.map(|(id, _)| *id));
+    }
+
+    /// Conversations whose head must be asked for.
+    pub fn unverified(&self) -> impl Iterator<Item = ConversationId> {
+        self.unverified.iter().copied()
+    }
+
+    /// Whether every head is known.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.unverified.is_empty()
+    }
+
+    /// A head was asked for and is known now. `change` hands out the next change number if it is news.
+    pub fn verify(&mut self, known: HeadKnown, change: impl FnOnce() -> u64) {
+        self.unverified.remove(&known.conversation);
+        if let Some(membership) = self.conversations.get_mut(&known.conversation) {
+            membership.large = known.large;
+        }
+        self.raise(known.conversation, known.head, change);
+    }
+
+    /// A conversation has moved on. Numbers only grow, so late news changes nothing.
+    pub fn raise(&mut self, conversation: ConversationId, head: Head, change: impl FnOnce() -> u64) {
+        let Some(known) = self.conversations.get_mut(&conversation).filter(|known| known.joined) else { return };
+        if head.seq <= known.inbox.last_seq {
+            return;
+        }
+        self.by_change.remove(&known.inbox.change);
+        known.inbox.last_seq = head.seq;
+        known.inbox.last_n = known.inbox.last_n.max(head.n);
+        known.inbox.change = change();
+        known.dirty = true;
+        self.by_change.insert(known.inbox.change, conversation);
+    }
+
+    /// The user has read messages up to `n`: by sending one, they have read up to their own.
+    pub fn read_upto(&mut self, conversation: ConversationId, n: u64) {
+        if let Some(known) = self.conversations.get_mut(&conversation)
+            && n > known.inbox.read_n
+        {
+            known.inbox.read_n = n;
+            known.dirty = true;
+        }
+    }
+
+    /// The heads that a new connection needs: of what it holds positions in, and of the most active others.
+    #[must_use]
+    pub fn heads(&self, positions: &[ConversationId], others_max: usize) -> Heads {
+        let head = |id: &ConversationId| self.joined(id).map(|known| Head { seq: known.inbox.last_seq, n: known.inbox.last_n });
+        let asked = positions.iter().map(|id| (*id, head(id))).collect();
+        let newest = self.by_change.values().rev().filter(|id| !positions.contains(id));
+        let others = newest.take(others_max).filter_map(|id| head(id).map(|head| (*id, head))).collect();
+        Heads { positions: asked, others }
+    }
+
+    /// A page of the inbox below change number `cursor`, and where the next one begins.
+    #[must_use]
+    pub fn page(&self, cursor: Option<u64>, limit: usize) -> (Vec<InboxView>, Option<u64>) {
+        let mut below = self.by_change.range(..cursor.unwrap_or(u64::MAX)).rev();
+        let view = |id: &ConversationId| {
+            let known = self.joined(id)?;
+            Some(InboxView {
+                id: *id,
+                kind: known.kind,
+                head: known.inbox.last_seq,
+                n: known.inbox.last_n,
+                unread: known.inbox.last_n.saturating_sub(known.inbox.read_n),
+                change: known.inbox.change,
+            })
+        };
+        let items: Vec<InboxView> = below.by_ref().filter_map(|(_, id)| view(id)).take(limit).collect();
+        let next = if below.next().is_some() { items.last().map(|item| item.change) } else { None };
+        (items, next)
+    }
+
+    fn joined(&self, id: &ConversationId) -> Option<&Membership> {
+        self.conversations.get(id).filter(|known| known.joined)
+    }
+
+    /// What must be flushed before the user is unloaded; afterwards nothing is dirty.
+    pub fn flush(&mut self) -> Vec<(ConversationId, StoredInbox)> {
+        let dirty = self.conversations.iter_mut().filter(|(_, known)| known.dirty);
+        dirty
+            .map(|(id, known)| {
+                known.dirty = false;
+                (*id, known.inbox)
+            })
+            .collect()
+    }
+
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chappe_schema::{event::{ConversationKind, Fact}, id::UserId};
+
+    fn conversation(n: u64) -> ConversationId {
+        ConversationId(uuid::Uuid::from_u128(n.into()))
+    }
+
+    /// A user with conversations 1 to `count`, their heads verified in this order.
+    fn user(count: u64) -> User {
+        let mut user = User::new(UserId::new("ada").unwrap());
+        for n in 1..=count {
+            let fact = Fact::UserJoined { conversation: conversation(n), kind: ConversationKind::Group, at: 1 };
+            let event = user.hear(&fact, 0).unwrap();
+            user.apply(&event);
+            let known = HeadKnown { conversation: conversation(n), head: Head { seq: 1, n: 0 }, last_at: 0, large: n == 3 };
+            user.verify(known, || n);
+        }
+        user
+    }
+
+    fn order(user: &User) -> Vec<u128> {
+        user.page(None, 100).0.iter().map(|item| item.id.0.as_u128()).collect()
+    }
+
+    #[test]
+    fn the_last_active_stands_first() {
+        let mut user = user(4);
+        assert_eq!(order(&user), [4, 3, 2, 1]);
+        user.raise(conversation(2), Head { seq: 5, n: 3 }, || 9);
+        assert_eq!(order(&user), [2, 4, 3, 1]);
+        user.raise(conversation(1), Head { seq: 1, n: 0 }, || unreachable!("old news takes no number"));
+        let item = &user.page(None, 1).0[0];
+        assert_eq!((item.head, item.n, item.unread), (5, 3, 3));
+        user.read_upto(conversation(2), 2);
+        assert_eq!(user.page(None, 1).0[0].unread, 1);
+    }
+
+    #[test]
+    fn pages_follow_the_cursor_to_the_end() {
+        let user = user(5);
+        let (first, cursor) = user.page(None, 2);
+        let (second, next) = user.page(cursor, 2);
+        let (third, end) = user.page(next, 2);
+        assert_eq!((first.len(), second.len(), third.len(), end), (2, 2, 1, None));
+        assert_eq!(user.page(Some(first[1].change), 5).0.len(), 3);
+    }
+
+    #[test]
+    fn a_connection_gets_the_heads_it_asks_for_and_the_newest_others() {
+        let mut user = user(4);
+        let left = user.hear(&Fact::UserLeft { conversation: conversation(2), at: 9 }, 0).unwrap();
+        user.apply(&left);
+        let heads = user.heads(&[conversation(1), conversation(2), conversation(77)], 1);
+        assert_eq!(heads.positions[0], (conversation(1), Some(Head { seq: 1, n: 0 })));
+        assert_eq!((heads.positions[1].1, heads.positions[2].1), (None, None));
+        assert_eq!(heads.others, [(conversation(4), Head { seq: 1, n: 0 })]);
+        user.raise(conversation(2), Head { seq: 10, n: 1 }, || unreachable!("who left hears nothing"));
+    }
+
+    #[test]
+    fn what_changed_is_flushed_once() {
+        let mut user = user(2);
+        assert_eq!(user.flush().len(), 2);
+        user.raise(conversation(1), Head { seq: 2, n: 1 }, || 10);
+        let rows = user.flush();
+        assert_eq!((rows.len(), rows[0].1.last_seq, rows[0].1.change), (1, 2, 10));
+        assert!(user.flush().is_empty());
+    }
+
+    #[test]
+    fn large_conversations_are_asked_again() {
+        let mut user = user(4);
+        assert!(user.is_verified());
+        user.distrust_large();
+        assert_eq!(user.unverified().collect::<Vec<_>>(), [conversation(3)]);
+        user.distrust();
+        assert_eq!(user.unverified().count(), 4);
+    }
+}
