@@ -7,7 +7,7 @@
 //! - [`history`] — what clients saw, on one clock.
 //! - [`oracle`] — which promises were broken.
 //! - [`server`] — a real server as a child process, for tests and benches.
-//! - [`process`] — what a process costs: CPU and memory.
+//! - [`process`] — what a process costs: CPU and memory; [`metrics`] — what the server says of itself.
 //! - [`crowd`] — `run`: many clients, figures, a verdict, a report ([`report`]).
 //! - [`raw`] — peers without logic, for comparisons like with like.
 //! - [`bench`] — `bench`: the project's figures as ratios.
@@ -15,11 +15,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod client;
+pub mod crowd;
 pub mod history;
 pub mod metrics;
 pub mod oracle;
 pub mod process;
 pub mod raw;
+pub mod report;
 pub mod server;
 pub mod websocket;

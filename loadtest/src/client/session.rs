@@ -518,10 +518,10 @@ impl Session {
     }
 
     fn introduce(&mut self, hello: &[u8]) {
-        if let Some(generation) = line::field(hello, "generation").and_then(line::text) {
-            if *self.generation != *generation {
-                self.generation = generation.into();
-            }
+        if let Some(generation) = line::field(hello, "generation").and_then(line::text)
+            && *self.generation != *generation
+        {
+            self.generation = generation.into();
         }
         if let Some(ms) = line::field(hello, "heartbeat_ms").and_then(line::number) {
             self.heartbeat = Duration::from_millis(ms.max(100));

@@ -230,11 +230,12 @@ async fn messages_are_acknowledged_and_heard() {
 #[tokio::test]
 async fn a_lost_acknowledgement_is_asked_for_again_under_the_same_id() {
     let (server, client) = converse(&[Fault::None, Fault::Hangup], 3).await;
-    let state = server.state.lock();
-    assert_eq!(state.sends.len(), 4);
-    assert_eq!(state.sends[1], state.sends[2]);
-    assert_eq!(state.connects.len(), 2);
-    drop(state);
+    {
+        let state = server.state.lock();
+        assert_eq!(state.sends.len(), 4);
+        assert_eq!(state.sends[1], state.sends[2]);
+        assert_eq!(state.connects.len(), 2);
+    }
     assert_eq!(client.counters().await.retries, 1);
 }
 

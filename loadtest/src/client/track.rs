@@ -108,8 +108,8 @@ impl Tracks {
         let track = Track { text, id, cursor: 0, known: false, generation, filling: false, held: Vec::new(), open: false, recorded };
         self.tracks.push(track);
         if self.tracks.len() > SEARCHED_MAX {
-            let all = self.tracks.iter().enumerate().map(|(at, track)| (track.text, at));
-            if self.index.is_empty() { self.index.extend(all) } else { self.index.extend(all.last()) }
+            let mut all = self.tracks.iter().enumerate().map(|(at, track)| (track.text, at));
+            if self.index.is_empty() { self.index.extend(all) } else { self.index.extend(all.next_back()) }
         }
         self.tracks.len() - 1
     }

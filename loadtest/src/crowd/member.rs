@@ -213,14 +213,14 @@ impl Handler for Member {
             return;
         }
         let nth = self.shared.score.deliveries.fetch_add(1, Relaxed);
-        if nth % self.shared.sample == 0 {
+        if nth.is_multiple_of(self.shared.sample) {
             self.shared.score.note_delivery(event.body().and_then(stamp));
         }
         if let Some(fanout) = &self.shared.fanout
             && self.pace == Pace::Listen
         {
             let arrived = fanout.arrived.fetch_add(1, Relaxed) + 1;
-            if arrived % fanout.listeners == 0
+            if arrived.is_multiple_of(fanout.listeners)
                 && let Some(sender) = &*fanout.sender.lock()
             {
                 sender.call(|member, session| member.go_on(session));

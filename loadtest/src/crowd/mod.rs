@@ -389,3 +389,65 @@ impl Crowd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::raw;
+
+    /// A crowd against the peer without logic: everything that is counted adds up.
+    async fn crowd(groups: usize, size: usize, manner: Manner) -> Crowd {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(raw::server::serve(listener, raw::server::Plan { groups, ack_bytes: 120, delivery_bytes: 420, echo: false }));
+        let mut people = Vec::new();
+        for index in 0..groups * size {
+            let target = Target::resolve(&format!("http://{address}/raw/{}", index / size)).await.unwrap();
+            people.push(Person { user: format!("user-{index}"), token: "t".into(), target: Arc::new(target) });
+        }
+        Crowd::connect(people, manner, |_| {}).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_closed_loop_adds_up() {
+        let crowd = crowd(4, 5, Manner::default()).await;
+        assert_eq!(crowd.len(), 20);
+        for index in 0..20 {
+            crowd.assign(index, vec![raw::conversation(index / 5)], Pace::Closed(3));
+        }
+        crowd.start();
+        let measured = crowd.measure(Duration::from_millis(300), None, |_, _| {}).await.unwrap();
+        assert!(measured.acks > 0 && measured.ack_ms.count > 0);
+        crowd.rest().await.unwrap();
+        let counters = crowd.counters().await;
+        assert_eq!(counters.events, counters.acks * 4);
+        assert_eq!((measured.failures, measured.lost), (0, 0));
+        crowd.leave().await;
+    }
+
+    #[tokio::test]
+    async fn an_open_loop_keeps_its_pace() {
+        let crowd = crowd(2, 2, Manner::default()).await;
+        for index in 0..4 {
+            crowd.assign(index, vec![raw::conversation(index / 2)], Pace::Open(Duration::from_millis(5)));
+        }
+        crowd.start();
+        let measured = crowd.measure(Duration::from_millis(500), None, |_, _| {}).await.unwrap();
+        // 400 were intended; a busy machine may be late, and never early.
+        assert!((1..=410).contains(&measured.acks), "{}", measured.acks);
+        crowd.leave().await;
+    }
+
+    #[tokio::test]
+    async fn a_fan_out_goes_on_when_all_have_it() {
+        let crowd = crowd(1, 11, Manner { fanout_listeners: Some(10), ..Manner::default() }).await;
+        crowd.assign(0, vec![raw::conversation(0)], Pace::Broadcast(1));
+        crowd.start();
+        let measured = crowd.measure(Duration::from_millis(300), None, |_, _| {}).await.unwrap();
+        assert!(measured.acks > 1, "{measured:?}");
+        assert!(measured.deliveries.abs_diff(measured.acks * 10) <= 20, "{measured:?}");
+        crowd.leave().await;
+    }
+}

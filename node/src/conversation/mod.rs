@@ -17,7 +17,7 @@ mod membership;
 pub(crate) mod read;
 mod send;
 mod snapshot;
-mod state;
+pub(crate) mod state;
 
 #[cfg(test)]
 mod tests;

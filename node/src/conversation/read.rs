@@ -149,7 +149,9 @@ impl Read {
             if bytes > PAGE_BYTES_MAX && !self.events.is_empty() {
                 break;
             }
-            self.events.push(Arc::clone(event));
+            if self.visible.contains(seq) {
+                self.events.push(Arc::clone(event));
+            }
         }
         Some(self.page_of_events())
     }

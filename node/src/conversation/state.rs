@@ -150,6 +150,8 @@ impl Conversation {
     /// When the event is not the next one: the caller has lost its place in the log.
     pub fn apply(&mut self, event: &Arc<Event>) {
         assert_eq!(event.seq, self.head + 1, "event {} applied to a conversation at {}", event.seq, self.head);
+        #[cfg(test)]
+        fault::strike(event);
         let mut audience_changes = false;
         match &event.fact {
             Fact::ConversationCreated { kind, encryption, settings, members } => {
@@ -341,5 +343,29 @@ impl Hot {
     pub fn recent(&self, seq: Seq) -> Option<&Arc<Event>> {
         let first = self.recent.front()?.seq;
         self.recent.get(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+}
+
+/// Lets tests of supervision make an entity panic.
+#[cfg(test)]
+pub(crate) mod fault {
+    use std::cell::Cell;
+
+    use chappe_schema::{event::{Event, Fact}, id::Seq};
+
+    thread_local! {
+        static AT: Cell<Seq> = const { Cell::new(0) };
+    }
+
+    /// The next message applied at `seq` panics, once.
+    pub(crate) fn at(seq: Seq) {
+        AT.set(seq);
+    }
+
+    pub(super) fn strike(event: &Event) {
+        if AT.get() == event.seq && matches!(event.fact, Fact::MessageNew { .. }) {
+            AT.set(0);
+            panic!("planted");
+        }
     }
 }

@@ -73,6 +73,6 @@ mod tests {
         let mut pump = Pump::default();
         pump.issue(1);
         pump.start();
-        assert_eq!(pump.finish(Confirmation::Fenced), []);
+        assert!(pump.finish(Confirmation::Fenced).is_empty());
     }
 }

@@ -1,0 +1,746 @@
+//! A whole shard, turn by turn, over a store whose every answer the test decides.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use chappe_cluster::link::GatewayPort;
+use chappe_schema::{
+    body::Body,
+    command::{Command, Create},
+    error::{Code, Error},
+    event::{ConversationKind, Encryption, Event, HistoryAccess},
+    id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, Generation, Millis, Seq, UserId},
+    reply::{Reply, Sent},
+    stored::{LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+    wire::{Actor, Asked, Connecting, Correlation, Heads, ToGateway, ToNode},
+};
+use parking_lot::Mutex;
+
+use super::{Mail, Parts, Settings, Shard, mailbox::Mailbox};
+use crate::{
+    conversation::state::fault,
+    store::{Append, Confirmation, Done, Error as StoreError, Page, PageRequest, Projection, Recovered, Session, Store, Written},
+};
+
+const T: Millis = 1_700_000_000_000;
+const GATEWAY: GatewayId = GatewayId(1);
+const CONVERSATION: ConversationId = ConversationId(uuid::Uuid::from_u128(7));
+
+/// What a store holds, and what it has not answered yet.
+#[derive(Default)]
+struct Held {
+    rows: BTreeMap<(EntityId, Seq), LogRow>,
+    snapshots: BTreeMap<EntityId, (Seq, bytes::Bytes)>,
+    overlays: BTreeMap<(EntityId, Seq), StoredOverlay>,
+    blocks: BTreeMap<(EntityId, Seq), StoredIdBlock>,
+    inbox: BTreeMap<(UserId, ConversationId), StoredInbox>,
+    announced: BTreeMap<(EntityId, Seq), ()>,
+    appends: VecDeque<(Vec<Append>, Done<Vec<Written>>)>,
+    confirms: VecDeque<Done<Confirmation>>,
+    others: VecDeque<Box<dyn FnOnce(&mut Held) -> Box<dyn FnOnce() + Send> + Send>>,
+    recoveries: usize,
+    appended: usize,
+    projected: usize,
+}
+
+/// A store that answers when the test says so.
+#[derive(Clone)]
+struct Scripted {
+    held: Arc<Mutex<Held>>,
+    /// Whether `confirm` needs an answer too.
+    fenced: bool,
+}
+
+impl Scripted {
+    /// Answers everything but appends and confirmations, until nothing is left.
+    fn answer_reads(&self) -> bool {
+        let mut any = false;
+        while let Some(work) = { let mut held = self.held.lock(); held.others.pop_front() } {
+            let tell = work(&mut self.held.lock());
+            tell();
+            any = true;
+        }
+        any
+    }
+
+    /// Answers the oldest append.
+    fn answer_append(&self, outcome: &Written) -> bool {
+        let Some((group, done)) = self.held.lock().appends.pop_front() else { return false };
+        if matches!(outcome, Written::Durable | Written::Unknown) {
+            let mut held = self.held.lock();
+            for append in &group {
+                let last = append.events.last().unwrap().seq;
+                let row = LogRow { epoch: append.epoch, cw: append.cw, adopted: append.adopted, events: append.events.to_vec() };
+                // What is written again must be identical.
+                if let Some(before) = held.rows.insert((append.entity.clone(), last), row.clone()) {
+                    assert_eq!(before, row, "a retried append differs from the first");
+                }
+                held.appended += append.events.len();
+                if append.announce {
+                    held.announced.insert((append.entity.clone(), last), ());
+                }
+            }
+        }
+        done(vec![outcome.clone(); group.len()]);
+        true
+    }
+}
+
+impl Store for Scripted {
+    fn session(&self) -> Session {
+        Session { id: 1, epoch: 3, generation: Generation(9) }
+    }
+
+    fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>) {
+        self.held.lock().appends.push_back((group, done));
+    }
+
+    fn confirm(&self, done: Done<Confirmation>) -> Option<Confirmation> {
+        if !self.fenced {
+            return Some(Confirmation::Clean);
+        }
+        self.held.lock().confirms.push_back(done);
+        None
+    }
+
+    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, StoreError>>) {
+        let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            held.recoveries += 1;
+            let snapshot = held.snapshots.get(&entity).cloned();
+            let above = snapshot.as_ref().map_or(0, |(seq, _)| *seq);
+            let rows = held.rows.iter().filter(|((whose, last), _)| *whose == entity && *last > above).map(|(_, row)| row.clone()).collect();
+            let inbox = match &entity {
+                EntityId::User(user) => held.inbox.iter().filter(|((whose, _), _)| whose == user).map(|((_, id), row)| (*id, *row)).collect(),
+                EntityId::Conversation(_) => Vec::new(),
+            };
+            Box::new(move || done(Ok(Recovered { snapshot, rows, inbox })))
+        };
+        self.held.lock().others.push_back(Box::new(read));
+    }
+
+    fn page(&self, request: PageRequest, done: Done<Result<Page, StoreError>>) {
+        let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            let mut events: Vec<Arc<Event>> = held
+                .rows
+                .iter()
+                .filter(|((whose, _), _)| *whose == request.entity)
+                .flat_map(|(_, row)| row.events.iter().cloned())
+                .filter(|event| (request.from..=request.upto).contains(&event.seq) && (!request.messages || event.fact.is_message()))
+                .collect();
+            if request.newest_first {
+                events.reverse();
+            }
+            events.truncate(request.limit);
+            events.sort_by_key(|event| event.seq);
+            let overlay = |event: &Arc<Event>| Some((event.seq, held.overlays.get(&(request.entity.clone(), event.seq))?.clone()));
+            let overlays = events.iter().filter_map(overlay).collect();
+            Box::new(move || done(Ok(Page { events, overlays, complete: true, reached: 0 })))
+        };
+        self.held.lock().others.push_back(Box::new(read));
+    }
+
+    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, StoreError>>) {
+        let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            let found = held.overlays.get(&(entity, target)).cloned();
+            Box::new(move || done(Ok(found)))
+        };
+        self.held.lock().others.push_back(Box::new(read));
+    }
+
+    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, _: Millis, done: Done<Result<Option<StoredId>, StoreError>>) {
+        let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            let blocks = held.blocks.iter().filter(|((whose, _), _)| *whose == entity);
+            let found = blocks
+                .flat_map(|(_, block)| &block.ids)
+                .find(|stored| stored.sender == sender.as_str() && stored.id == id.0.as_bytes())
+                .cloned();
+            Box::new(move || done(Ok(found)))
+        };
+        self.held.lock().others.push_back(Box::new(read));
+    }
+
+    fn project(&self, writes: Vec<Projection>, done: Done<Result<(), StoreError>>) {
+        let write = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            for write in writes {
+                held.projected += 1;
+                match write {
+                    Projection::Snapshot { entity, seq, bytes } => {
+                        let last = held.rows.keys().filter(|(whose, _)| *whose == entity).map(|(_, seq)| *seq).max();
+                        assert!(last >= Some(seq), "a snapshot is ahead of the log");
+                        held.snapshots.insert(entity, (seq, bytes));
+                    }
+                    Projection::Overlay { entity, target, overlay } => drop(held.overlays.insert((entity, target), overlay)),
+                    Projection::IdBlock { entity, end, block } => drop(held.blocks.insert((entity, end), block)),
+                    Projection::Inbox { user, conversation, position } => drop(held.inbox.insert((user, conversation), position)),
+                    Projection::Announced { entity, upto } => held.announced.retain(|(whose, seq), ()| *whose != entity || *seq > upto),
+                }
+            }
+            Box::new(move || done(Ok(())))
+        };
+        self.held.lock().others.push_back(Box::new(write));
+    }
+
+    fn announced(&self, done: Done<Result<Vec<EntityId>, StoreError>>) {
+        let owed = self.held.lock().announced.keys().map(|(entity, _)| entity.clone()).collect();
+        done(Ok(owed));
+    }
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<ToGateway>>);
+
+impl GatewayPort for Heard {
+    fn receive(&self, batch: Vec<ToGateway>) {
+        self.0.lock().extend(batch);
+    }
+}
+
+/// A shard and everything around it.
+struct Bench {
+    shard: Shard,
+    store: Scripted,
+    mailbox: Mailbox<Mail>,
+    heard: Arc<Heard>,
+    now: Arc<AtomicU64>,
+    deaths: Arc<Mutex<Vec<String>>>,
+    asked: u64,
+}
+
+fn user(name: &str) -> UserId {
+    UserId::new(name).unwrap()
+}
+
+fn body(text: &str) -> Body {
+    Body::parse(&format!("{{\"text\":\"{text}\"}}")).unwrap()
+}
+
+fn send(text: &str) -> Command {
+    Command::MessageSend { conversation: CONVERSATION, body: body(text) }
+}
+
+fn group(members: &[&str]) -> Command {
+    Command::ConversationCreate(Box::new(Create {
+        conversation: CONVERSATION,
+        kind: ConversationKind::Group,
+        encryption: Encryption::None,
+        members: members.iter().map(|name| user(name)).collect(),
+        title: String::new(),
+        data: None,
+        history: HistoryAccess::All,
+    }))
+}
+
+impl Bench {
+    fn new(fenced: bool) -> Self {
+        Self::over(Scripted { held: Arc::default(), fenced })
+    }
+
+    /// A new life over what an earlier one has left.
+    fn over(store: Scripted) -> Self {
+        let mailbox = Mailbox::new();
+        let now = Arc::new(AtomicU64::new(T));
+        let clock = Arc::clone(&now);
+        let deaths = Arc::new(Mutex::new(Vec::new()));
+        let dead = Arc::clone(&deaths);
+        let mut unannounced = Vec::new();
+        unannounced.extend(store.held.lock().announced.keys().map(|(entity, _)| entity.clone()));
+        let mut shard = Shard::new(Parts {
+            index: 0,
+            peers: Arc::from([mailbox.clone()]),
+            store: Arc::new(store.clone()),
+            settings: Settings { idle_ms: 60_000, budget_bytes: 1 << 30 },
+            clock: Arc::new(move || clock.load(Ordering::Relaxed)),
+            dead: Arc::new(move |why| dead.lock().push(why)),
+            unannounced,
+        });
+        let heard = Arc::new(Heard::default());
+        shard.turn(&mut vec![Mail::Attach(GATEWAY, heard.clone())]);
+        shard.warm_up();
+        Self { shard, store, mailbox, heard, now, deaths, asked: 0 }
+    }
+
+    fn mail(&mut self, mail: Mail) {
+        self.shard.turn(&mut vec![mail]);
+    }
+
+    fn ask_as(&mut self, who: &str, id: CommandId, command: Command) -> Correlation {
+        self.asked += 1;
+        let correlation = Correlation(self.asked);
+        let actor = Actor { user: user(who), device: None };
+        let deadline = self.now.load(Ordering::Relaxed) + 10_000;
+        self.mail(Mail::Gateway(GATEWAY, ToNode::Command(Box::new(Asked { correlation, actor, id, command, deadline }))));
+        correlation
+    }
+
+    fn ask(&mut self, who: &str, command: Command) -> Correlation {
+        let bytes = (u128::from(self.asked) + 1).to_be_bytes();
+        let id = CommandId(uuid::Builder::from_unix_timestamp_millis(T, bytes[6..].try_into().unwrap()).into_uuid());
+        self.ask_as(who, id, command)
+    }
+
+    fn connect(&mut self, who: &str, slot: u32) {
+        self.asked += 1;
+        let connecting = Connecting {
+            correlation: Correlation(self.asked),
+            actor: Actor { user: user(who), device: None },
+            connection: ConnectionSlot(slot),
+            positions: vec![CONVERSATION],
+        };
+        self.mail(Mail::Gateway(GATEWAY, ToNode::Connect(Box::new(connecting))));
+    }
+
+    /// Takes the mail that the store's answers have become.
+    fn collect(&mut self) -> bool {
+        let mut mail = Vec::new();
+        while self.mailbox.len() > 0 {
+            futures_now(self.mailbox.take(&mut mail));
+            self.shard.turn(&mut mail);
+        }
+        !mail.is_empty()
+    }
+
+    /// Lets the store answer everything that is not an append, until nothing moves.
+    fn reads(&mut self) {
+        while self.store.answer_reads() {
+            self.collect();
+        }
+    }
+
+    /// Answers the oldest append.
+    fn append(&mut self, outcome: Written) {
+        assert!(self.store.answer_append(&outcome), "no append is on its way");
+        self.collect();
+    }
+
+    fn confirm(&mut self, confirmation: Confirmation) {
+        let done = self.store.held.lock().confirms.pop_front().expect("no fence read is on its way");
+        done(confirmation);
+        self.collect();
+    }
+
+    /// Lets the store do everything it is asked for.
+    fn settle(&mut self) {
+        loop {
+            let confirm = { let mut held = self.store.held.lock(); held.confirms.pop_front() };
+            let moved = confirm.map(|done| done(Confirmation::Clean)).is_some()
+                | self.store.answer_reads()
+                | self.store.answer_append(&Written::Durable);
+            self.collect();
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn done(&mut self, who: &str, command: Command) -> Result<Reply, Error> {
+        let correlation = self.ask(who, command);
+        self.settle();
+        self.answer(correlation).expect("no answer")
+    }
+
+    fn answer(&self, correlation: Correlation) -> Option<Result<Reply, Error>> {
+        self.heard.0.lock().iter().find_map(|message| match message {
+            ToGateway::Reply(asked, result) if *asked == correlation => Some(result.clone()),
+            _ => None,
+        })
+    }
+
+    fn connected(&self) -> Vec<Heads> {
+        let heads = |message: &ToGateway| if let ToGateway::Connected(_, Ok(heads)) = message { Some(heads.clone()) } else { None };
+        self.heard.0.lock().iter().filter_map(heads).collect()
+    }
+
+    /// Seqs delivered to a connection, in order.
+    fn delivered(&self, slot: u32) -> Vec<Seq> {
+        let heard = self.heard.0.lock();
+        let to = |message: &ToGateway| match message {
+            ToGateway::Deliver { events, connections, .. } if connections.contains(&ConnectionSlot(slot)) => {
+                events.iter().map(|event| event.seq).collect()
+            }
+            _ => Vec::new(),
+        };
+        heard.iter().flat_map(to).collect()
+    }
+}
+
+/// Polls a future that is ready.
+fn futures_now<F: Future>(future: F) -> F::Output {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(output) => output,
+        std::task::Poll::Pending => panic!("the future is not ready"),
+    }
+}
+
+fn sent(reply: Option<Result<Reply, Error>>) -> Sent {
+    match reply {
+        Some(Ok(Reply::Sent(sent))) => sent,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Thread: openimsdk/open-im-server#3080, acknowledged from a cache before the log had it.
+#[test]
+fn nothing_leaves_before_the_log_has_it() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.connect("bob", 5);
+    bench.settle();
+    let asked = bench.ask("ada", send("hi"));
+    bench.reads();
+    assert_eq!((bench.answer(asked), bench.delivered(5).len()), (None, 0));
+    bench.append(Written::Durable);
+    assert_eq!(sent(bench.answer(asked)).seq, 2);
+    assert_eq!(bench.delivered(5), [2]);
+}
+
+#[test]
+fn nothing_leaves_before_a_fence_read_that_started_afterwards() {
+    let mut bench = Bench::new(true);
+    bench.store.held.lock().confirms.clear();
+    let asked = bench.ask("ada", group(&["bob"]));
+    bench.reads();
+    bench.append(Written::Durable);
+    assert_eq!(bench.answer(asked), None);
+    assert_eq!(bench.store.held.lock().confirms.len(), 1, "one read serves all that wait");
+    bench.confirm(Confirmation::Unknown);
+    assert_eq!(bench.answer(asked), None);
+    bench.confirm(Confirmation::Clean);
+    assert!(matches!(bench.answer(asked), Some(Ok(Reply::Conversation(_)))));
+    bench.settle();
+    // Reads and rejections are let out by a fence read too.
+    let get = bench.ask("ada", Command::ConversationGet { conversation: CONVERSATION });
+    let stranger = bench.ask("eve", send("x"));
+    assert_eq!((bench.answer(get), bench.answer(stranger)), (None, None));
+    bench.settle();
+    assert!(bench.answer(get).unwrap().is_ok());
+    assert_eq!(bench.answer(stranger).unwrap().unwrap_err().code, Code::ConversationNotFound);
+}
+
+#[test]
+fn a_fenced_session_acknowledges_nothing_any_more() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let asked = bench.ask("ada", send("hi"));
+    bench.append(Written::Durable);
+    bench.confirm(Confirmation::Fenced);
+    assert_eq!(bench.answer(asked), None);
+    assert_eq!(bench.deaths.lock().len(), 1);
+    let late = bench.ask("ada", send("more"));
+    bench.settle();
+    assert_eq!(bench.answer(late).unwrap().unwrap_err().code, Code::GoingAway);
+    assert_eq!(bench.answer(asked), None);
+}
+
+#[test]
+fn commands_that_come_together_are_appended_together() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let first = bench.ask("ada", send("1"));
+    let second = bench.ask("bob", send("2"));
+    let third = bench.ask("ada", send("3"));
+    bench.reads();
+    assert_eq!(bench.store.held.lock().appends.len(), 1, "the rest waits for the first to land");
+    bench.append(Written::Durable);
+    assert_eq!((bench.answer(first).is_some(), bench.answer(second)), (true, None));
+    assert_eq!(bench.store.held.lock().appends[0].0[0].events.len(), 2);
+    bench.append(Written::Durable);
+    assert_eq!((sent(bench.answer(second)).seq, sent(bench.answer(third)).seq), (3, 4));
+}
+
+#[test]
+fn a_retry_attaches_to_the_message_that_is_still_pending() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let id = CommandId(uuid::Builder::from_unix_timestamp_millis(T, &[3; 10]).into_uuid());
+    let first = bench.ask_as("ada", id, send("hi"));
+    let retry = bench.ask_as("ada", id, send("hi"));
+    bench.reads();
+    assert_eq!(bench.answer(retry), None, "a duplicate of what is not committed is not acknowledged either");
+    bench.settle();
+    let (first, retry) = (sent(bench.answer(first)), sent(bench.answer(retry)));
+    assert_eq!(retry, Sent { duplicate: true, ..first });
+    // Nor after a restart.
+    let mut next = Bench::over(bench.store.clone());
+    let again = next.ask_as("ada", id, send("hi"));
+    next.settle();
+    assert_eq!(sent(next.answer(again)), retry);
+    assert_eq!(next.store.held.lock().rows.keys().filter(|(whose, _)| *whose == CONVERSATION.into()).count(), 2);
+}
+
+#[test]
+fn a_write_of_unknown_outcome_is_written_again_identically() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let asked = bench.ask("ada", send("hi"));
+    bench.append(Written::Unknown);
+    bench.append(Written::Unknown);
+    assert_eq!(bench.answer(asked), None);
+    bench.append(Written::Durable);
+    assert_eq!(sent(bench.answer(asked)).seq, 2);
+}
+
+#[test]
+fn what_certainly_was_not_written_is_refused_and_forgotten() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let first = bench.ask("ada", send("1"));
+    let second = bench.ask("ada", send("2"));
+    bench.append(Written::NotWritten("disk full".into()));
+    for asked in [first, second] {
+        assert_eq!(bench.answer(asked).unwrap().unwrap_err().code, Code::Unavailable);
+    }
+    bench.settle();
+    let Ok(Reply::Sent(sent)) = bench.done("ada", send("3")) else { panic!("no answer") };
+    assert_eq!(sent.seq, 2, "the refused messages have left no hole");
+    assert!(bench.deaths.lock().is_empty());
+}
+
+#[test]
+fn a_panic_costs_one_command_and_reaches_no_other_entity() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", send("1")).unwrap();
+    // On its way when the panic comes: it must be acknowledged all the same.
+    let pending = bench.ask("ada", send("2"));
+    fault::at(4);
+    let struck = bench.ask("ada", send("3"));
+    assert_eq!(bench.answer(struck).unwrap().unwrap_err().code, Code::Internal);
+    let after = bench.ask("bob", send("4"));
+    assert_eq!(bench.answer(after), None, "the log is read again first");
+    bench.settle();
+    assert_eq!((sent(bench.answer(pending)).seq, sent(bench.answer(after)).seq), (3, 4));
+}
+
+#[test]
+fn an_entity_that_panics_again_and_again_is_withdrawn_for_a_while() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for _ in 0..3 {
+        fault::at(2);
+        let struck = bench.ask("ada", send("x"));
+        assert_eq!(bench.answer(struck).unwrap().unwrap_err().code, Code::Internal);
+        bench.settle();
+    }
+    assert_eq!(bench.done("ada", send("x")).unwrap_err().code, Code::ConversationUnavailable);
+    bench.now.fetch_add(super::WITHDRAWN_MS, Ordering::Relaxed);
+    assert!(bench.done("ada", send("x")).is_ok());
+}
+
+#[test]
+fn members_hear_and_the_removed_hear_no_more() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob", "eve"])).unwrap();
+    bench.connect("bob", 5);
+    bench.connect("eve", 6);
+    bench.connect("ada", 7);
+    bench.settle();
+    assert_eq!(bench.connected()[0].positions[0].1.unwrap().seq, 1);
+    bench.done("ada", send("all")).unwrap();
+    bench.done("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("eve") }).unwrap();
+    bench.done("ada", send("without eve")).unwrap();
+    assert_eq!((bench.delivered(5), bench.delivered(6), bench.delivered(7)), (vec![2, 3, 4], vec![2, 3], vec![2, 3, 4]));
+    bench.connect("eve", 8);
+    bench.settle();
+    assert_eq!(bench.connected().last().unwrap().positions[0].1, None);
+}
+
+#[test]
+fn the_inbox_shows_heads_that_nobody_wrote_down() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for n in 0..5 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    let Ok(Reply::Conversations { items, next_cursor: None }) = bench.done("bob", Command::ConversationList { cursor: None, limit: 10 }) else {
+        panic!("no inbox")
+    };
+    assert_eq!((items.len(), items[0].head, items[0].unread), (1, 6, 5));
+    let mut next = Bench::over(bench.store.clone());
+    let Ok(Reply::Conversations { items: again, .. }) = next.done("bob", Command::ConversationList { cursor: None, limit: 10 }) else {
+        panic!("no inbox")
+    };
+    assert_eq!((again[0].head, again[0].unread), (6, 5));
+    let Ok(Reply::Conversations { items: own, .. }) = next.done("ada", Command::ConversationList { cursor: None, limit: 10 }) else {
+        panic!("no inbox")
+    };
+    assert_eq!(own.len(), 1);
+}
+
+#[test]
+fn a_crash_between_the_commit_and_telling_the_users_is_made_good() {
+    let mut bench = Bench::new(false);
+    let asked = bench.ask("ada", group(&["bob"]));
+    bench.reads();
+    bench.append(Written::Durable);
+    assert!(bench.answer(asked).unwrap().is_ok());
+    // The process dies here: the users' logs were not written.
+    assert!(bench.store.held.lock().rows.keys().all(|(whose, _)| *whose == CONVERSATION.into()));
+    bench.store.held.lock().appends.clear();
+    bench.store.held.lock().others.clear();
+    let mut next = Bench::over(bench.store.clone());
+    next.settle();
+    assert!(next.store.held.lock().announced.is_empty(), "what was owed has been told");
+    let Ok(Reply::Conversations { items, .. }) = next.done("bob", Command::ConversationList { cursor: None, limit: 10 }) else { panic!() };
+    assert_eq!(items.len(), 1);
+}
+
+#[test]
+fn edits_survive_and_are_seen_at_once() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", send("v1")).unwrap();
+    let edit = Command::MessageEdit { conversation: CONVERSATION, seq: 2, body: body("v2") };
+    bench.done("ada", edit).unwrap();
+    let get = || Command::MessageGet { conversation: CONVERSATION, seq: 2 };
+    let text = |reply: Result<Reply, Error>| match reply {
+        Ok(Reply::Message(view)) => String::from_utf8(view.body.unwrap().to_vec()).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(text(bench.done("bob", get())), r#"{"text":"v2"}"#);
+    assert_eq!(bench.store.held.lock().overlays.len(), 1);
+    // An overlay that was lost with its process is made again from the log.
+    bench.store.held.lock().overlays.clear();
+    let mut next = Bench::over(bench.store.clone());
+    assert_eq!(text(next.done("bob", get())), r#"{"text":"v2"}"#);
+}
+
+#[test]
+fn ids_blocks_and_snapshots_are_written_and_serve() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let old = CommandId(uuid::Builder::from_unix_timestamp_millis(T, &[9; 10]).into_uuid());
+    let first = bench.ask_as("ada", old, send("old"));
+    bench.settle();
+    let first = sent(bench.answer(first));
+    for n in 0..600 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    {
+        let held = bench.store.held.lock();
+        assert_eq!(held.blocks.len(), 2);
+        assert_eq!(held.snapshots[&CONVERSATION.into()].0, 512);
+        assert_eq!(held.projected, 2 + 1 + 1, "two id blocks, a snapshot, an announcement");
+    }
+    let retry = bench.ask_as("ada", old, send("old"));
+    bench.settle();
+    assert_eq!(sent(bench.answer(retry)), Sent { duplicate: true, ..first });
+    let mut next = Bench::over(bench.store.clone());
+    let retry = next.ask_as("ada", old, send("old"));
+    next.settle();
+    assert_eq!(sent(next.answer(retry)), Sent { duplicate: true, ..first });
+    assert_eq!(next.done("ada", send("next")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 603)), Ok(true));
+}
+
+#[test]
+fn the_idle_are_put_away_and_come_back() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for n in 0..40 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    let busy = bench.shard.bytes;
+    bench.now.fetch_add(61_000, Ordering::Relaxed);
+    bench.mail(Mail::Tick);
+    bench.settle();
+    assert_eq!(bench.store.held.lock().snapshots[&CONVERSATION.into()].0, 41, "a long tail is folded into a snapshot");
+    bench.now.fetch_add(61_000, Ordering::Relaxed);
+    bench.mail(Mail::Tick);
+    bench.settle();
+    assert!(bench.shard.users.is_empty(), "users without connections are unloaded");
+    assert!(bench.shard.bytes < busy && bench.shard.bytes <= 1024, "{} bytes", bench.shard.bytes);
+    let recoveries = bench.store.held.lock().recoveries;
+    assert!(bench.done("ada", Command::ConversationGet { conversation: CONVERSATION }).is_ok());
+    assert_eq!(bench.store.held.lock().recoveries, recoveries, "an idle conversation answers from memory");
+    assert_eq!(bench.done("ada", send("again")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 42)), Ok(true));
+    assert_eq!(bench.store.held.lock().recoveries, recoveries + 1);
+}
+
+#[test]
+fn ids_that_name_nothing_cost_nothing() {
+    let mut bench = Bench::new(false);
+    for n in 100..200 {
+        let conversation = ConversationId(uuid::Uuid::from_u128(n));
+        let refused = bench.done("ada", Command::ConversationGet { conversation }).unwrap_err();
+        assert_eq!(refused.code, Code::ConversationNotFound);
+    }
+    assert!(bench.shard.conversations.is_empty());
+    assert_eq!(bench.shard.bytes, 0);
+}
+
+#[test]
+fn an_expired_command_is_not_begun() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let mut next = Bench::over(bench.store.clone());
+    let asked = next.ask("ada", send("late"));
+    next.now.fetch_add(10_001, Ordering::Relaxed);
+    next.settle();
+    assert_eq!(next.answer(asked).unwrap().unwrap_err().code, Code::Aborted);
+    assert_eq!(next.done("ada", send("next")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 2)), Ok(true));
+}
+
+#[test]
+fn more_than_the_window_is_refused_and_loses_nothing() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let asked: Vec<Correlation> = (0..300).map(|n| bench.ask("ada", send(&n.to_string()))).collect();
+    let refused = asked.iter().filter(|asked| matches!(bench.answer(**asked), Some(Err(error)) if error.code == Code::Overloaded)).count();
+    assert_eq!(refused, 300 - 256);
+    bench.settle();
+    let seqs: Vec<Seq> = asked.iter().filter_map(|asked| bench.answer(*asked).unwrap().ok()).map(|reply| sent(Some(Ok(reply))).seq).collect();
+    assert_eq!(seqs, (2..258).collect::<Vec<_>>());
+}
+
+#[test]
+fn large_conversations_reach_listeners_once_a_gateway() {
+    let names: Vec<String> = (0..300).map(|n| format!("user-{n:03}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&names)).unwrap();
+    bench.mail(Mail::Gateway(GATEWAY, ToNode::Interest { conversation: CONVERSATION, listening: true }));
+    bench.done("ada", send("hi")).unwrap();
+    bench.done("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("user-007") }).unwrap();
+    {
+        let heard = bench.heard.0.lock();
+        let broadcasts: Vec<Seq> = heard
+            .iter()
+            .filter_map(|message| if let ToGateway::Broadcast { events, .. } = message { Some(events[0].seq) } else { None })
+            .collect();
+        assert_eq!(broadcasts, [2, 3]);
+        assert!(matches!(heard.iter().rev().find(|message| !matches!(message, ToGateway::Reply(..))), Some(ToGateway::Removed { .. })));
+    }
+    bench.mail(Mail::Gateway(GATEWAY, ToNode::Interest { conversation: CONVERSATION, listening: false }));
+    let before = bench.heard.0.lock().len();
+    bench.done("ada", send("nobody listens")).unwrap();
+    assert_eq!(bench.heard.0.lock().len(), before + 1, "only the answer");
+    // A connection learns a large conversation's head all the same.
+    bench.connect("user-001", 1);
+    bench.settle();
+    assert_eq!(bench.connected().last().unwrap().positions[0].1.unwrap().seq, 4);
+}
+
+#[test]
+fn stopping_flushes_what_only_memory_knows() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for n in 0..40 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    bench.done("bob", Command::ConversationList { cursor: None, limit: 1 }).unwrap();
+    let (tx, mut rx) = tokio::sync::oneshot::channel();
+    bench.mail(Mail::Stop(tx));
+    let refused = bench.ask("ada", send("too late"));
+    assert_eq!(bench.answer(refused).unwrap().unwrap_err().code, Code::GoingAway);
+    assert!(rx.try_recv().is_err(), "not before the store has it");
+    bench.settle();
+    assert!(rx.try_recv().is_ok());
+    let held = bench.store.held.lock();
+    assert_eq!(held.snapshots[&CONVERSATION.into()].0, 41);
+    assert!(held.inbox.values().any(|row| row.last_seq == 41));
+}
