@@ -195,17 +195,21 @@ impl Gateway {
     /// Pushes to many connections, a step at a time, so that writers begin and others run meanwhile.
     async fn spread(&self, listeners: &[(ConnectionSlot, Seq)], mut push: impl FnMut(&mut Outbox, Seq, &mut Wakers)) {
         for step in listeners.chunks(STEP) {
-            let mut wakers = Wakers::new();
-            let table = self.connections.table();
-            for (slot, after) in step {
-                if let Some(connection) = table.get(*slot) {
-                    push(&mut connection.outbox.lock(), *after, &mut wakers);
-                }
-            }
-            drop(table);
-            wake(wakers);
+            self.push_each(step, &mut push);
             tokio::task::coop::consume_budget().await;
         }
+    }
+
+    fn push_each(&self, listeners: &[(ConnectionSlot, Seq)], push: &mut impl FnMut(&mut Outbox, Seq, &mut Wakers)) {
+        let mut wakers = Wakers::new();
+        let table = self.connections.table();
+        for (slot, after) in listeners {
+            if let Some(connection) = table.get(*slot) {
+                push(&mut connection.outbox.lock(), *after, &mut wakers);
+            }
+        }
+        drop(table);
+        wake(wakers);
     }
 }
 

@@ -16,6 +16,7 @@ use chappe_schema::{
 use tokio::sync::watch;
 
 use crate::{
+    accept::Seats,
     auth::Auth,
     clock::Clock,
     config::Config,
@@ -36,6 +37,7 @@ pub struct Gateway {
     pub(crate) limiter: Arc<dyn Limiter>,
     pub(crate) clock: Clock,
     pub(crate) meters: Meters,
+    pub(crate) seats: Seats,
     pub(crate) connections: Connections,
     pub(crate) listeners: Listeners,
     pub(crate) route: Route,
@@ -59,6 +61,7 @@ impl Gateway {
         let port = Arc::new(Port::default());
         let link = MemoryLink::join(id, node, Arc::clone(&port) as Arc<dyn GatewayPort>);
         let gateway = Arc::new(Self {
+            seats: Seats::new(config.connections_max),
             config,
             auth,
             limiter,

@@ -1,4 +1,41 @@
-#![forbid(unsafe_code)]
+//! Terminates clients: transports, sessions, limits, routing, delivery. Keeps nothing durable.
+//!
+//! In the order in which a message meets them:
+//!
+//! - [`config`]: what an operator may set
+//! - [`server`]: how a gateway starts, runs and leaves
+//! - `accept`: new connections
+//! - [`http`]: HTTP, its routes walked from the table of operations
+//! - `websocket`: WebSockets, one small future per connection
+//! - [`auth`]: who is at the other end
+//! - [`limiter`]: how much one client may ask for
+//! - `gateway`, `route`: a command's way to its node, and the answer's way back
+//! - `resume`: what a client that comes back is told, and how it is filled up
+//! - `delivery`, `listeners`: events on their way to the connections they are for
+//! - `connection`: the table of connections
+//! - `sweep`, `clock`: once a second
+//! - `meters`: the metrics' handles
 
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod accept;
 pub mod auth;
+mod clock;
+pub mod config;
+mod connection;
+mod delivery;
+mod gateway;
+pub mod http;
 pub mod limiter;
+mod listeners;
+mod meters;
+mod resume;
+mod route;
+pub mod server;
+mod sweep;
+mod websocket;
+
+pub use config::Config;
+pub use gateway::Gateway;
+pub use server::{Drained, Running, StartError};

@@ -265,7 +265,7 @@ impl Outbox {
             if self.waiting.capacity() > KEPT_ENTRIES {
                 self.waiting = VecDeque::new();
             }
-            self.waker = Some(waker.clone());
+            self.sleep(waker);
             return match self.closing {
                 Some(closing) => Taken::Close(closing),
                 None => Taken::Nothing,
@@ -278,7 +278,10 @@ impl Outbox {
 
     /// Leaves the waker of a writer that waits for its socket, so that what else the task does can be woken too.
     pub(crate) fn sleep(&mut self, waker: &Waker) {
-        self.waker = Some(waker.clone());
+        match &mut self.waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
     }
 
     /// Frames and bytes of the batch that was taken.

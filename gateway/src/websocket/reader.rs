@@ -48,6 +48,15 @@ pub(crate) enum Item<'a> {
     Close(Option<u16>),
 }
 
+/// Who takes what a reader reads.
+pub(crate) trait Sink {
+    /// The largest message that is accepted now.
+    fn bytes_max(&self) -> usize;
+
+    /// One item. Breaking off keeps what follows for the next call.
+    fn item(&mut self, item: Item<'_>) -> ControlFlow<()>;
+}
+
 /// The client broke the WebSocket protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
@@ -74,15 +83,10 @@ impl Reader {
     }
 
     /// Takes `fresh` bytes, which are unmasked in place, and hands every complete item to `sink`, which can break off:
-    /// the rest is kept for the next call. No message is larger than `bytes_max`.
-    pub(crate) fn feed(
-        &mut self,
-        fresh: &mut [u8],
-        bytes_max: usize,
-        mut sink: impl FnMut(Item<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Broken> {
+    /// the rest is kept for the next call.
+    pub(crate) fn feed(&mut self, fresh: &mut [u8], sink: &mut impl Sink) -> Result<(), Broken> {
         if self.partial.is_empty() {
-            let used = self.walk(fresh, bytes_max, &mut sink)?;
+            let used = self.walk(fresh, sink)?;
             if used < fresh.len() {
                 self.keep(&fresh[used..]);
             }
@@ -90,7 +94,7 @@ impl Reader {
         }
         let mut kept = std::mem::take(&mut self.partial);
         kept.extend_from_slice(fresh);
-        let used = self.walk(&mut kept, bytes_max, &mut sink)?;
+        let used = self.walk(&mut kept, sink)?;
         if used < kept.len() {
             if used > 0 {
                 self.keep(&kept[used..]);
@@ -107,18 +111,14 @@ impl Reader {
             Ok(Some((_, length))) => (length as usize).min(FRAME_BYTES_MAX).saturating_add(HEADER_BYTES_MAX),
             _ => HEADER_BYTES_MAX,
         };
-        let mut partial = Vec::with_capacity(whole.max(bytes.len()));
+        // What a client announces is not paid for before it comes.
+        let mut partial = Vec::with_capacity(whole.min(2 * bytes.len()).max(bytes.len()));
         partial.extend_from_slice(bytes);
         self.partial = partial;
     }
 
     /// Returns how many bytes were complete frames.
-    fn walk(
-        &mut self,
-        bytes: &mut [u8],
-        bytes_max: usize,
-        sink: &mut impl FnMut(Item<'_>) -> ControlFlow<()>,
-    ) -> Result<usize, Broken> {
+    fn walk(&mut self, bytes: &mut [u8], sink: &mut impl Sink) -> Result<usize, Broken> {
         let mut at = 0;
         loop {
             let mut cursor = Cursor::new(&bytes[at..]);
@@ -127,7 +127,7 @@ impl Reader {
             check(&header, length, start - at)?;
             let open = self.fragments.as_ref().map_or(0, |fragments| fragments.bytes.len());
             let is_control = matches!(header.opcode, OpCode::Control(_));
-            if length > (bytes_max.saturating_sub(if is_control { 0 } else { open })) as u64 {
+            if length > sink.bytes_max().saturating_sub(if is_control { 0 } else { open }) as u64 {
                 return Err(Broken::TooLarge);
             }
             let end = start + length as usize;
@@ -146,14 +146,14 @@ impl Reader {
         &mut self,
         header: &FrameHeader,
         payload: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> ControlFlow<()>,
+        sink: &mut impl Sink,
     ) -> Result<ControlFlow<()>, Broken> {
         match (header.opcode, header.is_final) {
             (OpCode::Data(Data::Text | Data::Binary), _) if self.fragments.is_some() => {
                 Err(Broken::Protocol("a new message began inside a fragmented one"))
             }
-            (OpCode::Data(Data::Text), true) => Ok(sink(Item::Text(text(payload)?))),
-            (OpCode::Data(Data::Binary), true) => Ok(sink(Item::Binary)),
+            (OpCode::Data(Data::Text), true) => Ok(sink.item(Item::Text(text(payload)?))),
+            (OpCode::Data(Data::Binary), true) => Ok(sink.item(Item::Binary)),
             (OpCode::Data(kind @ (Data::Text | Data::Binary)), false) => {
                 self.fragments = Some(Box::new(Fragments { is_text: kind == Data::Text, bytes: payload.to_vec() }));
                 Ok(ControlFlow::Continue(()))
@@ -167,11 +167,11 @@ impl Reader {
                     return Ok(ControlFlow::Continue(()));
                 }
                 let Some(whole) = self.fragments.take() else { return Ok(ControlFlow::Continue(())) };
-                if whole.is_text { Ok(sink(Item::Text(text(&whole.bytes)?))) } else { Ok(sink(Item::Binary)) }
+                if whole.is_text { Ok(sink.item(Item::Text(text(&whole.bytes)?))) } else { Ok(sink.item(Item::Binary)) }
             }
-            (OpCode::Control(Control::Ping), _) => Ok(sink(Item::Ping(payload))),
-            (OpCode::Control(Control::Pong), _) => Ok(sink(Item::Pong)),
-            (OpCode::Control(Control::Close), _) => Ok(sink(Item::Close(close_code(payload)?))),
+            (OpCode::Control(Control::Ping), _) => Ok(sink.item(Item::Ping(payload))),
+            (OpCode::Control(Control::Pong), _) => Ok(sink.item(Item::Pong)),
+            (OpCode::Control(Control::Close), _) => Ok(sink.item(Item::Close(close_code(payload)?))),
             (OpCode::Data(Data::Reserved(_)) | OpCode::Control(Control::Reserved(_)), _) => {
                 Err(Broken::Protocol("a frame of an unknown type"))
             }
@@ -245,6 +245,17 @@ mod tests {
 
     const MASK: [u8; 4] = [1, 2, 3, 4];
 
+    struct Each<F>(F);
+
+    impl<F: FnMut(Item<'_>) -> ControlFlow<()>> Sink for Each<F> {
+        fn bytes_max(&self) -> usize {
+            FRAME_BYTES_MAX
+        }
+        fn item(&mut self, item: Item<'_>) -> ControlFlow<()> {
+            (self.0)(item)
+        }
+    }
+
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![first];
         match payload.len() {
@@ -268,13 +279,14 @@ mod tests {
         let mut reader = Reader::default();
         let mut seen = Vec::new();
         for piece in bytes.chunks(step) {
-            let result = reader.feed(&mut piece.to_vec(), FRAME_BYTES_MAX, |item| {
+            let mut sink = Each(|item: Item<'_>| {
                 seen.push(match item {
                     Item::Text(text) if text.len() > 100 => format!("Text of {}", text.len()),
                     item => format!("{item:?}"),
                 });
                 ControlFlow::Continue(())
             });
+            let result = reader.feed(&mut piece.to_vec(), &mut sink);
             if result.is_err() {
                 return (seen, result, reader);
             }
@@ -355,13 +367,13 @@ mod tests {
         let mut fresh = bytes;
         while fresh.len() + reader.partial.len() > 0 {
             let mut room = 3;
-            let result = reader.feed(&mut fresh, 100, |item| {
+            let mut sink = Each(|item: Item<'_>| {
                 let Item::Text(text) = item else { panic!() };
                 seen.push_str(text);
                 room -= 1;
                 if room == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
-            result.unwrap();
+            reader.feed(&mut fresh, &mut sink).unwrap();
             fresh.clear();
         }
         assert_eq!(seen, "0123456789");

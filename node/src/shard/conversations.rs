@@ -24,6 +24,9 @@ use crate::{
     user::HeadKnown,
 };
 
+/// An idle conversation is looked at again after so many times the idle time; it goes earlier when memory is short.
+const IDLE_KEPT: u64 = 60;
+
 /// What waits until a conversation is ready.
 pub(super) enum Parked {
     /// A command, with what was found out for it so far.
@@ -282,6 +285,10 @@ impl Shard {
         }
         self.project_conversation(id);
         self.reload_if_lost(id);
+        if let Some(slot) = self.conversations.get_mut(&id) {
+            let bytes = slot.ready().map_or(1, |state| state.bytes());
+            Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
+        }
     }
 
     /// Sends committed events to whoever hears of them: one message for each run of events with the same audience.
@@ -730,27 +737,29 @@ impl Shard {
 
     // === rest
 
-    /// Looks at a conversation that may have gone idle; says when to look again.
-    pub(super) fn rest_conversation(&mut self, id: ConversationId) -> Option<Millis> {
-        let (now, idle_ms) = (self.now, self.settings.idle_ms);
-        let crowded = self.bytes > self.settings.budget_bytes;
+    /// Looks at a conversation that may have gone idle; says when to look again, and when it was used last. `used` is
+    /// when it had been used last when it was looked at before.
+    pub(super) fn rest_conversation(&mut self, id: ConversationId, used: Millis) -> Option<(Millis, Millis)> {
+        let (now, idle_ms, crowded) = (self.now, self.settings.idle_ms, self.is_crowded());
         let slot = self.conversations.get_mut(&id)?;
         let idle_at = slot.used + idle_ms;
-        if (idle_at > now && !crowded) || !slot.may_go() {
+        let in_use = idle_at > now && (!crowded || slot.used > used);
+        if in_use || !slot.may_go() {
             let bytes = slot.ready().map_or(1, |state| state.bytes());
             Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
-            return Some(idle_at.max(now + 1000));
+            return Some((idle_at.max(now + 1000), slot.used));
         }
         self.snapshot_before_rest(id);
         let slot = self.conversations.get_mut(&id)?;
+        let last_used = slot.used;
         match slot.slot.ready() {
-            Some(state) if state.can_cool() && !crowded => {
+            Some(state) if !state.can_cool() => Some((now + 1000, last_used)),
+            Some(state) if !crowded => {
                 state.cool();
                 let bytes = state.bytes();
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
-                Some(now + 60 * idle_ms)
+                Some((now + IDLE_KEPT * idle_ms, last_used))
             }
-            Some(state) if !state.can_cool() => Some(now + 1000),
             _ => {
                 self.forget_conversation(id);
                 None

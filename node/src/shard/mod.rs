@@ -55,6 +55,9 @@ use pump::Pump;
 /// committer never idles; a third would only make smaller groups.
 const GROUPS_MAX: usize = 2;
 
+/// Entities that one turn looks at when memory is short.
+const EVICTIONS_PER_TURN: usize = 256;
+
 /// Everything that can reach a shard.
 pub(crate) enum Mail {
     /// A gateway is there.
@@ -241,8 +244,9 @@ pub(crate) struct Shard {
     confirms_at_once: bool,
     recoveries: usize,
     recoveries_waiting: VecDeque<EntityId>,
-    /// When to look at an entity again, oldest first.
-    idle: VecDeque<(Millis, EntityId)>,
+    /// Every entity in memory, in the order in which they are looked at: when that is due at the latest, and when it
+    /// had been used last by the time it was put here.
+    idle: VecDeque<Watched>,
     bytes: usize,
     /// Change numbers of inboxes: the epoch above, a counter below.
     next_change: u64,
@@ -250,6 +254,13 @@ pub(crate) struct Shard {
     stopped: bool,
     is_dead: bool,
     measures: Measures,
+}
+
+/// An entity that may have gone idle.
+struct Watched {
+    due: Millis,
+    used: Millis,
+    entity: EntityId,
 }
 
 /// What a shard is made of.
@@ -350,6 +361,7 @@ impl Shard {
         while let Some(item) = self.local.pop_front() {
             self.peer(item);
         }
+        self.make_room();
         if !self.is_dead {
             self.send_appends();
             self.send_projections();
@@ -655,25 +667,42 @@ impl Shard {
     // === time
 
     fn tick(&mut self) {
-        let mut looked_at = self.idle.len();
-        while looked_at > 0
-            && self.idle.front().is_some_and(|(when, _)| *when <= self.now || self.bytes > self.settings.budget_bytes)
-        {
-            looked_at -= 1;
-            let Some((_, entity)) = self.idle.pop_front() else { break };
-            let again = match &entity {
-                EntityId::Conversation(id) => self.rest_conversation(*id),
-                EntityId::User(id) => self.rest_user(id),
-            };
-            if let Some(when) = again {
-                self.idle.push_back((when, entity));
-            }
+        let mut looks = self.idle.len();
+        while looks > 0 && self.idle.front().is_some_and(|watched| watched.due <= self.now) {
+            looks -= 1;
+            self.look_at_oldest();
         }
         self.measures.entities(self.conversations.len(), self.users.len());
     }
 
+    /// Over budget, the longest watched are put away, unless they were used meanwhile: a second chance for what is in
+    /// use. Each turn looks at a few, so that no turn is long.
+    fn make_room(&mut self) {
+        let mut looks = self.idle.len().min(EVICTIONS_PER_TURN);
+        while looks > 0 && self.is_crowded() {
+            looks -= 1;
+            self.look_at_oldest();
+        }
+    }
+
+    const fn is_crowded(&self) -> bool {
+        self.bytes > self.settings.budget_bytes
+    }
+
+    fn look_at_oldest(&mut self) {
+        let Some(Watched { used, entity, .. }) = self.idle.pop_front() else { return };
+        let again = match &entity {
+            EntityId::Conversation(id) => self.rest_conversation(*id, used),
+            EntityId::User(id) => self.rest_user(id, used),
+        };
+        if let Some((due, used)) = again {
+            self.idle.push_back(Watched { due, used, entity });
+        }
+    }
+
     fn watch(&mut self, entity: impl Into<EntityId>) {
-        self.idle.push_back((self.now + self.settings.idle_ms, entity.into()));
+        let (due, used) = (self.now + self.settings.idle_ms, self.now);
+        self.idle.push_back(Watched { due, used, entity: entity.into() });
     }
 
     fn account(bytes: &mut usize, slot: &mut usize, now: usize) {

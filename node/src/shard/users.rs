@@ -491,17 +491,19 @@ impl Shard {
 
     // === rest
 
-    /// Looks at a user who may have gone; says when to look again.
-    pub(super) fn rest_user(&mut self, id: &UserId) -> Option<Millis> {
-        let (now, idle_ms) = (self.now, self.settings.idle_ms);
+    /// Looks at a user who may have gone; says when to look again, and when they were used last. `used` is when they had
+    /// been used last when they were looked at before.
+    pub(super) fn rest_user(&mut self, id: &UserId, used: Millis) -> Option<(Millis, Millis)> {
+        let (now, idle_ms, crowded) = (self.now, self.settings.idle_ms, self.is_crowded());
         let slot = self.users.get_mut(id)?;
         let idle_at = slot.used + idle_ms;
+        let in_use = idle_at > now && (!crowded || slot.used > used);
         let quiet = slot.is_quiet() && slot.unanswered.is_empty() && slot.saved.is_empty();
         let connected = slot.ready().is_some_and(|user| !user.connections.is_empty());
-        if idle_at > now || !quiet || connected {
+        if in_use || !quiet || connected {
             let bytes = slot.ready().map_or(1, |user| user.bytes());
             Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
-            return Some(idle_at.max(now + idle_ms));
+            return Some((idle_at.max(now + idle_ms), slot.used));
         }
         self.flush_inbox(id);
         self.forget_user(id);

@@ -1,1 +1,724 @@
+//! What every store must do, as tests that every store passes.
+//!
+//! A store brings a [`Harness`]; [`run`] takes a fresh one through each of the [`CASES`]. Where a store cannot suffer
+//! something (there are no zombies behind a lock), its harness says so, and the case ends early.
 
+// A test suite, compiled for other crates too: a surprise is to end it, as loudly as in any test.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use chappe_schema::{
+    body::Body,
+    event::{Event, Fact},
+    id::{CommandId, ConversationId, EntityId, Seq, UserId},
+    stored::{LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+};
+use uuid::Uuid;
+
+use super::{Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Recovered, Session, Store, Written};
+use crate::recovery::{Basis, resolve};
+
+/// A store under test, and its surroundings.
+pub trait Harness {
+    /// The present owner's store. Nobody keeps it beyond the next [`succeed`](Self::succeed).
+    fn store(&self) -> Arc<dyn Store>;
+
+    /// The present owner ends without a word, and a successor opens the same data: fenced off from its predecessors and
+    /// ready to read.
+    fn succeed(&mut self);
+
+    /// Lets a little time pass.
+    fn turn(&mut self);
+
+    /// The store of the owner before the present one, which does not know of its succession. `None` where there is no such thing.
+    fn zombie(&self) -> Option<Arc<dyn Store>>;
+
+    /// The next append will be written, and its reply lost. `false` where that cannot be.
+    fn lose_next_reply(&mut self) -> bool;
+
+    /// The next append will arrive only with [`deliver_late`](Self::deliver_late). `false` where that cannot be.
+    fn delay_next_append(&mut self) -> bool;
+
+    /// Whatever is late arrives.
+    fn deliver_late(&mut self);
+}
+
+/// One promise of a store.
+pub type Case = fn(&mut dyn Harness);
+
+/// The promises, by name.
+pub const CASES: &[(&str, Case)] = &[
+    ("sessions follow each other", sessions_follow_each_other),
+    ("what is durable is found", what_is_durable_is_found),
+    ("an entity without a log is empty", an_entity_without_a_log_is_empty),
+    ("a repetition changes nothing", a_repetition_changes_nothing),
+    ("one group holds several appends of one entity", one_group_holds_several_appends_of_one_entity),
+    ("recovery begins at the snapshot", recovery_begins_at_the_snapshot),
+    ("snapshots never go back", snapshots_never_go_back),
+    ("overlays never go back", overlays_never_go_back),
+    ("inbox numbers only grow", inbox_numbers_only_grow),
+    ("pages read upwards", pages_read_upwards),
+    ("pages read downwards", pages_read_downwards),
+    ("pages end early by bytes", pages_end_early_by_bytes),
+    ("pages of messages carry overlays", pages_of_messages_carry_overlays),
+    ("a page looks at a bounded number of events", a_page_looks_at_a_bounded_number_of_events),
+    ("large bodies come back", large_bodies_come_back),
+    ("ids are found as far back as asked", ids_are_found_as_far_back_as_asked),
+    ("names that begin alike are kept apart", names_that_begin_alike_are_kept_apart),
+    ("announcements are owed until they are made", announcements_are_owed_until_they_are_made),
+    ("a clean owner is confirmed", a_clean_owner_is_confirmed),
+    ("a zombie is told", a_zombie_is_told),
+    ("a lost reply is repaired by repetition", a_lost_reply_is_repaired_by_repetition),
+    ("a late row changes nothing that is committed", a_late_row_changes_nothing_that_is_committed),
+];
+
+/// Takes a store through every case.
+pub fn run(make: &dyn Fn() -> Box<dyn Harness>) {
+    for (name, case) in CASES {
+        println!("contract: {name}");
+        case(&mut *make());
+    }
+}
+
+/// Asks the present owner's store and lets time pass until it answers.
+pub fn ask<T: Send + 'static>(harness: &mut dyn Harness, question: impl FnOnce(&dyn Store, Done<T>)) -> T {
+    let store = harness.store();
+    ask_of(harness, &*store, question)
+}
+
+/// [`ask`], of any store.
+pub fn ask_of<T: Send + 'static>(harness: &mut dyn Harness, store: &dyn Store, question: impl FnOnce(&dyn Store, Done<T>)) -> T {
+    let (tx, rx) = mpsc::channel();
+    // The one who asks waits below, or has failed already.
+    question(store, Box::new(move |answer| drop(tx.send(answer))));
+    let patience = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Ok(answer) = rx.try_recv() {
+            return answer;
+        }
+        assert!(Instant::now() < patience, "the store does not answer");
+        harness.turn();
+    }
+}
+
+fn append(harness: &mut dyn Harness, group: Vec<Append>) -> Vec<Written> {
+    ask(harness, |store, done| store.append(group, done))
+}
+
+/// Appends until it is durable, as an owner does.
+pub fn make_durable(harness: &mut dyn Harness, group: &[Append]) {
+    for _ in 0..20 {
+        let outcomes = append(harness, group.to_vec());
+        assert_eq!(outcomes.len(), group.len());
+        if outcomes.iter().all(|outcome| *outcome == Written::Durable) {
+            return;
+        }
+    }
+    panic!("twenty repetitions are not durable");
+}
+
+fn project(harness: &mut dyn Harness, writes: Vec<Projection>) {
+    assert_eq!(ask(harness, |store, done| store.project(writes, done)), Ok(()));
+}
+
+fn recover(harness: &mut dyn Harness, entity: &EntityId) -> Recovered {
+    ask(harness, |store, done| store.recover(entity.clone(), done)).unwrap()
+}
+
+fn page(harness: &mut dyn Harness, request: PageRequest) -> Page {
+    ask(harness, |store, done| store.page(request, done)).unwrap()
+}
+
+fn confirm(harness: &mut dyn Harness, store: &dyn Store) -> Confirmation {
+    let (tx, rx) = mpsc::channel();
+    if let Some(at_once) = store.confirm(Box::new(move |confirmation| drop(tx.send(confirmation)))) {
+        return at_once;
+    }
+    let patience = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < patience {
+        if let Ok(confirmation) = rx.try_recv() {
+            return confirmation;
+        }
+        harness.turn();
+    }
+    panic!("the fence is not read");
+}
+
+// === things to write ===
+
+/// A conversation, always another for another number.
+#[must_use]
+pub fn conversation(number: u128) -> ConversationId {
+    ConversationId(Uuid::from_u128(number))
+}
+
+/// A user.
+#[must_use]
+pub fn user(name: &str) -> UserId {
+    UserId::new(name).unwrap()
+}
+
+/// A message at `seq`, written at that many milliseconds.
+#[must_use]
+pub fn message(seq: Seq, text: &str) -> Arc<Event> {
+    event(seq, u128::from(seq), Fact::MessageNew { body: Body::parse(&format!("{{\"text\":\"{text}\"}}")).unwrap() })
+}
+
+fn edit(seq: Seq, target: Seq) -> Arc<Event> {
+    let fact = Fact::MessageUpdated { body: Body::parse("{\"text\":\"better\"}").unwrap(), previous: 0 };
+    Arc::new(Event { target, ..(*event(seq, u128::from(seq), fact)).clone() })
+}
+
+fn event(seq: Seq, id: u128, fact: Fact) -> Arc<Event> {
+    Arc::new(Event { seq, n: seq, sender: user("ada"), device: None, id: CommandId(Uuid::from_u128(id)), target: 0, created_at: seq, hash: seq, fact })
+}
+
+/// An append of these events.
+#[must_use]
+pub fn rows(session: Session, entity: &EntityId, cw: Seq, events: Vec<Arc<Event>>) -> Append {
+    Append { entity: entity.clone(), epoch: session.epoch, cw, adopted: false, events: events.into(), announce: false }
+}
+
+fn session(harness: &dyn Harness) -> Session {
+    harness.store().session()
+}
+
+/// Writes events `from..=upto`, `pack` to an append; every third is an edit of the one before where `edits`.
+fn write_log(harness: &mut dyn Harness, entity: &EntityId, from: Seq, upto: Seq, pack: u64, edits: bool) {
+    let session = session(harness);
+    let mut first = from;
+    let mut group = Vec::new();
+    while first <= upto {
+        let last = (first + pack - 1).min(upto);
+        let event = |seq| if edits && seq % 3 == 0 { edit(seq, seq - 1) } else { message(seq, "hello") };
+        group.push(rows(session, entity, first - 1, (first..=last).map(event).collect()));
+        first = last + 1;
+    }
+    make_durable(harness, &group);
+}
+
+fn wanted(entity: &EntityId, from: Seq, upto: Seq) -> PageRequest {
+    PageRequest { entity: entity.clone(), from, upto, newest_first: false, messages: false, limit: 10, bytes_max: usize::MAX }
+}
+
+fn seqs(page: &Page) -> Vec<Seq> {
+    page.events.iter().map(|event| event.seq).collect()
+}
+
+fn events(rows: &[LogRow]) -> Vec<Arc<Event>> {
+    rows.iter().flat_map(|row| row.events.clone()).collect()
+}
+
+// === the cases ===
+
+fn sessions_follow_each_other(harness: &mut dyn Harness) {
+    let first = session(harness);
+    harness.succeed();
+    let second = session(harness);
+    harness.succeed();
+    let third = session(harness);
+    assert!(first.epoch < second.epoch && second.epoch < third.epoch, "{first:?} {second:?} {third:?}");
+    assert!(first.id < second.id && second.id < third.id);
+    assert_eq!(first.generation, third.generation);
+}
+
+fn what_is_durable_is_found(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let first = session(harness);
+    let written: Vec<_> = (1..=5).map(|seq| message(seq, "hello")).collect();
+    make_durable(harness, &[rows(first, &entity, 0, written[..2].to_vec())]);
+    make_durable(harness, &[Append { adopted: true, ..rows(first, &entity, 2, written[2..].to_vec()) }]);
+    for _ in 0..2 {
+        let found = recover(harness, &entity);
+        assert_eq!(found.snapshot, None);
+        assert_eq!(events(&found.rows), written);
+        for row in &found.rows {
+            let late = row.events[0].seq > 2;
+            assert_eq!((row.epoch, row.cw, row.adopted), (first.epoch, if late { 2 } else { 0 }, late));
+        }
+        harness.succeed();
+    }
+}
+
+fn an_entity_without_a_log_is_empty(harness: &mut dyn Harness) {
+    for entity in [EntityId::from(conversation(1)), user("nobody").into()] {
+        let found = recover(harness, &entity);
+        assert!(found.snapshot.is_none() && found.rows.is_empty() && found.inbox.is_empty());
+        let page = page(harness, wanted(&entity, 1, 10));
+        assert!(page.complete && page.events.is_empty());
+        assert_eq!(ask(harness, |store, done| store.overlay(entity.clone(), 1, done)), Ok(None));
+        let id = CommandId(Uuid::from_u128(1));
+        assert_eq!(ask(harness, |store, done| store.find_id(entity, user("ada"), id, 0, done)), Ok(None));
+    }
+    assert_eq!(ask(harness, |store, done| store.announced(done)), Ok(vec![]));
+}
+
+fn a_repetition_changes_nothing(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let session = session(harness);
+    let one = rows(session, &entity, 0, vec![message(1, "a"), message(2, "b")]);
+    make_durable(harness, &[one.clone()]);
+    make_durable(harness, &[rows(session, &entity, 2, vec![message(3, "c")])]);
+    make_durable(harness, &[one.clone()]);
+    make_durable(harness, &[one.clone(), one]);
+    assert_eq!(events(&recover(harness, &entity).rows), [message(1, "a"), message(2, "b"), message(3, "c")]);
+    harness.succeed();
+    assert_eq!(events(&recover(harness, &entity).rows), [message(1, "a"), message(2, "b"), message(3, "c")]);
+}
+
+fn one_group_holds_several_appends_of_one_entity(harness: &mut dyn Harness) {
+    let (one, other) = (conversation(1).into(), EntityId::from(user("ada")));
+    let session = session(harness);
+    let group = [
+        rows(session, &one, 0, vec![message(1, "a"), message(2, "b")]),
+        rows(session, &other, 0, vec![message(1, "x")]),
+        rows(session, &one, 0, vec![message(3, "c")]),
+    ];
+    assert_eq!(append(harness, group.to_vec()), vec![Written::Durable; 3]);
+    assert_eq!(events(&recover(harness, &one).rows), [message(1, "a"), message(2, "b"), message(3, "c")]);
+    assert_eq!(events(&recover(harness, &other).rows), [message(1, "x")]);
+}
+
+fn snapshot(entity: &EntityId, seq: Seq, bytes: &'static str) -> Projection {
+    Projection::Snapshot { entity: entity.clone(), seq, bytes: Bytes::from_static(bytes.as_bytes()) }
+}
+
+fn recovery_begins_at_the_snapshot(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    write_log(harness, &entity, 1, 12, 4, false);
+    project(harness, vec![snapshot(&entity, 8, "eight")]);
+    for _ in 0..2 {
+        let found = recover(harness, &entity);
+        assert_eq!(found.snapshot, Some((8, Bytes::from_static(b"eight"))));
+        assert_eq!(events(&found.rows).iter().map(|event| event.seq).collect::<Vec<_>>(), [9, 10, 11, 12]);
+        harness.succeed();
+    }
+    // In the middle of a packed row: what stands above it must be there, what stands below it may.
+    project(harness, vec![snapshot(&entity, 10, "ten")]);
+    let above: Vec<Seq> = events(&recover(harness, &entity).rows).iter().map(|event| event.seq).filter(|seq| *seq > 10).collect();
+    assert_eq!(above, [11, 12]);
+}
+
+fn snapshots_never_go_back(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let newest = |harness: &mut dyn Harness| recover(harness, &entity).snapshot.map(|(seq, bytes)| (seq, String::from_utf8(bytes.to_vec()).unwrap()));
+    project(harness, vec![snapshot(&entity, 5, "five")]);
+    project(harness, vec![snapshot(&entity, 3, "three")]);
+    assert_eq!(newest(harness), Some((5, "five".to_owned())));
+    project(harness, vec![snapshot(&entity, 9, "nine"), snapshot(&entity, 7, "seven")]);
+    assert_eq!(newest(harness), Some((9, "nine".to_owned())));
+    harness.succeed();
+    project(harness, vec![snapshot(&entity, 8, "eight")]);
+    assert_eq!(newest(harness), Some((9, "nine".to_owned())));
+}
+
+fn overlay(entity: &EntityId, target: Seq, as_of: Seq, body: &'static str) -> Projection {
+    let overlay = StoredOverlay { as_of, body: Some(Bytes::from_static(body.as_bytes())), edit: as_of, ..StoredOverlay::default() };
+    Projection::Overlay { entity: entity.clone(), target, overlay }
+}
+
+fn overlays_never_go_back(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let body = |harness: &mut dyn Harness, target| {
+        let found = ask(harness, |store, done| store.overlay(entity.clone(), target, done)).unwrap();
+        found.map(|overlay| (overlay.as_of, overlay.body.unwrap()))
+    };
+    project(harness, vec![overlay(&entity, 2, 7, "seven"), overlay(&entity, 3, 8, "eight")]);
+    project(harness, vec![overlay(&entity, 2, 5, "five")]);
+    assert_eq!(body(harness, 2), Some((7, Bytes::from_static(b"seven"))));
+    project(harness, vec![overlay(&entity, 2, 11, "eleven"), overlay(&entity, 2, 9, "nine")]);
+    for _ in 0..2 {
+        assert_eq!(body(harness, 2), Some((11, Bytes::from_static(b"eleven"))));
+        assert_eq!(body(harness, 3), Some((8, Bytes::from_static(b"eight"))));
+        assert_eq!(body(harness, 1), None);
+        harness.succeed();
+    }
+}
+
+fn inbox_numbers_only_grow(harness: &mut dyn Harness) {
+    let ada = user("ada");
+    let at = |last_seq, last_n, read_n, change| StoredInbox { last_seq, last_n, read_n, change };
+    let write = |position| Projection::Inbox { user: ada.clone(), conversation: conversation(1), position };
+    project(harness, vec![write(at(5, 4, 1, 10))]);
+    project(harness, vec![write(at(6, 5, 0, 9)), write(at(4, 3, 2, 11))]);
+    let other = Projection::Inbox { user: ada.clone(), conversation: conversation(2), position: at(1, 1, 1, 1) };
+    project(harness, vec![other]);
+    for _ in 0..2 {
+        let mut inbox = recover(harness, &ada.clone().into()).inbox;
+        inbox.sort_by_key(|(conversation, _)| *conversation);
+        assert_eq!(inbox, [(conversation(1), at(6, 5, 2, 11)), (conversation(2), at(1, 1, 1, 1))]);
+        harness.succeed();
+    }
+}
+
+fn pages_read_upwards(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    write_log(harness, &entity, 1, 40, 7, false);
+    let whole = page(harness, PageRequest { limit: 100, ..wanted(&entity, 1, 40) });
+    assert_eq!(seqs(&whole), (1..=40).collect::<Vec<_>>());
+    assert_eq!((whole.complete, whole.reached), (true, 40));
+    assert_eq!(whole.events[4], message(5, "hello"));
+    let first = page(harness, wanted(&entity, 3, 40));
+    assert_eq!((seqs(&first), first.complete, first.reached), ((3..=12).collect(), false, 12));
+    let exact = page(harness, wanted(&entity, 3, 12));
+    assert_eq!((seqs(&exact), exact.complete, exact.reached), ((3..=12).collect(), true, 12));
+    let one = page(harness, wanted(&entity, 8, 8));
+    assert_eq!((seqs(&one), one.complete), (vec![8], true));
+    // Nothing above what was asked for, though it stands there; nothing invented beyond the end.
+    let end = page(harness, wanted(&entity, 38, 45));
+    assert_eq!((seqs(&end), end.complete), (vec![38, 39, 40], true));
+    let none = page(harness, wanted(&entity, 9, 8));
+    assert_eq!((seqs(&none), none.complete), (vec![], true));
+    let zero = page(harness, PageRequest { limit: 0, ..wanted(&entity, 5, 8) });
+    assert_eq!((seqs(&zero), zero.complete, zero.reached), (vec![], false, 4));
+    let from_zero = page(harness, wanted(&entity, 0, 3));
+    assert_eq!((seqs(&from_zero), from_zero.complete), (vec![1, 2, 3], true));
+}
+
+fn pages_read_downwards(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    write_log(harness, &entity, 1, 40, 7, false);
+    let down = |from, upto| PageRequest { newest_first: true, ..wanted(&entity, from, upto) };
+    let last = page(harness, down(1, 40));
+    assert_eq!((seqs(&last), last.complete, last.reached), ((31..=40).collect(), false, 31));
+    let middle = page(harness, down(1, 24));
+    assert_eq!((seqs(&middle), middle.complete, middle.reached), ((15..=24).collect(), false, 15));
+    let first = page(harness, down(1, 10));
+    assert_eq!((seqs(&first), first.complete, first.reached), ((1..=10).collect(), true, 1));
+    let within_a_pack = page(harness, down(9, 13));
+    assert_eq!((seqs(&within_a_pack), within_a_pack.complete, within_a_pack.reached), ((9..=13).collect(), true, 9));
+    let beyond = page(harness, down(36, 50));
+    assert_eq!((seqs(&beyond), beyond.complete), ((36..=40).collect(), true));
+    let zero = page(harness, PageRequest { limit: 0, ..down(5, 8) });
+    assert_eq!((zero.complete, zero.reached), (false, 9));
+}
+
+fn pages_end_early_by_bytes(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    write_log(harness, &entity, 1, 10, 3, false);
+    let size = message(1, "hello").body_len();
+    let some = page(harness, PageRequest { bytes_max: 3 * size, ..wanted(&entity, 1, 10) });
+    assert_eq!((seqs(&some), some.complete, some.reached), (vec![1, 2, 3], false, 3));
+    let least = page(harness, PageRequest { bytes_max: 1, ..wanted(&entity, 4, 10) });
+    assert_eq!((seqs(&least), least.complete, least.reached), (vec![4], false, 4));
+    let newest = page(harness, PageRequest { bytes_max: 2 * size, newest_first: true, ..wanted(&entity, 1, 10) });
+    assert_eq!((seqs(&newest), newest.complete, newest.reached), (vec![9, 10], false, 9));
+    let last = page(harness, PageRequest { bytes_max: size, ..wanted(&entity, 10, 10) });
+    assert!(last.complete);
+}
+
+fn pages_of_messages_carry_overlays(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    // 1 2 e 4 5 e 7 8 e 10 11 e
+    write_log(harness, &entity, 1, 12, 5, true);
+    project(harness, [2, 5, 8, 11].map(|target| overlay(&entity, target, target + 1, "better")).to_vec());
+    let messages = |from, upto, limit| PageRequest { messages: true, limit, ..wanted(&entity, from, upto) };
+    let targets = |page: &Page| page.overlays.iter().map(|(seq, _)| *seq).collect::<Vec<_>>();
+    let up = page(harness, messages(1, 12, 4));
+    assert_eq!((seqs(&up), targets(&up), up.complete, up.reached), (vec![1, 2, 4, 5], vec![2, 5], false, 5));
+    let down = page(harness, PageRequest { newest_first: true, ..messages(1, 12, 3) });
+    assert_eq!((seqs(&down), targets(&down), down.complete, down.reached), (vec![8, 10, 11], vec![8, 11], false, 8));
+    let rest = page(harness, PageRequest { newest_first: true, ..messages(1, 7, 10) });
+    assert_eq!((seqs(&rest), targets(&rest), rest.complete, rest.reached), (vec![1, 2, 4, 5, 7], vec![2, 5], true, 1));
+    let only_edits = page(harness, messages(9, 9, 10));
+    assert_eq!((seqs(&only_edits), only_edits.complete, only_edits.reached), (vec![], true, 9));
+    // Everything: no overlays.
+    let all = page(harness, PageRequest { limit: 20, ..wanted(&entity, 1, 12) });
+    assert_eq!((all.events.len(), targets(&all)), (12, vec![]));
+    // What the overlays carry counts too.
+    let one = message(1, "hello").body_len();
+    let few = page(harness, PageRequest { bytes_max: 2 * one, ..messages(1, 12, 10) });
+    assert_eq!(seqs(&few), [1]);
+}
+
+fn a_page_looks_at_a_bounded_number_of_events(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let session = session(harness);
+    let count = PAGE_SCAN_MAX as Seq + 500;
+    let edits: Vec<_> = (1..=count).map(|seq| if seq == 1 { message(1, "a") } else { edit(seq, 1) }).collect();
+    let group: Vec<_> = edits.chunks(64).map(|chunk| rows(session, &entity, 0, chunk.to_vec())).collect();
+    make_durable(harness, &group);
+    let down = |upto| PageRequest { newest_first: true, messages: true, ..wanted(&entity, 1, upto) };
+    let first = page(harness, down(count));
+    assert!(first.events.is_empty() && !first.complete);
+    assert_eq!(first.reached, count - PAGE_SCAN_MAX as Seq + 1);
+    let second = page(harness, down(first.reached - 1));
+    assert_eq!((seqs(&second), second.complete), (vec![1], true));
+}
+
+fn large_bodies_come_back(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let session = session(harness);
+    let text = "x".repeat(60_000);
+    let group: Vec<_> = (1..=200).map(|seq| rows(session, &entity, seq - 1, vec![message(seq, &text)])).collect();
+    make_durable(harness, &group);
+    let whole = page(harness, PageRequest { limit: 200, ..wanted(&entity, 1, 200) });
+    assert_eq!(whole.events.len(), 200);
+    assert!(whole.events.iter().all(|event| event.body_len() == message(1, &text).body_len()));
+    let bounded = page(harness, PageRequest { limit: 200, bytes_max: 256 * 1024, ..wanted(&entity, 1, 200) });
+    assert_eq!(bounded.events.len(), 4);
+}
+
+fn block(sender: &str, from: Seq, upto: Seq) -> StoredIdBlock {
+    let id = |seq: Seq| StoredId {
+        sender: sender.to_owned(),
+        id: Uuid::from_u128(u128::from(seq)).as_bytes().to_vec(),
+        seq,
+        hash: seq,
+        n: seq,
+        created_at: seq * 10,
+    };
+    StoredIdBlock { ids: (from..=upto).map(id).collect() }
+}
+
+fn ids_are_found_as_far_back_as_asked(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let write = |end, block| Projection::IdBlock { entity: entity.clone(), end, block };
+    project(harness, vec![write(4, block("ada", 1, 4)), write(8, block("ada", 5, 8))]);
+    project(harness, vec![write(12, block("ada", 9, 12))]);
+    project(harness, vec![write(8, block("ada", 5, 8))]);
+    for _ in 0..2 {
+        let mut find = |sender, id: u128, not_before| {
+            let id = CommandId(Uuid::from_u128(id));
+            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, not_before, done)).unwrap().map(|found| (found.seq, found.hash))
+        };
+        assert_eq!(find("ada", 12, 0), Some((12, 12)));
+        assert_eq!(find("ada", 5, 0), Some((5, 5)));
+        assert_eq!(find("ada", 5, 80), Some((5, 5)), "its block ends at that time");
+        assert_eq!(find("ada", 5, 81), None, "its block is older");
+        assert_eq!(find("ada", 13, 0), None);
+        assert_eq!(find("bob", 5, 0), None, "another sender's");
+        harness.succeed();
+    }
+}
+
+fn names_that_begin_alike_are_kept_apart(harness: &mut dyn Harness) {
+    let names = ["a", "aa", "aaa", "aaaaaaaaaaaaaaaa", "b", "a\u{10ffff}"];
+    let session = session(harness);
+    let entities: Vec<EntityId> = names.iter().map(|name| user(name).into()).chain([conversation(0x6161_6161).into()]).collect();
+    for (index, entity) in entities.iter().enumerate() {
+        let text = format!("of {index}");
+        make_durable(harness, &[rows(session, entity, 0, (1..=3).map(|seq| message(seq, &text)).collect())]);
+        project(harness, vec![overlay(entity, 2, 3, "x"), Projection::IdBlock { entity: entity.clone(), end: 3, block: block(&text, 1, 3) }]);
+        if let EntityId::User(user) = entity {
+            let position = StoredInbox { last_seq: index as u64 + 1, ..StoredInbox::default() };
+            project(harness, vec![Projection::Inbox { user: user.clone(), conversation: conversation(1), position }]);
+        }
+    }
+    for (index, entity) in entities.iter().enumerate() {
+        let text = format!("of {index}");
+        let found = recover(harness, entity);
+        let expected: Vec<_> = (1..=3).map(|seq| message(seq, &text)).collect();
+        assert_eq!(events(&found.rows), expected);
+        let inbox: Vec<_> = found.inbox.iter().map(|(_, position)| position.last_seq).collect();
+        assert_eq!(inbox, if matches!(entity, EntityId::User(_)) { vec![index as u64 + 1] } else { vec![] });
+        for newest_first in [false, true] {
+            let whole = page(harness, PageRequest { newest_first, messages: true, ..wanted(entity, 1, 99) });
+            assert_eq!(whole.events, expected);
+            assert_eq!(whole.overlays.len(), 1);
+        }
+        let id = CommandId(Uuid::from_u128(2));
+        let mut found = |sender| ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, 0, done)).unwrap().is_some();
+        assert!(found(&text) && !found("of 99"));
+    }
+}
+
+fn announcements_are_owed_until_they_are_made(harness: &mut dyn Harness) {
+    let (one, other, silent): (EntityId, EntityId, EntityId) = (conversation(1).into(), user("ada").into(), conversation(3).into());
+    let announced = |session, entity: &EntityId, seq| Append { announce: true, ..rows(session, entity, 0, vec![message(seq, "joined")]) };
+    let owed = |harness: &mut dyn Harness| ask(harness, |store, done| store.announced(done)).unwrap().into_iter().collect::<BTreeSet<_>>();
+    let told = |entity: &EntityId, upto| Projection::Announced { entity: entity.clone(), upto };
+    let first = session(harness);
+    let group = [announced(first, &one, 1), announced(first, &other, 1), rows(first, &silent, 0, vec![message(1, "hello")])];
+    make_durable(harness, &group);
+    make_durable(harness, &[announced(first, &one, 2)]);
+    // A repetition does not take the place of what came after it.
+    make_durable(harness, &group[..1]);
+    assert_eq!(owed(harness), BTreeSet::from([one.clone(), other.clone()]));
+    project(harness, vec![told(&one, 1)]);
+    assert_eq!(owed(harness), BTreeSet::from([one.clone(), other.clone()]), "event 2 was not announced");
+    harness.succeed();
+    assert_eq!(owed(harness), BTreeSet::from([one.clone(), other.clone()]));
+    project(harness, vec![told(&one, 2), told(&silent, 9)]);
+    assert_eq!(owed(harness), BTreeSet::from([other.clone()]));
+    let second = session(harness);
+    make_durable(harness, &[announced(second, &one, 3)]);
+    project(harness, vec![told(&other, 1)]);
+    harness.succeed();
+    assert_eq!(owed(harness), BTreeSet::from([one]));
+}
+
+fn a_clean_owner_is_confirmed(harness: &mut dyn Harness) {
+    for _ in 0..2 {
+        let store = harness.store();
+        assert_eq!(confirm(harness, &*store), Confirmation::Clean);
+        drop(store);
+        harness.succeed();
+    }
+}
+
+fn a_zombie_is_told(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let first = session(harness);
+    make_durable(harness, &[rows(first, &entity, 0, vec![message(1, "a")])]);
+    harness.succeed();
+    let Some(zombie) = harness.zombie() else { return };
+    // Its rows may well become durable, but it can never acknowledge them.
+    let ghost = rows(first, &entity, 1, vec![message(2, "ghost")]);
+    let written = ask_of(harness, &*zombie, |store, done| store.append(vec![ghost], done));
+    assert!(matches!(written[..], [Written::Durable | Written::Unknown | Written::Refused(_)]));
+    for _ in 0..5 {
+        assert_eq!(confirm(harness, &*zombie), Confirmation::Fenced);
+    }
+    let second = session(harness);
+    let mine = event(2, 77, Fact::MessageNew { body: Body::parse("{\"text\":\"mine\"}").unwrap() });
+    make_durable(harness, &[rows(second, &entity, 1, vec![Arc::clone(&mine)])]);
+    let store = harness.store();
+    assert_eq!(confirm(harness, &*store), Confirmation::Clean);
+    drop(store);
+    let both = page(harness, wanted(&entity, 1, 2));
+    assert_eq!(both.events, [message(1, "a"), Arc::clone(&mine)], "the highest epoch wins");
+    harness.succeed();
+    let found = recover(harness, &entity);
+    let order: Vec<_> = found.rows.iter().map(|row| (row.events[0].seq, row.epoch)).collect();
+    assert!(order.is_sorted(), "{order:?}");
+    let basis = Basis { own_epoch: session(harness).epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
+    let resolved = resolve(basis, |_, _| false, found.rows).unwrap();
+    assert_eq!(resolved.committed, [message(1, "a")]);
+    assert_eq!(resolved.adopted, [mine]);
+}
+
+fn a_lost_reply_is_repaired_by_repetition(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let first = session(harness);
+    let one = rows(first, &entity, 0, vec![message(1, "a"), message(2, "b")]);
+    if !harness.lose_next_reply() {
+        return;
+    }
+    assert_eq!(append(harness, vec![one.clone()]), [Written::Unknown]);
+    // It is there all the same: unknown means just that.
+    assert_eq!(events(&recover(harness, &entity).rows).len(), 2);
+    assert_eq!(append(harness, vec![one]), [Written::Durable]);
+    assert_eq!(events(&recover(harness, &entity).rows), [message(1, "a"), message(2, "b")]);
+}
+
+fn a_late_row_changes_nothing_that_is_committed(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let first = session(harness);
+    make_durable(harness, &[rows(first, &entity, 0, vec![message(1, "a")])]);
+    if !harness.delay_next_append() {
+        return;
+    }
+    let late = [rows(first, &entity, 1, vec![message(2, "late"), message(3, "later")])];
+    assert_eq!(append(harness, late.to_vec()), [Written::Unknown]);
+    harness.succeed();
+    let second = session(harness);
+    let basis = Basis { own_epoch: second.epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
+    let found = resolve(basis, |_, _| false, recover(harness, &entity).rows).unwrap();
+    assert_eq!(found.committed.len() + found.adopted.len(), 1, "nothing is there yet");
+    // The client's retry: the same command, now at another place.
+    let adopted = Append { adopted: true, ..rows(second, &entity, 0, vec![message(1, "a")]) };
+    let fresh = event(2, 3, Fact::MessageNew { body: Body::parse("{\"text\":\"later\"}").unwrap() });
+    make_durable(harness, &[adopted, rows(second, &entity, 0, vec![Arc::clone(&fresh)])]);
+    harness.deliver_late();
+    let seen = page(harness, wanted(&entity, 1, 2));
+    assert_eq!(seen.events, [message(1, "a"), Arc::clone(&fresh)]);
+    harness.succeed();
+    let third = session(harness);
+    let found = recover(harness, &entity);
+    assert!(found.rows.iter().any(|row| row.events[0].seq == 3), "the late rows are there");
+    let basis = Basis { own_epoch: third.epoch, ..basis };
+    let resolved = resolve(basis, |_, _| false, found.rows).unwrap();
+    let all: Vec<_> = resolved.committed.into_iter().chain(resolved.adopted).collect();
+    assert_eq!(all, [message(1, "a"), fresh], "no command stands twice");
+}
+
+/// What an error says of an entity whose bytes are damaged.
+#[must_use]
+pub const fn is_corrupt(error: &Error) -> bool {
+    matches!(error, Error::Corrupt { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::quorum::{Quorum, Replicas, Weather},
+        *,
+    };
+
+    /// Sessions over three replicas, one after the other.
+    struct Sessions {
+        replicas: Replicas,
+        owners: Vec<Arc<Quorum>>,
+    }
+
+    impl Sessions {
+        fn new(seed: u64, weather: Weather) -> Self {
+            let replicas = Replicas::new(seed, weather);
+            let owners = vec![replicas.begin_session()];
+            Self { replicas, owners }
+        }
+    }
+
+    impl Harness for Sessions {
+        fn store(&self) -> Arc<dyn Store> {
+            Arc::clone(self.owners.last().unwrap()) as _
+        }
+
+        fn succeed(&mut self) {
+            let successor = self.replicas.begin_session();
+            loop {
+                let (tx, rx) = mpsc::channel();
+                successor.fence_predecessors(Box::new(move |fenced| tx.send(fenced).unwrap()));
+                self.replicas.run_until_answered();
+                if rx.try_recv() == Ok(true) {
+                    break;
+                }
+            }
+            self.owners.push(successor);
+        }
+
+        fn turn(&mut self) {
+            self.replicas.step();
+        }
+
+        fn zombie(&self) -> Option<Arc<dyn Store>> {
+            let index = self.owners.len().checked_sub(2)?;
+            Some(Arc::clone(&self.owners[index]) as _)
+        }
+
+        fn lose_next_reply(&mut self) -> bool {
+            self.replicas.lose_replies(1);
+            true
+        }
+
+        fn delay_next_append(&mut self) -> bool {
+            self.replicas.delay_appends(1);
+            true
+        }
+
+        fn deliver_late(&mut self) {
+            self.replicas.run_until_quiet();
+        }
+    }
+
+    #[test]
+    fn store_quorum_keeps_the_contract() {
+        run(&|| Box::new(Sessions::new(7, Weather::default())));
+    }
+
+    #[test]
+    fn store_quorum_keeps_the_contract_with_a_replica_down() {
+        run(&|| {
+            let sessions = Sessions::new(8, Weather::default());
+            sessions.replicas.set_down(1, true);
+            Box::new(sessions)
+        });
+    }
+}

@@ -1,1 +1,701 @@
+//! A quorum store that is not there: three replicas in memory, a network that delays and loses, and a clock that moves
+//! only when it is told to. For the contract suite, and for simulations of owners that come after each other.
+//!
+//! It keeps what the cluster's store keeps: one row per event under (entity, seq, epoch), written to all replicas and
+//! durable on two of them, read from two of them. What it adds is bad luck, drawn from a seed: the same seed and the same
+//! calls give the same trace.
+//!
+//! - A request or a reply may be lost: a write whose replies are lost *is* written, and answered `Unknown`.
+//! - A write may arrive long after its writer was answered, or has died.
+//! - A replica may be down, and get what it missed later.
+//!
+//! [`Replicas`] is the world, [`Quorum`] one session's way into it. A session that came later fences the earlier ones
+//! ([`Quorum::fence_predecessors`]) before it reads a log; who forgets to is free to find out what happens.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use chappe_schema::{
+    event::Event,
+    id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
+    stored::{LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::{Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written, slice::Slice};
+
+/// How many there are.
+const REPLICAS: usize = 3;
+
+/// How many must answer, for reads as for writes: any two quorums share a replica.
+const QUORUM: usize = 2;
+
+/// 2¹³ events stand in one partition of the cluster's log; an append across its border is two statements.
+const BUCKET_BITS: u32 = 13;
+
+/// Microseconds of virtual time.
+pub type Micros = u64;
+
+/// What the network does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weather {
+    /// Time of one way.
+    pub delay: RangeInclusive<Micros>,
+    /// Share of requests that never arrive.
+    pub loss: f64,
+    /// Share of replies that never arrive.
+    pub reply_loss: f64,
+    /// Share of writes that arrive after `late` instead.
+    pub lateness: f64,
+    /// How late that is.
+    pub late: RangeInclusive<Micros>,
+    /// When an operation without a quorum of answers gives up.
+    pub timeout: Micros,
+}
+
+/// The replicas, the network between them and everybody, and the clock. A clone is a handle on the same world.
+#[derive(Clone)]
+pub struct Replicas(Arc<Mutex<World>>);
+
+/// One session's store.
+pub struct Quorum {
+    replicas: Replicas,
+    session: Session,
+}
+
+struct World {
+    rng: StdRng,
+    weather: Weather,
+    now: Micros,
+    /// Parcels on their way, by the time of their arrival and the order of their sending.
+    under_way: BTreeMap<(Micros, u64), Parcel>,
+    sent: u64,
+    replicas: [Replica; REPLICAS],
+    operations: BTreeMap<u64, Operation>,
+    sessions: Vec<SessionId>,
+    /// Appends whose replies are to be lost.
+    mute: usize,
+    /// Appends that are to arrive late.
+    slow: usize,
+    violations: Vec<String>,
+    trace: DefaultHasher,
+    generation: Generation,
+}
+
+#[derive(Default)]
+struct Replica {
+    down: bool,
+    /// What was written to it meanwhile; somebody keeps it until the replica is back.
+    hints: Vec<Arc<Request>>,
+    shelves: BTreeMap<EntityId, Shelf>,
+    fences: BTreeSet<SessionId>,
+}
+
+/// What a replica has of one entity; also what it answers, cut to what was asked.
+#[derive(Clone, Default)]
+struct Shelf {
+    snapshot: Option<(Seq, Bytes)>,
+    rows: BTreeMap<(Seq, Epoch), Row>,
+    overlays: BTreeMap<Seq, StoredOverlay>,
+    ids: BTreeMap<Seq, StoredIdBlock>,
+    inbox: BTreeMap<ConversationId, StoredInbox>,
+    /// Up to where others must hear of it, and up to where they have.
+    announce: (Seq, Seq),
+}
+
+#[derive(Clone, PartialEq)]
+struct Row {
+    cw: Seq,
+    adopted: bool,
+    event: Arc<Event>,
+}
+
+enum Parcel {
+    Request { operation: u64, statement: usize, replica: usize, request: Arc<Request>, replied: bool },
+    Reply { operation: u64, statement: usize, replica: usize, answer: Answer },
+    Timeout { operation: u64 },
+}
+
+/// An operation that nobody waits for.
+const NOBODY: u64 = u64::MAX;
+
+enum Request {
+    Write(Vec<Mutation>),
+    Fence(SessionId),
+    ReadFence(SessionId),
+    Read(EntityId, Part),
+    ReadAnnounced,
+}
+
+/// What of a shelf is asked.
+enum Part {
+    Recovery,
+    Log { from: Seq, upto: Seq },
+    Overlay(Seq),
+    Ids,
+}
+
+enum Mutation {
+    Row { entity: EntityId, epoch: Epoch, row: Row },
+    Announce(EntityId, Seq),
+    Projection(Projection),
+}
+
+enum Answer {
+    Written,
+    Fenced(bool),
+    Shelf(Shelf),
+    Announced(BTreeMap<EntityId, (Seq, Seq)>),
+}
+
+/// What waits for a quorum.
+struct Operation {
+    /// By statement: who has answered.
+    answered: Vec<BTreeSet<usize>>,
+    answers: Vec<Answer>,
+    then: Then,
+}
+
+enum Then {
+    /// With the statements of each append.
+    Append(Vec<Range<usize>>, Done<Vec<Written>>),
+    Project(Done<Result<(), Error>>),
+    Fence(Done<bool>),
+    Confirm(Done<Confirmation>),
+    Recover(Done<Result<Recovered, Error>>),
+    Page(PageRequest, Done<Result<Page, Error>>),
+    Overlay(Seq, Done<Result<Option<StoredOverlay>, Error>>),
+    FindId(UserId, CommandId, Millis, Done<Result<Option<StoredId>, Error>>),
+    Announced(Done<Result<Vec<EntityId>, Error>>),
+}
+
+impl Default for Weather {
+    /// A calm day: a millisecond each way, nothing lost.
+    fn default() -> Self {
+        Self { delay: 500..=1_500, loss: 0.0, reply_loss: 0.0, lateness: 0.0, late: 5_000_000..=60_000_000, timeout: 1_500_000 }
+    }
+}
+
+impl Weather {
+    /// A bad one: a tenth of everything is lost, and some writes arrive after their owner's death.
+    #[must_use]
+    pub fn stormy() -> Self {
+        Self { delay: 100..=200_000, loss: 0.1, reply_loss: 0.1, lateness: 0.1, ..Self::default() }
+    }
+}
+
+// === impl Replicas ===
+
+impl Replicas {
+    /// Empty replicas, and luck from `seed`.
+    #[must_use]
+    pub fn new(seed: u64, weather: Weather) -> Self {
+        Self(Arc::new(Mutex::new(World {
+            rng: StdRng::seed_from_u64(seed),
+            weather,
+            now: 0,
+            under_way: BTreeMap::new(),
+            sent: 0,
+            replicas: Default::default(),
+            operations: BTreeMap::new(),
+            sessions: Vec::new(),
+            mute: 0,
+            slow: 0,
+            violations: Vec::new(),
+            trace: DefaultHasher::new(),
+            generation: Generation(seed),
+        })))
+    }
+
+    /// A new session, newer than all before. Nobody told those, and nobody has fenced them.
+    #[must_use]
+    pub fn begin_session(&self) -> Arc<Quorum> {
+        let mut world = self.0.lock();
+        let id = 1 + world.sessions.len() as u64;
+        world.sessions.push(id);
+        let session = Session { id, epoch: id, generation: world.generation };
+        Arc::new(Quorum { replicas: self.clone(), session })
+    }
+
+    /// The next thing happens, whatever it is and however far off. `false` when nothing is under way.
+    pub fn step(&self) -> bool {
+        let mut world = self.0.lock();
+        let Some(((at, order), parcel)) = world.under_way.pop_first() else { return false };
+        world.now = world.now.max(at);
+        let then = world.arrive(order, parcel);
+        // Whoever is answered may ask again at once.
+        drop(world);
+        if let Some(answer) = then {
+            answer();
+        }
+        true
+    }
+
+    /// Everything that happens within this time from now happens.
+    pub fn run_for(&self, time: Micros) {
+        let end = self.now() + time;
+        while self.next_at().is_some_and(|at| at <= end) {
+            self.step();
+        }
+        let mut world = self.0.lock();
+        world.now = world.now.max(end);
+    }
+
+    /// Runs until nobody waits for an answer. Late writes may still be under way.
+    pub fn run_until_answered(&self) {
+        while !self.0.lock().operations.is_empty() && self.step() {}
+    }
+
+    /// Runs until nothing is under way.
+    pub fn run_until_quiet(&self) {
+        while self.step() {}
+    }
+
+    /// Virtual time.
+    #[must_use]
+    pub fn now(&self) -> Micros {
+        self.0.lock().now
+    }
+
+    fn next_at(&self) -> Option<Micros> {
+        self.0.lock().under_way.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Another weather, for what is sent from now on.
+    pub fn set_weather(&self, weather: Weather) {
+        self.0.lock().weather = weather;
+    }
+
+    /// Takes a replica away, or brings it back. It keeps what it had; what is written meanwhile reaches it later.
+    pub fn set_down(&self, replica: usize, down: bool) {
+        let mut world = self.0.lock();
+        world.replicas[replica].down = down;
+        if !down {
+            for request in std::mem::take(&mut world.replicas[replica].hints) {
+                let delay = world.late();
+                world.send(delay, Parcel::Request { operation: NOBODY, statement: 0, replica, request, replied: false });
+            }
+        }
+    }
+
+    /// The next `count` appends are written, but their replies are lost.
+    pub fn lose_replies(&self, count: usize) {
+        self.0.lock().mute = count;
+    }
+
+    /// The next `count` appends arrive at every replica long after they were given up.
+    pub fn delay_appends(&self, count: usize) {
+        self.0.lock().slow = count;
+    }
+
+    /// What owners did that no owner may do: another content under a seq and epoch that was written before.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.0.lock().violations.clone()
+    }
+
+    /// A number that stands for everything that happened so far.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.0.lock().trace.finish()
+    }
+}
+
+// === impl World ===
+
+impl World {
+    fn begin(&mut self, requests: Vec<Request>, then: Then) {
+        let operation = self.sent;
+        let is_append = matches!(then, Then::Append(..));
+        let mute = is_append && take_one(&mut self.mute);
+        let slow = is_append && take_one(&mut self.slow);
+        let answered = vec![BTreeSet::new(); requests.len()];
+        self.operations.insert(operation, Operation { answered, answers: Vec::new(), then });
+        self.send(self.weather.timeout, Parcel::Timeout { operation });
+        for (statement, request) in requests.into_iter().enumerate() {
+            let request = Arc::new(request);
+            for replica in 0..REPLICAS {
+                if self.rng.random_bool(self.weather.loss) {
+                    continue;
+                }
+                let late = slow || (request.is_write() && self.rng.random_bool(self.weather.lateness));
+                let delay = if late { self.late() } else { self.rng.random_range(self.weather.delay.clone()) };
+                let replied = !mute && !self.rng.random_bool(self.weather.reply_loss);
+                self.send(delay, Parcel::Request { operation, statement, replica, request: Arc::clone(&request), replied });
+            }
+        }
+    }
+
+    fn late(&mut self) -> Micros {
+        self.rng.random_range(self.weather.late.clone())
+    }
+
+    fn send(&mut self, delay: Micros, parcel: Parcel) {
+        self.under_way.insert((self.now + delay, self.sent), parcel);
+        self.sent += 1;
+    }
+
+    /// One arrival. What is returned is called without the lock.
+    fn arrive(&mut self, order: u64, parcel: Parcel) -> Option<Box<dyn FnOnce()>> {
+        (self.now, order).hash(&mut self.trace);
+        match parcel {
+            Parcel::Request { operation, statement, replica, request, replied } => {
+                if self.replicas[replica].down {
+                    if request.is_write() {
+                        self.replicas[replica].hints.push(request);
+                    }
+                    return None;
+                }
+                let answer = self.serve(replica, &request);
+                if replied {
+                    let delay = self.rng.random_range(self.weather.delay.clone());
+                    self.send(delay, Parcel::Reply { operation, statement, replica, answer });
+                }
+                None
+            }
+            Parcel::Reply { operation, statement, replica, answer } => {
+                let pending = self.operations.get_mut(&operation)?;
+                if pending.answered[statement].len() < QUORUM && pending.answered[statement].insert(replica) {
+                    pending.answers.push(answer);
+                }
+                if pending.answered.iter().any(|answered| answered.len() < QUORUM) {
+                    return None;
+                }
+                self.operations.remove(&operation).map(Operation::finish)
+            }
+            Parcel::Timeout { operation } => self.operations.remove(&operation).map(Operation::finish),
+        }
+    }
+
+    fn serve(&mut self, replica: usize, request: &Request) -> Answer {
+        let replica = &mut self.replicas[replica];
+        match request {
+            Request::Write(mutations) => {
+                for mutation in mutations {
+                    if let Err(violation) = replica.write(mutation) {
+                        self.violations.push(violation);
+                    }
+                }
+                Answer::Written
+            }
+            Request::Fence(session) => {
+                replica.fences.insert(*session);
+                Answer::Written
+            }
+            Request::ReadFence(session) => Answer::Fenced(replica.fences.contains(session)),
+            Request::Read(entity, part) => Answer::Shelf(replica.shelves.get(entity).map(|shelf| shelf.part(part)).unwrap_or_default()),
+            Request::ReadAnnounced => {
+                let listed = replica.shelves.iter().map(|(entity, shelf)| (entity.clone(), shelf.announce));
+                Answer::Announced(listed.filter(|(_, (listed, _))| *listed > 0).collect())
+            }
+        }
+    }
+}
+
+impl Request {
+    const fn is_write(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Fence(_))
+    }
+}
+
+fn take_one(count: &mut usize) -> bool {
+    let some = *count > 0;
+    *count = count.saturating_sub(1);
+    some
+}
+
+// === impl Replica, Shelf ===
+
+impl Replica {
+    fn shelf(&mut self, entity: &EntityId) -> &mut Shelf {
+        self.shelves.entry(entity.clone()).or_default()
+    }
+
+    fn write(&mut self, mutation: &Mutation) -> Result<(), String> {
+        match mutation {
+            Mutation::Row { entity, epoch, row } => {
+                let place = (row.event.seq, *epoch);
+                let there = self.shelf(entity).rows.entry(place).or_insert_with(|| row.clone());
+                if there != row {
+                    return Err(format!("{entity}: another content under seq {} and epoch {epoch}", row.event.seq));
+                }
+            }
+            Mutation::Announce(entity, seq) => {
+                let announce = &mut self.shelf(entity).announce;
+                announce.0 = announce.0.max(*seq);
+            }
+            Mutation::Projection(projection) => self.project(projection),
+        }
+        Ok(())
+    }
+
+    fn project(&mut self, projection: &Projection) {
+        match projection {
+            Projection::Snapshot { entity, seq, bytes } => {
+                let shelf = self.shelf(entity);
+                if shelf.snapshot.as_ref().is_none_or(|(there, _)| there < seq) {
+                    shelf.snapshot = Some((*seq, bytes.clone()));
+                }
+            }
+            Projection::Overlay { entity, target, overlay } => {
+                let there = self.shelf(entity).overlays.entry(*target).or_insert_with(|| overlay.clone());
+                if there.as_of < overlay.as_of {
+                    *there = overlay.clone();
+                }
+            }
+            Projection::IdBlock { entity, end, block } => {
+                self.shelf(entity).ids.insert(*end, block.clone());
+            }
+            Projection::Inbox { user, conversation, position } => {
+                let there = self.shelf(&user.clone().into()).inbox.entry(*conversation).or_default();
+                *there = highest(there, position);
+            }
+            Projection::Announced { entity, upto } => {
+                let announce = &mut self.shelf(entity).announce;
+                announce.1 = announce.1.max(*upto);
+            }
+        }
+    }
+}
+
+fn highest(a: &StoredInbox, b: &StoredInbox) -> StoredInbox {
+    StoredInbox {
+        last_seq: a.last_seq.max(b.last_seq),
+        last_n: a.last_n.max(b.last_n),
+        read_n: a.read_n.max(b.read_n),
+        change: a.change.max(b.change),
+    }
+}
+
+impl Shelf {
+    fn part(&self, part: &Part) -> Self {
+        match part {
+            Part::Recovery => {
+                let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq) + 1;
+                let rows = self.rows.range((above, 0)..).map(|(place, row)| (*place, row.clone())).collect();
+                Self { snapshot: self.snapshot.clone(), rows, inbox: self.inbox.clone(), ..Self::default() }
+            }
+            Part::Log { from, upto } => {
+                let rows = self.rows.range((*from, 0)..=(*upto, Epoch::MAX)).map(|(place, row)| (*place, row.clone())).collect();
+                let overlays = self.overlays.range(from..=upto).map(|(seq, overlay)| (*seq, overlay.clone())).collect();
+                Self { rows, overlays, ..Self::default() }
+            }
+            Part::Overlay(target) => {
+                let overlays = self.overlays.get(target).map(|overlay| (*target, overlay.clone())).into_iter().collect();
+                Self { overlays, ..Self::default() }
+            }
+            Part::Ids => Self { ids: self.ids.clone(), ..Self::default() },
+        }
+    }
+
+    /// What two replicas know together.
+    fn merge(mut self, other: Self) -> Self {
+        if other.snapshot.as_ref().map(|(seq, _)| *seq) > self.snapshot.as_ref().map(|(seq, _)| *seq) {
+            self.snapshot = other.snapshot;
+        }
+        self.rows.extend(other.rows);
+        for (target, overlay) in other.overlays {
+            if self.overlays.get(&target).is_none_or(|there| there.as_of < overlay.as_of) {
+                self.overlays.insert(target, overlay);
+            }
+        }
+        self.ids.extend(other.ids);
+        for (conversation, position) in other.inbox {
+            let there = self.inbox.entry(conversation).or_default();
+            *there = highest(there, &position);
+        }
+        self
+    }
+
+    fn recovered(self) -> Recovered {
+        let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq);
+        let rows = self.rows.into_iter().filter(|((seq, _), _)| *seq > above);
+        let row = |((_, epoch), row): (_, Row)| LogRow { epoch, cw: row.cw, adopted: row.adopted, events: vec![row.event] };
+        Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox: self.inbox.into_iter().collect() }
+    }
+
+    fn page(&self, request: &PageRequest) -> Page {
+        // Rows are in order of seq, then epoch: the last of a seq wins.
+        let winners: BTreeMap<Seq, &Arc<Event>> = self.rows.iter().map(|((seq, _), row)| (*seq, &row.event)).collect();
+        let mut slice = Slice::new(request);
+        let mut take = |event: &Arc<Event>| {
+            let overlay = |seq| Ok::<_, std::convert::Infallible>(self.overlays.get(&seq).cloned());
+            let Ok(()) = slice.take(Arc::clone(event), overlay);
+        };
+        if request.newest_first {
+            winners.values().rev().for_each(|event| take(event));
+        } else {
+            winners.values().for_each(|event| take(event));
+        }
+        slice.finish()
+    }
+
+    fn find_id(&self, sender: &UserId, id: CommandId, not_before: Millis) -> Option<StoredId> {
+        let blocks = self.ids.values().rev();
+        let young = blocks.take_while(|block| block.ids.last().is_some_and(|last| last.created_at >= not_before));
+        let same = |known: &&StoredId| known.id == id.0.as_bytes() && known.sender == sender.as_str();
+        young.flat_map(|block| &block.ids).find(same).cloned()
+    }
+}
+
+// === impl Operation ===
+
+impl Operation {
+    /// The operation has all its answers, or will get no more. What is returned tells the one who waits.
+    fn finish(self) -> Box<dyn FnOnce()> {
+        let has_quorum = |statement: &BTreeSet<usize>| statement.len() >= QUORUM;
+        let complete = self.answered.iter().all(has_quorum);
+        let unavailable = || Error::Unavailable("too few replicas answered in time".to_owned());
+        let shelf = |answers: Vec<Answer>| {
+            let shelves = answers.into_iter().filter_map(|answer| if let Answer::Shelf(shelf) = answer { Some(shelf) } else { None });
+            if complete { Ok(shelves.fold(Shelf::default(), Shelf::merge)) } else { Err(unavailable()) }
+        };
+        match self.then {
+            Then::Append(statements, done) => {
+                let outcome = |statements: Range<usize>| {
+                    if self.answered[statements].iter().all(has_quorum) { Written::Durable } else { Written::Unknown }
+                };
+                let outcomes = statements.into_iter().map(outcome).collect();
+                Box::new(move || done(outcomes))
+            }
+            Then::Project(done) => Box::new(move || done(if complete { Ok(()) } else { Err(unavailable()) })),
+            Then::Fence(done) => Box::new(move || done(complete)),
+            Then::Confirm(done) => {
+                let fenced = self.answers.iter().any(|answer| matches!(answer, Answer::Fenced(true)));
+                let confirmation = match (fenced, complete) {
+                    // One replica that knows it is enough: a fence is never taken back.
+                    (true, _) => Confirmation::Fenced,
+                    (false, true) => Confirmation::Clean,
+                    (false, false) => Confirmation::Unknown,
+                };
+                Box::new(move || done(confirmation))
+            }
+            Then::Recover(done) => {
+                let result = shelf(self.answers).map(Shelf::recovered);
+                Box::new(move || done(result))
+            }
+            Then::Page(request, done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.page(&request));
+                Box::new(move || done(result))
+            }
+            Then::Overlay(target, done) => {
+                let result = shelf(self.answers).map(|mut shelf| shelf.overlays.remove(&target));
+                Box::new(move || done(result))
+            }
+            Then::FindId(sender, id, not_before, done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.find_id(&sender, id, not_before));
+                Box::new(move || done(result))
+            }
+            Then::Announced(done) => {
+                let mut all: BTreeMap<EntityId, (Seq, Seq)> = BTreeMap::new();
+                for (entity, (listed, told)) in self.answers.into_iter().flat_map(|answer| match answer {
+                    Answer::Announced(some) => some,
+                    _ => BTreeMap::new(),
+                }) {
+                    let entry = all.entry(entity).or_default();
+                    *entry = (entry.0.max(listed), entry.1.max(told));
+                }
+                let owed = all.into_iter().filter(|(_, (listed, told))| listed > told).map(|(entity, _)| entity).collect();
+                let result = if complete { Ok(owed) } else { Err(unavailable()) };
+                Box::new(move || done(result))
+            }
+        }
+    }
+}
+
+// === impl Quorum ===
+
+impl Quorum {
+    /// The world that it writes to.
+    #[must_use]
+    pub fn replicas(&self) -> &Replicas {
+        &self.replicas
+    }
+
+    /// Writes the fences of all earlier sessions. `true` when a quorum has them; not before may a log be read.
+    pub fn fence_predecessors(&self, done: Done<bool>) {
+        let mut world = self.replicas.0.lock();
+        let earlier: Vec<_> = world.sessions.iter().filter(|id| **id < self.session.id).map(|id| Request::Fence(*id)).collect();
+        if earlier.is_empty() {
+            drop(world);
+            done(true);
+            return;
+        }
+        world.begin(earlier, Then::Fence(done));
+    }
+
+    fn read(&self, entity: EntityId, part: Part, then: Then) {
+        self.replicas.0.lock().begin(vec![Request::Read(entity, part)], then);
+    }
+}
+
+impl Store for Quorum {
+    fn session(&self) -> Session {
+        self.session
+    }
+
+    fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>) {
+        let mut statements = Vec::new();
+        let mut requests = Vec::new();
+        for append in group {
+            let first = requests.len();
+            for bucket in append.events.chunk_by(|a, b| bucket_of(a.seq) == bucket_of(b.seq)) {
+                let mut mutations: Vec<_> = bucket
+                    .iter()
+                    .map(|event| Mutation::Row {
+                        entity: append.entity.clone(),
+                        epoch: append.epoch,
+                        row: Row { cw: append.cw, adopted: append.adopted, event: Arc::clone(event) },
+                    })
+                    .collect();
+                if let (true, Some(last)) = (append.announce, bucket.last()) {
+                    mutations.push(Mutation::Announce(append.entity.clone(), last.seq));
+                }
+                requests.push(Request::Write(mutations));
+            }
+            statements.push(first..requests.len());
+        }
+        self.replicas.0.lock().begin(requests, Then::Append(statements, done));
+    }
+
+    fn confirm(&self, done: Done<Confirmation>) -> Option<Confirmation> {
+        self.replicas.0.lock().begin(vec![Request::ReadFence(self.session.id)], Then::Confirm(done));
+        None
+    }
+
+    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, Error>>) {
+        self.read(entity, Part::Recovery, Then::Recover(done));
+    }
+
+    fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>) {
+        let part = Part::Log { from: request.from.min(request.upto), upto: request.upto };
+        self.read(request.entity.clone(), part, Then::Page(request, done));
+    }
+
+    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, Error>>) {
+        self.read(entity, Part::Overlay(target), Then::Overlay(target, done));
+    }
+
+    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, not_before: Millis, done: Done<Result<Option<StoredId>, Error>>) {
+        self.read(entity, Part::Ids, Then::FindId(sender, id, not_before, done));
+    }
+
+    fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {
+        let requests = writes.into_iter().map(|write| Request::Write(vec![Mutation::Projection(write)])).collect();
+        self.replicas.0.lock().begin(requests, Then::Project(done));
+    }
+
+    fn announced(&self, done: Done<Result<Vec<EntityId>, Error>>) {
+        self.replicas.0.lock().begin(vec![Request::ReadAnnounced], Then::Announced(done));
+    }
+}
+
+const fn bucket_of(seq: Seq) -> u64 {
+    seq.saturating_sub(1) >> BUCKET_BITS
+}

@@ -21,6 +21,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Why the files cannot be opened.
@@ -108,7 +112,25 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+    read_written(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+/// A file up to the last space that was ever written: journals are created longer than they are.
+fn read_written(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut end = 0;
+    while end < len {
+        match seek(&file, SeekFrom::Data(end)) {
+            Ok(data) => end = seek(&file, SeekFrom::Hole(data))?,
+            Err(Errno::NXIO) => break,
+            // A file system that does not tell.
+            Err(_) => end = len,
+        }
+    }
+    let mut bytes = vec![0; end as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 // === manifests ===

@@ -1,0 +1,167 @@
+//! New connections: how many, from whom, and a polite word for those that are too many.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use chappe_schema::error::{Code, Error};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    gateway::Gateway,
+    http::{self, proxy},
+    limiter::{Key, Scope},
+};
+
+/// How many connections there may be.
+pub(crate) struct Seats {
+    /// HTTP connections, those that are about to become WebSockets included.
+    pub(crate) http: AtomicUsize,
+    /// All of them together.
+    pub(crate) max: usize,
+}
+
+/// Connections that are being told that they are too many. More are dropped without a word.
+const REFUSALS_MAX: usize = 64;
+
+/// A refused client hears this and may come back.
+const FULL_RETRY_AFTER_MS: u64 = 5_000;
+
+/// How long the last words of a connection may take to be read.
+const LINGER: Duration = Duration::from_millis(1_000);
+/// How much of what a client still sends is read while it hears them.
+const LINGER_BYTES_MAX: usize = 256 * 1024;
+
+/// Accepts until the gateway leaves.
+pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, router: Router) {
+    let mut leaving = gateway.leaving.subscribe();
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = leaving.wait_for(|leaving| *leaving) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => admit(&gateway, &router, &refusals, stream, peer),
+            Err(error) => {
+                // Out of files or memory: those who wait in the backlog wait a little longer.
+                tracing::warn!(event = "accept_failed", %error);
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+fn admit(gateway: &Arc<Gateway>, router: &Router, refusals: &Arc<Semaphore>, stream: TcpStream, peer: SocketAddr) {
+    // Small frames must not wait for each other's acknowledgements.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let taken = gateway.seats.http.load(Ordering::Relaxed) + gateway.connections.len();
+    if taken >= gateway.seats.max {
+        let error = Error::new(Code::Overloaded).with_detail("the server has as many connections as it may");
+        return refuse(refusals, stream, error.after_ms(FULL_RETRY_AFTER_MS));
+    }
+    let seat = Seat::take(gateway);
+    let (router, refusals) = (router.clone(), Arc::clone(refusals));
+    tokio::spawn(async move {
+        match greet(&seat.0, peer.ip()).await {
+            Ok(()) => serve(stream, peer.ip(), seat, router).await,
+            Err(error) => refuse(&refusals, stream, error),
+        }
+    });
+}
+
+/// Counts a handshake against its address. Behind a proxy that is done when the request says whose it is.
+async fn greet(gateway: &Gateway, peer: IpAddr) -> Result<(), Error> {
+    if proxy::is_trusted(peer, &gateway.config.trusted_proxies) {
+        return Ok(());
+    }
+    let decision = gateway.limiter.check(Scope::Handshakes, Key::Address(peer), 1).await;
+    if decision.allowed { Ok(()) } else { Err(Error::new(Code::RateLimited).after_ms(decision.retry_after_ms)) }
+}
+
+/// HTTP until the connection ends or becomes a WebSocket. Generic over the stream: TLS will stand in front of it, and
+/// HTTP/2 beside `http::connection`.
+async fn serve<IO>(stream: IO, peer: IpAddr, seat: Seat, router: Router)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let gateway = &seat.0;
+    match http::connection::serve(stream, peer, gateway, router).await {
+        http::connection::End::Upgraded(stream, rest) => crate::websocket::begin(stream, &rest, gateway),
+        http::connection::End::Done(stream) => {
+            drop(seat);
+            linger(stream).await;
+        }
+        http::connection::End::Lost => {}
+    }
+}
+
+fn refuse(refusals: &Arc<Semaphore>, mut stream: TcpStream, error: Error) {
+    let Ok(permit) = Arc::clone(refusals).try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let response = http::answer::plain(&error);
+        if timeout(LINGER, stream.write_all(&response)).await.is_ok_and(|written| written.is_ok()) {
+            linger(stream).await;
+        }
+        drop(permit);
+    });
+}
+
+/// Lets the other side read the last words: closing a socket with unread bytes in it would take them back.
+async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(mut stream: IO) {
+    let _ = timeout(LINGER, async {
+        stream.shutdown().await?;
+        let mut discarded = 0;
+        let mut buffer = [0; 2048];
+        while discarded < LINGER_BYTES_MAX {
+            match stream.read(&mut buffer).await? {
+                0 => break,
+                count => discarded += count,
+            }
+        }
+        Ok::<(), std::io::Error>(())
+    })
+    .await;
+}
+
+/// One HTTP connection's place among the connections.
+pub(crate) struct Seat(Arc<Gateway>);
+
+impl Seat {
+    fn take(gateway: &Arc<Gateway>) -> Self {
+        gateway.seats.http.fetch_add(1, Ordering::Relaxed);
+        gateway.meters.http.open();
+        Self(Arc::clone(gateway))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.seats.http.fetch_sub(1, Ordering::Relaxed);
+        self.0.meters.http.close(crate::meters::Reason::Client);
+    }
+}
+
+impl Seats {
+    /// As many as are configured, or as there can be files: what the process needs itself is left free.
+    pub(crate) fn new(configured: usize) -> Self {
+        let files = usize::try_from(chappe_cluster::process::files::limit()).unwrap_or(usize::MAX);
+        let possible = files.saturating_sub((files / 16).max(256)).max(16);
+        let max = if configured == 0 { possible } else { configured.min(possible) };
+        Self { http: AtomicUsize::new(0), max }
+    }
+}

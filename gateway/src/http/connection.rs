@@ -1,0 +1,192 @@
+//! One HTTP/1.1 connection: its requests one after the other, until it ends or becomes a WebSocket.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    net::IpAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Body, response::Response};
+use bytes::Bytes;
+use chappe_schema::error::{Code, Error};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower::Service as _;
+
+use super::{answer, origin, proxy};
+use crate::{
+    gateway::{Gateway, log},
+    limiter::{Key, Scope},
+    websocket::upgrade,
+};
+
+/// How an HTTP connection ended.
+pub(crate) enum End<IO> {
+    /// It is a WebSocket now; the bytes came behind the handshake.
+    Upgraded(IO, Bytes),
+    /// All is answered.
+    Done(IO),
+    /// The other side is gone, or was too slow.
+    Lost,
+}
+
+/// How long a request's head may take, and a connection may idle between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Room for a head with a token of the largest size, and for one part of a body.
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
+
+/// Headers of one request.
+const HEADERS_MAX: usize = 64;
+
+/// Serves a connection to its end.
+pub(crate) async fn serve<IO>(stream: IO, peer: IpAddr, gateway: &Arc<Gateway>, router: Router) -> End<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let edge = Edge { gateway: Arc::clone(gateway), router, peer, upgraded: Arc::new(AtomicBool::new(false)) };
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    server.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX);
+    let mut connection = server.serve_connection(TokioIo::new(stream), edge);
+    let mut leaving = gateway.leaving.subscribe();
+    let mut leaving = pin!(async move {
+        // The sender lives in the gateway, so this cannot end by itself.
+        let _ = leaving.wait_for(|leaving| *leaving).await;
+    });
+    let mut has_left = false;
+    let ended = poll_fn(|cx| {
+        if !has_left && leaving.as_mut().poll(cx).is_ready() {
+            has_left = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    });
+    if ended.await.is_err() {
+        return End::Lost;
+    }
+    let parts = connection.into_parts();
+    let stream = parts.io.into_inner();
+    if parts.service.upgraded.load(Ordering::Relaxed) { End::Upgraded(stream, parts.read_buf) } else { End::Done(stream) }
+}
+
+/// What a handler knows about its request beside the request.
+#[derive(Clone)]
+pub(crate) struct About {
+    /// Under which it stands in the log.
+    pub(crate) request_id: Arc<str>,
+    /// Whose it is, proxies seen through.
+    pub(crate) client: IpAddr,
+    /// When its head was there.
+    pub(crate) began: Instant,
+}
+
+struct Edge {
+    gateway: Arc<Gateway>,
+    router: Router,
+    peer: IpAddr,
+    upgraded: Arc<AtomicBool>,
+}
+
+impl Service<Request<Incoming>> for Edge {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let gateway = Arc::clone(&self.gateway);
+        let router = self.router.clone();
+        let upgraded = Arc::clone(&self.upgraded);
+        let peer = self.peer;
+        Box::pin(async move {
+            let about = About {
+                request_id: request_id(),
+                client: proxy::client(peer, request.headers(), &gateway.config.trusted_proxies),
+                began: Instant::now(),
+            };
+            let page = request.headers().get(header::ORIGIN).cloned();
+            let id = HeaderValue::from_str(&about.request_id);
+            let mut response = answer(&gateway, router, &upgraded, peer, about, request).await;
+            let headers = response.headers_mut();
+            origin::allow(page.as_ref(), headers, &gateway.config.allowed_origins);
+            if let Ok(id) = id {
+                headers.insert(REQUEST_ID, id);
+            }
+            Ok(response)
+        })
+    }
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+async fn answer(
+    gateway: &Arc<Gateway>,
+    mut router: Router,
+    upgraded: &AtomicBool,
+    peer: IpAddr,
+    about: About,
+    mut request: Request<Incoming>,
+) -> Response {
+    let is_websocket = request.uri().path() == upgrade::PATH;
+    if request.method() == Method::OPTIONS {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        origin::allow_preflight(response.headers_mut());
+        return response;
+    }
+    if is_websocket {
+        let accepted = match greet(gateway, peer, about.client).await {
+            Ok(()) => upgrade::accept(&request, &gateway.config.allowed_origins),
+            Err(error) => Err(error),
+        };
+        return match accepted {
+            Ok(response) => {
+                upgraded.store(true, Ordering::Relaxed);
+                response
+            }
+            Err(error) => {
+                log(&error, &about.request_id);
+                let mut response = answer::problem(&error, &about.request_id);
+                if error.code == Code::Malformed {
+                    // Whoever came with plain HTTP is told what is spoken here.
+                    *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+                    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                } else if error.code == Code::MethodNotAllowed {
+                    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+                }
+                response
+            }
+        };
+    }
+    request.extensions_mut().insert(about);
+    match router.call(request.map(Body::new)).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// Counts the handshake of a client behind a proxy; others have been counted when they were accepted.
+async fn greet(gateway: &Gateway, peer: IpAddr, client: IpAddr) -> Result<(), Error> {
+    if peer == client {
+        return Ok(());
+    }
+    let decision = gateway.limiter.check(Scope::Handshakes, Key::Address(client), 1).await;
+    if decision.allowed { Ok(()) } else { Err(Error::new(Code::RateLimited).after_ms(decision.retry_after_ms)) }
+}
+
+/// A name that no other request of this process has, and no other process soon.
+fn request_id() -> Arc<str> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static PROCESS: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    let process = PROCESS.get_or_init(rand::random);
+    format!("{process:08x}-{:x}", NEXT.fetch_add(1, Ordering::Relaxed)).into()
+}

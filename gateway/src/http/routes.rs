@@ -1,0 +1,201 @@
+//! Which path leads where: walked from the table of operations, so that HTTP offers what the other transports offer.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{FromRequestParts, RawPathParams, Request},
+    response::Response,
+    routing::{MethodFilter, MethodRouter, get, on, post},
+};
+use chappe_cluster::process::metrics::HTTP_REQUEST_DURATION_SECONDS;
+use chappe_schema::{
+    command::Command,
+    error::{Code, Error},
+    operation::{Http, Method, OPERATIONS, Operation},
+    wire::Actor,
+};
+use http::{HeaderMap, HeaderValue, header};
+use metrics::{Histogram, histogram};
+use tokio::sync::oneshot;
+
+use super::{answer, arguments, connection::About, dev_tokens};
+use crate::{
+    auth::Identity,
+    gateway::{Gateway, log, scope},
+    limiter::{Decision, Key, Scope},
+    route::Pending,
+};
+
+/// Everything that is not a WebSocket.
+pub(crate) fn router(gateway: &Arc<Gateway>) -> Router {
+    let mut router = Router::new();
+    for row in OPERATIONS {
+        if let Some(http) = &row.http {
+            router = router.route(http.path, operation(gateway, row, http));
+        }
+    }
+    if gateway.auth.dev_tokens().is_some() {
+        let watched = Arc::new(Watched::new("/v1/dev/tokens", "POST"));
+        let gateway = Arc::clone(gateway);
+        let handler = move |request| watched.clone().time(request, gateway.clone(), dev_tokens::issue);
+        router = router.route("/v1/dev/tokens", post(handler));
+    }
+    let unmatched = Arc::new(Watched::new("unmatched", "any"));
+    let (missing, wrong) = (unmatched.clone(), unmatched);
+    let (gateway, same) = (Arc::clone(gateway), Arc::clone(gateway));
+    router
+        .route("/", get(async || answer::json(200, GREETING.as_bytes().to_vec())))
+        .fallback(move |request| missing.clone().time(request, gateway.clone(), not_found))
+        .method_not_allowed_fallback(move |request| wrong.clone().time(request, same.clone(), not_allowed))
+}
+
+const GREETING: &str = concat!(
+    r#"{"service":"chappe","version":""#,
+    env!("CARGO_PKG_VERSION"),
+    r#"","websocket":"/v1/ws","http":"/v1","docs":"see README.md"}"#
+);
+
+fn operation(gateway: &Arc<Gateway>, row: &'static Operation, http: &'static Http) -> MethodRouter {
+    let filter = match http.method {
+        Method::Get => MethodFilter::GET,
+        Method::Post => MethodFilter::POST,
+        Method::Put => MethodFilter::PUT,
+        Method::Patch => MethodFilter::PATCH,
+        Method::Delete => MethodFilter::DELETE,
+    };
+    let gateway = Arc::clone(gateway);
+    let watched = Arc::new(Watched::new(http.path, http.method.name()));
+    let handler = move |request| {
+        let perform = move |gateway, about, request| perform(gateway, row, http, about, request);
+        watched.clone().time(request, gateway.clone(), perform)
+    };
+    on(filter, handler)
+}
+
+/// One operation: from a request to its reply.
+async fn perform(
+    gateway: Arc<Gateway>,
+    row: &'static Operation,
+    http: &'static Http,
+    about: About,
+    request: Request,
+) -> Result<Response, Refused> {
+    let (mut parts, body) = request.into_parts();
+    let identity = authenticate(&gateway, &about, &parts.headers).await?;
+    let path = RawPathParams::from_request_parts(&mut parts, &()).await;
+    let path = path.map_err(|_| Error::new(Code::Malformed).with_detail("the path is not UTF-8"))?;
+    let body = arguments::body(http.method, &parts.headers, body).await?;
+    let mut ignored = Vec::new();
+    let json = arguments::assemble(row, http, path.iter(), &parts.uri, &parts.headers, &body, &mut ignored)?;
+    let decision = gateway.limiter.check(scope(row.op), Key::User(identity.user.as_str()), 1).await;
+    if !decision.allowed {
+        return Err(Refused::limited(decision));
+    }
+    let decoded = Command::decode(row.op, &identity.user, &json, &mut ignored).map_err(|error| Refused { error, decision })?;
+    let (answer, reply) = oneshot::channel();
+    let actor = Actor { user: identity.user, device: identity.device };
+    gateway.ask(Pending::Waiter(row.op, answer), actor, decoded.id, decoded.command);
+    // Every question is answered, by the sweep if by nobody else; the sender is dropped only with the gateway.
+    let reply = reply.await.unwrap_or_else(|_| Err(Error::new(Code::GoingAway)));
+    let reply = reply.map_err(|error| Refused { error, decision })?;
+    let mut json = Vec::with_capacity(256);
+    reply.write_json(&mut json, &ignored);
+    let mut response = answer::json(http.status, json);
+    answer::limits(response.headers_mut(), &decision);
+    Ok(response)
+}
+
+async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> Result<Identity, Refused> {
+    let token = match headers.get(header::AUTHORIZATION) {
+        None => "",
+        Some(value) => bearer(value).ok_or_else(|| {
+            Error::new(Code::AuthInvalid).with_detail("expected `authorization: Bearer` and a token")
+        })?,
+    };
+    let refused = match gateway.auth.verifier().verify(token, gateway.clock.now_ms()) {
+        Ok(identity) => return Ok(identity),
+        Err(refused) => refused,
+    };
+    // Guessing costs as much as coming anew.
+    let decision = gateway.limiter.check(Scope::Handshakes, Key::Address(about.client), 1).await;
+    if !decision.allowed {
+        return Err(Refused::limited(decision));
+    }
+    Err(Error::new(refused.code()).with_detail(refused.to_string()).into())
+}
+
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+async fn not_found(_: Arc<Gateway>, _: About, request: Request) -> Result<Response, Refused> {
+    let path: String = request.uri().path().chars().take(128).collect();
+    Err(Error::new(Code::UnknownOperation).with_detail(format!("there is nothing at {path}")).into())
+}
+
+async fn not_allowed(_: Arc<Gateway>, _: About, request: Request) -> Result<Response, Refused> {
+    let detail = format!("{} is not offered here", request.method());
+    Err(Error::new(Code::MethodNotAllowed).with_detail(detail).into())
+}
+
+/// A request that was refused, and what is left of the budget that it went on.
+pub(crate) struct Refused {
+    pub(crate) error: Error,
+    pub(crate) decision: Decision,
+}
+
+impl Refused {
+    /// By the limiter.
+    pub(crate) fn limited(decision: Decision) -> Self {
+        Self { error: Error::new(Code::RateLimited).after_ms(decision.retry_after_ms), decision }
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self { error, decision: Decision::UNLIMITED }
+    }
+}
+
+/// One route's durations. Handles are made when a class of statuses is first met, and kept.
+struct Watched {
+    route: &'static str,
+    method: &'static str,
+    by_class: [OnceLock<Histogram>; 5],
+}
+
+impl Watched {
+    const fn new(route: &'static str, method: &'static str) -> Self {
+        Self { route, method, by_class: [const { OnceLock::new() }; 5] }
+    }
+
+    /// Handles a request, turns a refusal into the one shape, and notes how long it took.
+    async fn time<F, H>(self: Arc<Self>, mut request: Request, gateway: Arc<Gateway>, handle: F) -> Response
+    where
+        F: FnOnce(Arc<Gateway>, About, Request) -> H,
+        H: Future<Output = Result<Response, Refused>>,
+    {
+        let Some(about) = request.extensions_mut().remove::<About>() else {
+            // Every request comes through a connection.
+            return answer::problem(&Error::new(Code::Internal), "");
+        };
+        let (request_id, began) = (Arc::clone(&about.request_id), about.began);
+        let response = handle(gateway, about, request).await.unwrap_or_else(|Refused { error, decision }| {
+            log(&error, &request_id);
+            let mut response: Response<Body> = answer::problem(&error, &request_id);
+            answer::limits(response.headers_mut(), &decision);
+            response
+        });
+        let class = usize::from(response.status().as_u16() / 100).clamp(1, 5) - 1;
+        let name = ["1xx", "2xx", "3xx", "4xx", "5xx"][class];
+        let (route, method) = (self.route, self.method);
+        let histogram = self.by_class[class].get_or_init(
+            || histogram!(HTTP_REQUEST_DURATION_SECONDS, "route" => route, "method" => method, "status_class" => name),
+        );
+        histogram.record(began.elapsed().as_secs_f64());
+        response
+    }
+}

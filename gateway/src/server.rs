@@ -1,0 +1,182 @@
+//! How a gateway starts, runs and leaves.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use chappe_cluster::link::NodePort;
+use chappe_schema::{error::Code, frame, id::GatewayId, limit::COMMAND_DEADLINE_MS};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    accept,
+    auth::Auth,
+    config::Config,
+    connection::Connection,
+    gateway::{Gateway, wake},
+    http::routes,
+    limiter::Limiter,
+    meters::Reason,
+    sweep,
+    websocket::outbox::Wakers,
+};
+
+/// Clients that may wait to be accepted: after an outage all come back at once.
+const BACKLOG: u32 = 4096;
+
+/// How often connections are closed while the gateway leaves.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where clients were to connect.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Gateway {
+    /// Joins `node`, listens, and serves clients in tasks of this runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn start(
+        config: Config,
+        auth: Auth,
+        limiter: Arc<dyn Limiter>,
+        node: Arc<dyn NodePort>,
+    ) -> Result<Running, StartError> {
+        // Several gateways of one process (in tests) are several to their node.
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let address = config.listen;
+        let listener = listen(address).map_err(|source| StartError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+        let id = GatewayId(NEXT.fetch_add(1, Ordering::Relaxed));
+        let gateway = Self::join(config, auth, limiter, id, node);
+        gateway.meters.connections_limit.set(gateway.seats.max as f64);
+        let mut tasks = JoinSet::new();
+        gateway.start_delivery(&mut tasks);
+        tasks.spawn(sweep::run(Arc::clone(&gateway)));
+        tasks.spawn(accept::run(Arc::clone(&gateway), listener, routes::router(&gateway)));
+        tracing::info!(event = "gateway_started", %address, connections_max = gateway.seats.max);
+        Ok(Running { gateway, address, _tasks: tasks })
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart must not wait for the connections of the last run.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// A gateway that serves clients. Dropping it ends it without a word; [`drain`](Self::drain) is the polite way.
+pub struct Running {
+    gateway: Arc<Gateway>,
+    address: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+/// What a gateway dealt with on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// WebSockets that were told to go elsewhere.
+    pub told: usize,
+    /// Connections of either kind that had not gone by the end.
+    pub left: usize,
+}
+
+impl Running {
+    /// Where clients connect; the port is the one that was found where none was configured.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// WebSocket connections now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.gateway.connections.len()
+    }
+
+    /// Whether `POST /v1/dev/tokens` issues tokens.
+    #[must_use]
+    pub fn issues_dev_tokens(&self) -> bool {
+        self.gateway.auth.dev_tokens().is_some()
+    }
+
+    /// Leaves: accepts nobody any longer, tells every client when to come back (not all at once), closes connections
+    /// in slices over the drain window, and lets HTTP requests finish. Commands are served to the end of it.
+    pub async fn drain(&self) -> Drained {
+        let gateway = &self.gateway;
+        let window = gateway.config.drain_window.get();
+        gateway.leaving.send_replace(true);
+        let mut wakers = Wakers::new();
+        let mut remaining = Vec::new();
+        gateway.connections.each(|connection| {
+            let after_ms = rand::random_range(0..=window.as_millis().max(1) as u64);
+            connection.outbox.lock().own(|out| frame::write_going_away(out, after_ms), &mut wakers);
+            remaining.push(Arc::clone(connection));
+        });
+        wake(wakers);
+        let told = remaining.len();
+        close_in_slices(&mut remaining, window).await;
+        // Connections that were being made meanwhile.
+        self.each_until_gone().await;
+        let left = gateway.connections.len() + gateway.seats.http.load(Ordering::Relaxed);
+        tracing::info!(event = "gateway_drained", told, left);
+        Drained { told, left }
+    }
+
+    /// Waits for the last words, and closes whoever came late.
+    async fn each_until_gone(&self) {
+        let gateway = &self.gateway;
+        let deadline = Instant::now() + Duration::from_millis(COMMAND_DEADLINE_MS);
+        while Instant::now() < deadline {
+            let mut wakers = Wakers::new();
+            gateway.connections.each(|connection| leave(connection, &mut wakers));
+            wake(wakers);
+            if gateway.connections.len() == 0 && gateway.seats.http.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            sleep(SLICE / 5).await;
+        }
+    }
+}
+
+async fn close_in_slices(remaining: &mut Vec<Arc<Connection>>, window: Duration) {
+    let slices = (window.as_millis() / SLICE.as_millis()).max(1) as usize;
+    let per_slice = remaining.len().div_ceil(slices).max(1);
+    while !remaining.is_empty() {
+        let mut wakers = Wakers::new();
+        for connection in remaining.drain(remaining.len().saturating_sub(per_slice)..) {
+            leave(&connection, &mut wakers);
+        }
+        wake(wakers);
+        if !remaining.is_empty() {
+            sleep(SLICE).await;
+        }
+    }
+}
+
+fn leave(connection: &Connection, wakers: &mut Wakers) {
+    let row = Code::GoingAway.row();
+    // The word before was `going_away`: an error would only repeat it.
+    connection.outbox.lock().close_with(row.close.unwrap_or(1001), row.code, Reason::Drain, None, wakers);
+}
