@@ -262,7 +262,8 @@ mod tests {
     fn an_error_ends_in_a_resync() {
         let (_, mut catch_up, _) = told(Some(OURS), 5, Some(8));
         catch_up.next_page();
-        let mut outbox = Outbox { catch_up: Some(Box::new(catch_up)), ..Outbox::default() };
+        let mut outbox = Outbox::default();
+        outbox.catch_up = Some(Box::new(catch_up));
         filled(&mut outbox, Err(Error::new(Code::Unavailable)), &mut Wakers::new());
         assert!(outbox.catch_up.is_none());
     }

@@ -25,9 +25,8 @@ use chappe_cluster::process::{
     version::Version,
 };
 use chappe_gateway::{
-    auth,
+    Gateway, auth,
     limiter::{self, Limiter},
-    server::Running,
 };
 use chappe_node::{
     node::{self, Node, Start},
@@ -196,12 +195,11 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
 
     // The clients.
     let auth = auth::resolve(&config.gateway.auth, config.gateway.listen, &data_dir)?;
-    let issues_tokens = auth.dev_tokens().is_some();
     let limiter: Arc<dyn Limiter> = Arc::new(limiter::Local::new(&config.gateway.limits));
-    let gateway: Running = chappe_gateway::server::start(config.gateway, auth, limiter, Arc::clone(&node) as _).await?;
+    let gateway = Gateway::start(config.gateway, auth, limiter, Arc::clone(&node) as _).await?;
     let listen = gateway.address();
     clients.ok();
-    greet(listen, admin_address, &data_dir, issues_tokens);
+    greet(listen, admin_address, &data_dir, gateway.issues_dev_tokens());
 
     // Until somebody ends it, or a part of it has ended by itself.
     let failed = tokio::select! {
@@ -216,7 +214,7 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
     health.begin_draining();
     shutdown.enter(Stage::NotReady);
     shutdown.enter(Stage::GoingAway);
-    gateway.leave().await;
+    gateway.drain().await;
     shutdown.enter(Stage::RefuseWork);
     let flush = async {
         shutdown.enter(Stage::Flush);

@@ -1,0 +1,26 @@
+//! The gateway from the outside: real sockets, an independent WebSocket client, a node of a few lines.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "it/bench.rs"]
+mod bench;
+#[path = "it/catch_up.rs"]
+mod catch_up;
+#[path = "it/delivery.rs"]
+mod delivery;
+#[path = "it/door.rs"]
+mod door;
+#[path = "it/drain.rs"]
+mod drain;
+#[path = "it/flow.rs"]
+mod flow;
+#[path = "it/hostile.rs"]
+mod hostile;
+#[path = "it/http.rs"]
+mod http;
+#[path = "it/node.rs"]
+mod node;
+#[path = "it/parity.rs"]
+mod parity;
+#[path = "it/world.rs"]
+mod world;

@@ -1,0 +1,484 @@
+//! A node of a few lines: it answers everything plausibly, from memory, at once; or slowly, or never, or it panics.
+
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use chappe_cluster::link::{GatewayPort, NodePort};
+use chappe_schema::{
+    body::Body,
+    command::{Command, From, Page},
+    error::{Code, Error},
+    event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
+    id::{CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, UserId},
+    reply::{ConversationView, EditView, InboxView, MessageView, Reply, Sent},
+    wire::{Asked, Head, Heads, ToGateway, ToNode},
+};
+use parking_lot::Mutex;
+
+pub const GENERATION: Generation = Generation(0xabc);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// In the sender's own call.
+    AtOnce,
+    /// From a task, after a while.
+    Slow(Duration),
+    /// Never.
+    Silent,
+    /// Not at all: it panics in the sender's face.
+    Panicking,
+    /// With this error.
+    Refusing(Code),
+}
+
+#[derive(Default)]
+pub struct State {
+    pub conversations: HashMap<ConversationId, Conversation>,
+    pub connections: HashMap<UserId, Vec<(GatewayId, ConnectionSlot)>>,
+    pub interest: HashSet<(GatewayId, ConversationId)>,
+    /// Every message, in the order of arrival, by name.
+    pub heard: Vec<String>,
+}
+
+#[derive(Default)]
+pub struct Conversation {
+    pub members: BTreeMap<UserId, Role>,
+    pub events: Vec<Arc<Event>>,
+    pub title: String,
+    /// Delivered to listeners.
+    pub large: bool,
+    pub direct: bool,
+    ids: HashMap<(UserId, CommandId), Seq>,
+}
+
+pub struct Node {
+    gateways: Mutex<HashMap<GatewayId, Arc<dyn GatewayPort>>>,
+    pub state: Mutex<State>,
+    pub mode: Mutex<Mode>,
+    me: std::sync::Weak<Node>,
+}
+
+impl Node {
+    pub fn new() -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            gateways: Mutex::default(),
+            state: Mutex::default(),
+            mode: Mutex::new(Mode::AtOnce),
+            me: me.clone(),
+        })
+    }
+
+    pub fn behave(&self, mode: Mode) {
+        *self.mode.lock() = mode;
+    }
+
+    /// A conversation with these members and so many messages.
+    pub fn conversation(&self, members: &[&str], messages: u64, large: bool) -> ConversationId {
+        let id = ConversationId(uuid::Uuid::now_v7());
+        let mut conversation = Conversation { large, ..Conversation::default() };
+        for (index, member) in members.iter().enumerate() {
+            conversation.members.insert(user(member), if index == 0 { Role::Owner } else { Role::Member });
+        }
+        for n in 1..=messages {
+            conversation.say(&user(members[0]), &format!("old {n}"));
+        }
+        self.state.lock().conversations.insert(id, conversation);
+        id
+    }
+
+    /// Somebody says something, and everybody hears it.
+    pub fn say(&self, id: ConversationId, sender: &str, text: &str) -> Seq {
+        let mut state = self.state.lock();
+        let event = state.conversations.get_mut(&id).unwrap().say(&user(sender), text);
+        let seq = event.seq;
+        let batches = state.publish(id, vec![event]);
+        drop(state);
+        self.deliver(batches);
+        seq
+    }
+
+    /// Several at once: one commit batch.
+    pub fn say_many(&self, id: ConversationId, sender: &str, count: usize) {
+        let mut state = self.state.lock();
+        let conversation = state.conversations.get_mut(&id).unwrap();
+        let events = (0..count).map(|n| conversation.say(&user(sender), &format!("many {n}"))).collect();
+        let batches = state.publish(id, events);
+        drop(state);
+        self.deliver(batches);
+    }
+
+    /// Writes to the log without telling anybody yet.
+    pub fn write_silently(&self, id: ConversationId, sender: &str, count: usize) -> Vec<Arc<Event>> {
+        let mut state = self.state.lock();
+        let conversation = state.conversations.get_mut(&id).unwrap();
+        (0..count).map(|n| conversation.say(&user(sender), &format!("silent {n}"))).collect()
+    }
+
+    pub fn publish(&self, id: ConversationId, events: Vec<Arc<Event>>) {
+        let batches = self.state.lock().publish(id, events);
+        self.deliver(batches);
+    }
+
+    pub fn remove(&self, id: ConversationId, who: &str) {
+        let mut state = self.state.lock();
+        let conversation = state.conversations.get_mut(&id).unwrap();
+        let event = conversation.append(&user("owner"), CommandId::fresh(), 0, Fact::MemberLeft { user: user(who) });
+        let mut batches = state.publish(id, vec![event]);
+        state.conversations.get_mut(&id).unwrap().members.remove(&user(who));
+        for gateway in self.gateways.lock().keys() {
+            batches.entry(*gateway).or_default().push(ToGateway::Removed { conversation: id, user: user(who) });
+        }
+        drop(state);
+        self.deliver(batches);
+    }
+
+    pub fn heard(&self) -> Vec<String> {
+        self.state.lock().heard.clone()
+    }
+
+    pub fn connected(&self, who: &str) -> usize {
+        self.state.lock().connections.get(&user(who)).map_or(0, Vec::len)
+    }
+
+    fn deliver(&self, batches: BTreeMap<GatewayId, Vec<ToGateway>>) {
+        for (gateway, batch) in batches {
+            let port = self.gateways.lock().get(&gateway).cloned();
+            if let Some(port) = port {
+                port.receive(batch);
+            }
+        }
+    }
+
+    fn perform(&self, from: GatewayId, message: ToNode) {
+        let mut batches = BTreeMap::<GatewayId, Vec<ToGateway>>::new();
+        let mut state = self.state.lock();
+        match message {
+            ToNode::Command(asked) => {
+                let asked = *asked;
+                let correlation = asked.correlation;
+                let (result, after) = match *self.mode.lock() {
+                    Mode::Refusing(code) => (Err(Error::new(code)), BTreeMap::new()),
+                    _ => state.command(asked),
+                };
+                batches.entry(from).or_default().push(ToGateway::Reply(correlation, result));
+                for (gateway, batch) in after {
+                    batches.entry(gateway).or_default().extend(batch);
+                }
+            }
+            ToNode::Connect(connecting) => {
+                let user = connecting.actor.user;
+                state.connections.entry(user.clone()).or_default().push((from, connecting.connection));
+                let head = |id: &ConversationId| {
+                    state.conversations.get(id).filter(|found| found.members.contains_key(&user)).map(Conversation::head)
+                };
+                let positions: Vec<_> = connecting.positions.iter().map(|id| (*id, head(id))).collect();
+                let others = state.conversations.iter().filter(|(id, conversation)| {
+                    conversation.members.contains_key(&user) && !connecting.positions.contains(id)
+                });
+                let heads = Heads { others: others.map(|(id, found)| (*id, found.head())).collect(), positions };
+                let result = match *self.mode.lock() {
+                    Mode::Refusing(code) => Err(Error::new(code)),
+                    _ => Ok(heads),
+                };
+                batches.entry(from).or_default().push(ToGateway::Connected(connecting.correlation, result));
+            }
+            ToNode::Disconnect { user, connection } => {
+                if let Some(connections) = state.connections.get_mut(&user) {
+                    connections.retain(|known| *known != (from, connection));
+                }
+            }
+            ToNode::Interest { conversation, listening: true } => {
+                state.interest.insert((from, conversation));
+            }
+            ToNode::Interest { conversation, listening: false } => {
+                state.interest.remove(&(from, conversation));
+            }
+        }
+        drop(state);
+        self.deliver(batches);
+    }
+}
+
+impl NodePort for Node {
+    fn attach(&self, id: GatewayId, gateway: Arc<dyn GatewayPort>) {
+        self.gateways.lock().insert(id, gateway);
+    }
+
+    fn detach(&self, id: GatewayId) {
+        self.gateways.lock().remove(&id);
+    }
+
+    fn receive(&self, from: GatewayId, message: ToNode) {
+        let name = match &message {
+            ToNode::Command(asked) => asked.command.op().name().to_owned(),
+            ToNode::Connect(_) => "connect".to_owned(),
+            ToNode::Disconnect { .. } => "disconnect".to_owned(),
+            ToNode::Interest { listening, .. } => format!("interest {listening}"),
+        };
+        self.state.lock().heard.push(name);
+        let is_question = matches!(message, ToNode::Command(_) | ToNode::Connect(_));
+        let mode = *self.mode.lock();
+        match mode {
+            Mode::Silent if is_question => {}
+            Mode::Panicking if is_question => panic!("a node that panics, on purpose"),
+            Mode::Slow(delay) if is_question => {
+                let me = self.me.upgrade().unwrap();
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    me.perform(from, message);
+                });
+            }
+            _ => self.perform(from, message),
+        }
+    }
+
+    fn generation(&self) -> Generation {
+        GENERATION
+    }
+}
+
+impl State {
+    fn publish(&self, id: ConversationId, events: Vec<Arc<Event>>) -> BTreeMap<GatewayId, Vec<ToGateway>> {
+        let mut batches = BTreeMap::<GatewayId, Vec<ToGateway>>::new();
+        let conversation = &self.conversations[&id];
+        let events: Arc<[Arc<Event>]> = events.into();
+        if conversation.large {
+            for (gateway, _) in self.interest.iter().filter(|(_, interesting)| *interesting == id) {
+                batches.entry(*gateway).or_default().push(ToGateway::Broadcast { conversation: id, events: events.clone() });
+            }
+            return batches;
+        }
+        let mut slots = BTreeMap::<GatewayId, Vec<ConnectionSlot>>::new();
+        for member in conversation.members.keys() {
+            for (gateway, slot) in self.connections.get(member).into_iter().flatten() {
+                slots.entry(*gateway).or_default().push(*slot);
+            }
+        }
+        for (gateway, connections) in slots {
+            let deliver = ToGateway::Deliver { conversation: id, events: events.clone(), connections };
+            batches.entry(gateway).or_default().push(deliver);
+        }
+        batches
+    }
+
+    fn command(&mut self, asked: Asked) -> (Result<Reply, Error>, BTreeMap<GatewayId, Vec<ToGateway>>) {
+        let Asked { actor, id, command, .. } = asked;
+        let nobody = BTreeMap::new();
+        let caller = actor.user;
+        if let Command::ConversationList { limit, .. } = command {
+            let mine = self.conversations.iter().filter(|(_, conversation)| conversation.members.contains_key(&caller));
+            let items = mine.take(limit).enumerate().map(|(change, (id, conversation))| InboxView {
+                id: *id,
+                kind: conversation.kind(),
+                head: conversation.head().seq,
+                n: conversation.head().n,
+                unread: 0,
+                change: change as u64,
+            });
+            return (Ok(Reply::Conversations { items: items.collect(), next_cursor: None }), nobody);
+        }
+        let place = command.conversation().unwrap();
+        if let Command::ConversationCreate(create) = &command {
+            let existed = self.conversations.contains_key(&place);
+            let conversation = self.conversations.entry(place).or_default();
+            if !existed {
+                conversation.title.clone_from(&create.title);
+                conversation.direct = create.kind == ConversationKind::Direct;
+                conversation.members.insert(caller.clone(), Role::Owner);
+                conversation.members.extend(create.members.iter().map(|member| (member.clone(), Role::Member)));
+                let created = Fact::ConversationCreated {
+                    kind: create.kind,
+                    encryption: Encryption::None,
+                    settings: Settings::default(),
+                    members: Vec::new(),
+                };
+                conversation.append(&caller, id, 0, created);
+            }
+            return (Ok(Reply::Conversation(Box::new(conversation.view(place, &caller, existed)))), nobody);
+        }
+        let Some(conversation) = self.conversations.get_mut(&place).filter(|found| found.members.contains_key(&caller)) else {
+            return (Err(Error::new(Code::ConversationNotFound)), nobody);
+        };
+        let head = conversation.head();
+        if let Some(seq) = conversation.ids.get(&(caller.clone(), id)) {
+            let event = &conversation.events[*seq as usize - 1];
+            let reply = match command {
+                Command::MessageSend { .. } => {
+                    Reply::Sent(Sent { seq: *seq, n: event.n, created_at: event.created_at, duplicate: true })
+                }
+                _ => Reply::Changed { seq: *seq, changed: true },
+            };
+            return (Ok(reply), nobody);
+        }
+        let message = |conversation: &Conversation, seq: Seq| -> Result<Arc<Event>, Error> {
+            let found = conversation.events.get((seq as usize).wrapping_sub(1)).filter(|event| event.fact.is_message());
+            found.cloned().ok_or(Error::new(Code::MessageNotFound))
+        };
+        let (fact, target) = match command {
+            Command::ConversationGet { .. } => {
+                return (Ok(Reply::Conversation(Box::new(conversation.view(place, &caller, false)))), nobody);
+            }
+            Command::MemberList { limit, .. } => {
+                let items = conversation.members.iter().take(limit).map(|(user, role)| (user.clone(), *role)).collect();
+                return (Ok(Reply::Members { items, next_cursor: None }), nobody);
+            }
+            Command::MessageGet { seq, .. } => {
+                return (message(conversation, seq).map(|event| Reply::Message(Box::new(view(&event)))), nobody);
+            }
+            Command::MessageHistory { seq, .. } => {
+                let edits = message(conversation, seq).map(|event| Reply::Edits {
+                    items: vec![EditView { seq, at: event.created_at, body: view(&event).body }],
+                    deleted: None,
+                });
+                return (edits, nobody);
+            }
+            Command::MessageList { page: Page { from, limit }, .. } => {
+                let fits = |seq: Seq| match from {
+                    From::Newest => true,
+                    From::Before(before) => seq < before,
+                    From::After(after) => seq > after,
+                    From::Around(around) => seq.abs_diff(around) <= limit as u64 / 2,
+                };
+                let items = conversation.events.iter().filter(|event| event.fact.is_message() && fits(event.seq));
+                let items: Vec<_> = items.take(limit).map(|event| view(event)).collect();
+                return (Ok(Reply::Messages { items, head: head.seq, more: (false, false) }), nobody);
+            }
+            Command::EventList { after, limit, .. } => {
+                let items = conversation.events.iter().filter(|event| event.seq > after).take(limit).cloned().collect();
+                return (Ok(Reply::Events { conversation: place, items, head: head.seq, floor: 0 }), nobody);
+            }
+            Command::ConversationOpen { .. } => {
+                return (Ok(Reply::Opened { head: head.seq, n: head.n, large: conversation.large }), nobody);
+            }
+            Command::ConversationClose { .. } => return (Ok(Reply::Closed), nobody),
+            Command::MessageSend { body, .. } => (Fact::MessageNew { body }, 0),
+            Command::MessageEdit { seq, body, .. } => match message(conversation, seq) {
+                Ok(_) => (Fact::MessageUpdated { body, previous: 0 }, seq),
+                Err(error) => return (Err(error), nobody),
+            },
+            Command::MessageDelete { seq, .. } => match message(conversation, seq) {
+                Ok(_) => (Fact::MessageDeleted { previous: 0 }, seq),
+                Err(error) => return (Err(error), nobody),
+            },
+            Command::ConversationUpdate { update, .. } => {
+                let title = update.title.unwrap_or_default();
+                conversation.title.clone_from(&title);
+                let settings = Settings { title, ..Settings::default() };
+                (Fact::ConversationUpdated { settings }, 0)
+            }
+            Command::ConversationDelete { .. } => (Fact::ConversationDeleted, 0),
+            Command::ConversationLeave { .. } => {
+                conversation.members.remove(&caller);
+                (Fact::MemberLeft { user: caller.clone() }, 0)
+            }
+            Command::MemberAdd { user, role, .. } => {
+                conversation.members.insert(user.clone(), role);
+                (Fact::MemberJoined { user, role }, 0)
+            }
+            Command::MemberRole { user, role, .. } => {
+                if conversation.members.insert(user.clone(), role).is_none() {
+                    conversation.members.remove(&user);
+                    return (Err(Error::new(Code::MemberNotFound)), nobody);
+                }
+                (Fact::MemberRole { user, role }, 0)
+            }
+            Command::MemberRemove { user, .. } => {
+                if conversation.members.remove(&user).is_none() {
+                    return (Err(Error::new(Code::MemberNotFound)), nobody);
+                }
+                (Fact::MemberLeft { user }, 0)
+            }
+            Command::ConversationCreate(_) | Command::ConversationList { .. } => unreachable!(),
+        };
+        let event = conversation.append_from(&caller, actor.device, id, target, fact);
+        let reply = match &event.fact {
+            Fact::MessageNew { .. } => {
+                Reply::Sent(Sent { seq: event.seq, n: event.n, created_at: event.created_at, duplicate: false })
+            }
+            _ => Reply::Changed { seq: event.seq, changed: true },
+        };
+        (Ok(reply), self.publish(place, vec![event]))
+    }
+}
+
+impl Conversation {
+    pub fn head(&self) -> Head {
+        self.events.last().map_or(Head::default(), |event| Head { seq: event.seq, n: event.n })
+    }
+
+    fn kind(&self) -> ConversationKind {
+        if self.direct { ConversationKind::Direct } else { ConversationKind::Group }
+    }
+
+    fn say(&mut self, sender: &UserId, text: &str) -> Arc<Event> {
+        let body = Body::parse(&serde_json::json!({ "text": text }).to_string()).unwrap();
+        self.append(sender, CommandId::fresh(), 0, Fact::MessageNew { body })
+    }
+
+    fn append(&mut self, sender: &UserId, id: CommandId, target: Seq, fact: Fact) -> Arc<Event> {
+        self.append_from(sender, None, id, target, fact)
+    }
+
+    fn append_from(&mut self, sender: &UserId, device: Option<DeviceId>, id: CommandId, target: Seq, fact: Fact) -> Arc<Event> {
+        let head = self.head();
+        let event = Arc::new(Event {
+            seq: head.seq + 1,
+            n: head.n + u64::from(fact.is_message()),
+            sender: sender.clone(),
+            device,
+            id,
+            target,
+            created_at: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64,
+            hash: 0,
+            fact,
+        });
+        self.ids.insert((sender.clone(), id), event.seq);
+        self.events.push(Arc::clone(&event));
+        event
+    }
+
+    fn view(&self, id: ConversationId, caller: &UserId, existed: bool) -> ConversationView {
+        ConversationView {
+            id,
+            kind: self.kind(),
+            encryption: Encryption::None,
+            settings: Settings { title: self.title.clone(), history: HistoryAccess::All, ..Settings::default() },
+            members: self.members.len(),
+            with: None,
+            role: self.members[caller],
+            head: self.head().seq,
+            n: self.head().n,
+            floor: 0,
+            created_at: 0,
+            last_at: 0,
+            existed,
+        }
+    }
+}
+
+fn view(event: &Event) -> MessageView {
+    let body = match &event.fact {
+        Fact::MessageNew { body } => Some(body.bytes().clone()),
+        _ => None,
+    };
+    MessageView {
+        seq: event.seq,
+        n: event.n,
+        sender: event.sender.clone(),
+        device: event.device.clone(),
+        id: event.id,
+        created_at: event.created_at,
+        body,
+        edited: None,
+        deleted: None,
+    }
+}
+
+pub fn user(name: &str) -> UserId {
+    UserId::new(name).unwrap()
+}

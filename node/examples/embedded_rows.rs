@@ -1,0 +1,134 @@
+//! What a row of the embedded log costs: rows per second and CPU microseconds per row, by size of group.
+//!
+//! `cargo run --release -p chappe-node --example embedded_rows -- [rows] [directory]`
+//!
+//! Each line is a fresh store. A group is one call with that many appends, each to another conversation out of a hundred
+//! thousand; as in a server, the next call is made when the last is answered. `packs of 8` puts eight events into each
+//! append. The CPU is that of the whole process: sealing, journal, memtable, flush and merges, until all is merged.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use chappe_node::store::{
+    Append, Store, Written,
+    embedded::{Config, Embedded},
+};
+use chappe_schema::{
+    body::Body,
+    event::{Event, Fact},
+    id::{CommandId, ConversationId, Seq, UserId},
+};
+use uuid::Uuid;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Conversations that are written to in turn.
+const CONVERSATIONS: usize = 100_000;
+
+/// Bytes of a body, as in the loads of the tester.
+const BODY_BYTES: usize = 200;
+
+struct Log {
+    entity: ConversationId,
+    sender: UserId,
+    head: Seq,
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let rows = arguments.next().and_then(|rows| rows.parse().ok()).unwrap_or(1_000_000);
+    let directory = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    println!("{:<28} {:>10} {:>12} {:>12} {:>12} {:>10}", "groups", "rows", "rows/s", "events/s", "CPU µs/row", "ms/group");
+    for (group, pack) in [(1, 1), (64, 1), (512, 1), (1, 8), (64, 8), (512, 8)] {
+        // The time of small groups is that of the disk; fewer of them say as much.
+        let rows = if group == 1 { rows / 50 } else { rows };
+        let packs = if pack == 1 { "single events".to_owned() } else { format!("packs of {pack}") };
+        let directory = directory.join(format!("chappe-embedded-rows-{}-{group}-{pack}", std::process::id()));
+        measure(&directory, &format!("of {group}, {packs}"), rows, group, pack);
+        std::fs::remove_dir_all(&directory).expect("the directory was just written");
+    }
+}
+
+fn measure(directory: &Path, name: &str, rows: usize, group: usize, pack: usize) {
+    let fatal = Arc::new(|why: String| panic!("{why}"));
+    let store = Embedded::open(directory, &Config::default(), fatal).unwrap_or_else(|error| panic!("{error}"));
+    let epoch = store.session().epoch;
+    let body = Body::parse(&format!("{{\"text\":\"{}\"}}", "x".repeat(BODY_BYTES - 11))).expect("it is a body");
+    let mut logs: Vec<Log> = (0..CONVERSATIONS)
+        .map(|index| Log {
+            entity: ConversationId(Uuid::new_v4()),
+            sender: UserId::new(&format!("user-{index}")).expect("it is a name"),
+            head: 0,
+        })
+        .collect();
+    let mut events_of = |index: usize| {
+        let log = &mut logs[index % CONVERSATIONS];
+        let events: Vec<_> = (0..pack)
+            .map(|_| {
+                log.head += 1;
+                Arc::new(Event {
+                    seq: log.head,
+                    n: log.head,
+                    sender: log.sender.clone(),
+                    device: None,
+                    id: CommandId(Uuid::from_u128(index as u128)),
+                    target: 0,
+                    created_at: 1_700_000_000_000,
+                    hash: index as u64,
+                    fact: Fact::MessageNew { body: body.clone() },
+                })
+            })
+            .collect();
+        Append { entity: log.entity.into(), epoch, cw: log.head - pack as u64, adopted: false, events: events.into(), announce: false }
+    };
+
+    // Two calls at a time, as two shards would: while one group is being synced the next one waits.
+    let (tx, rx) = mpsc::channel();
+    let (mut next, mut answered) = (0, 0);
+    let (began, cpu) = (Instant::now(), cpu_time());
+    let mut busy = Duration::ZERO;
+    while answered < rows {
+        while next < rows && next < answered + 2 * group {
+            let made = own_cpu_time();
+            let appends: Vec<_> = (next..next + group).map(&mut events_of).collect();
+            busy += own_cpu_time() - made;
+            next += group;
+            let tx = tx.clone();
+            store.append(appends, Box::new(move |outcomes| tx.send(outcomes).expect("main waits")));
+        }
+        let outcomes = rx.recv().expect("the store answers");
+        assert!(outcomes.iter().all(|outcome| *outcome == Written::Durable));
+        answered += outcomes.len();
+    }
+    let took = began.elapsed();
+    // What has been written still has to be merged; that is part of a row's price.
+    std::thread::sleep(Duration::from_millis(500));
+    store.close();
+    let spent = cpu_time() - cpu - busy;
+    let per_second = answered as f64 / took.as_secs_f64();
+    println!(
+        "{name:<28} {answered:>10} {per_second:>12.0} {:>12.0} {:>12.2} {:>10.3}",
+        per_second * pack as f64,
+        spent.as_secs_f64() * 1e6 / answered as f64,
+        took.as_secs_f64() * 1e3 * group as f64 / answered as f64,
+    );
+}
+
+/// CPU time of all threads so far, ended ones included, in steps of 10 ms.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("this is Linux");
+    // What follows the program's name, which may hold spaces; 11 fields later stand user and system time.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
+    let ticks: u64 = fields.take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// CPU time of this thread so far.
+fn own_cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("this is Linux");
+    Duration::from_nanos(stat.split_whitespace().next().and_then(|spent| spent.parse().ok()).unwrap_or(0))
+}
