@@ -11,7 +11,7 @@ use std::{
 };
 
 use chappe_cluster::link::NodePort;
-use chappe_schema::{error::Code, frame, id::GatewayId, limit::COMMAND_DEADLINE_MS};
+use chappe_schema::{error::Code, frame, id::GatewayId, limit::{CLOSING_MS_MAX, COMMAND_DEADLINE_MS}};
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::JoinSet,
@@ -147,7 +147,8 @@ impl Running {
     /// Waits for the last words, and closes whoever came late.
     async fn each_until_gone(&self) {
         let gateway = &self.gateway;
-        let deadline = Instant::now() + Duration::from_millis(COMMAND_DEADLINE_MS);
+        // By then whatever is in flight has been answered, by the sweep if by nobody else, and goodbyes are over.
+        let deadline = Instant::now() + Duration::from_millis(COMMAND_DEADLINE_MS + 2 * CLOSING_MS_MAX);
         while Instant::now() < deadline {
             let mut wakers = Wakers::new();
             gateway.connections.each(|connection| leave(connection, &mut wakers));
@@ -176,7 +177,5 @@ async fn close_in_slices(remaining: &mut Vec<Arc<Connection>>, window: Duration)
 }
 
 fn leave(connection: &Connection, wakers: &mut Wakers) {
-    let row = Code::GoingAway.row();
-    // The word before was `going_away`: an error would only repeat it.
-    connection.outbox.lock().close_with(row.close.unwrap_or(1001), row.code, Reason::Drain, None, wakers);
+    connection.outbox.lock().leave(Code::GoingAway, Reason::Drain, wakers);
 }

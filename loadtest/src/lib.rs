@@ -11,6 +11,7 @@
 //! - [`crowd`] — `run`: many clients, figures, a verdict, a report ([`report`]).
 //! - [`raw`] — peers without logic, for comparisons like with like.
 //! - [`bench`] — `bench`: the project's figures as ratios.
+//! - [`weather`] — faults: power cuts, full disks, slow and failing syncs.
 //! - [`websocket`] — the framing under all of it.
 
 #![forbid(unsafe_code)]
@@ -25,4 +26,5 @@ pub mod process;
 pub mod raw;
 pub mod report;
 pub mod server;
+pub mod weather;
 pub mod websocket;

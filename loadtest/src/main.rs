@@ -79,11 +79,12 @@ fn main() -> anyhow::Result<()> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(cli.threads).enable_all().build()?
     };
     match cli.command {
-        Command::Run(plan) => runtime.block_on(crowd::run::run(*plan)),
-        Command::Bench(plan) => runtime.block_on(bench::run(plan)),
+        Command::Run(plan) => runtime.block_on(until_interrupted(crowd::run::run(*plan))),
+        Command::Bench(plan) => runtime.block_on(until_interrupted(bench::run(plan))),
         Command::Judge { file } => judge(&file),
         Command::RawServer { listen, groups, ack_bytes, delivery_bytes, echo } => runtime.block_on(async {
             chappe_loadtest::process::raise_file_limit();
+            end_with_stdin();
             let socket = tokio::net::TcpSocket::new_v4()?;
             socket.bind(listen)?;
             let listener = socket.listen(4096)?;
@@ -92,11 +93,30 @@ fn main() -> anyhow::Result<()> {
         }),
         Command::RawBroadcast { listen, sockets, delivery_bytes, frames_per_write } => {
             chappe_loadtest::process::raise_file_limit();
+            end_with_stdin();
             let listener = std::net::TcpListener::bind(listen)?;
             println!("listening on {}", listener.local_addr()?);
             Ok(raw::broadcast::serve(&listener, raw::broadcast::Plan { sockets, delivery_bytes, frames_per_write })?)
         }
     }
+}
+
+/// Ends the work at Ctrl-C or SIGTERM, so that the servers it started end too.
+async fn until_interrupted(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        _ = terminated.recv() => anyhow::bail!("terminated"),
+    }
+}
+
+/// A raw peer ends when whoever started it has ended, however that came.
+fn end_with_stdin() {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
 }
 
 fn judge(file: &std::path::Path) -> anyhow::Result<()> {

@@ -23,6 +23,9 @@ use crate::{
 /// How long a start or an announced end may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What lifts the limits.
+const UNLIMITED: [&str; 4] = ["--set", "gateway.limits.sends.per_second=0", "--set", "gateway.limits.commands.per_second=0"];
+
 /// How to start a server.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
@@ -30,6 +33,8 @@ pub struct Setup {
     pub binary: Option<PathBuf>,
     /// Where its data lives; `None`: a temporary directory that ends with it.
     pub data_dir: Option<PathBuf>,
+    /// Lift the limits per user: a load test asks what the server can do, not what one user may.
+    pub unlimited: bool,
     /// Further arguments.
     pub args: Vec<String>,
     /// Further environment.
@@ -89,6 +94,7 @@ impl Server {
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(["--listen", &self.listen, "--admin", &self.admin])
+            .args(if self.setup.unlimited { &UNLIMITED[..] } else { &[] })
             .args(&self.setup.args)
             .envs(self.setup.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -122,6 +128,11 @@ impl Server {
             }
         };
         timeout(PATIENCE, ready).await.with_context(|| format!("/readyz says no:\n{}", self.last_words()))
+    }
+
+    /// The program that runs.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// Where clients connect, as `http://host:port`.

@@ -79,7 +79,7 @@ pub fn check(log: &Log) -> Result<(), Error> {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: Format::default(), filter: "info".to_owned() }
+        Self { format: Format::default(), filter: "info,fjall=warn,lsm_tree=warn".to_owned() }
     }
 }
 

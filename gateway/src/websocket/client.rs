@@ -311,7 +311,9 @@ impl Client {
                 return self.done(asking.id.as_ref(), &asking.ignored);
             }
             Command::ConversationOpen { conversation } => {
-                if let Err(error) = self.connection.outbox.lock().open(conversation) {
+                // A statement of its own: the lock must be free again when the refusal is pushed.
+                let opened = self.connection.outbox.lock().open(conversation);
+                if let Err(error) = opened {
                     return self.refuse(asking.id.as_ref(), &error);
                 }
                 self.gateway.listeners.announce(conversation, self.connection.slot, &self.gateway.link);

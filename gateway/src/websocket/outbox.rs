@@ -42,6 +42,8 @@ pub(crate) struct Outbox {
     pub(crate) catch_up: Option<Box<CatchUp>>,
     /// What the client has on screen.
     opened: Vec<ConversationId>,
+    /// How it will end once everything in flight is answered; nothing new is read meanwhile.
+    leaving: Option<Closing>,
     closing: Option<Closing>,
 }
 
@@ -197,6 +199,15 @@ impl Outbox {
         self.wake(wakers);
     }
 
+    /// Ends the connection once every command in flight is answered.
+    pub(crate) fn leave(&mut self, code: Code, why: Reason, wakers: &mut Wakers) {
+        if self.closing.is_none() && self.leaving.is_none() {
+            let row = code.row();
+            self.leaving = Some(Closing { code: row.close.unwrap_or(1001), reason: row.code, why });
+            self.wake(wakers);
+        }
+    }
+
     /// Drops everything that waits and then closes: for a client that does not read.
     pub(crate) fn abandon(&mut self, code: Code, request_id: &str, why: Reason, wakers: &mut Wakers) {
         self.waiting = VecDeque::new();
@@ -262,6 +273,9 @@ impl Outbox {
             self.tell_dropped();
         }
         if self.waiting.is_empty() {
+            if self.leaving.is_some() && self.closing.is_none() && self.in_flight == 0 {
+                self.closing = self.leaving;
+            }
             if self.waiting.capacity() > KEPT_ENTRIES {
                 self.waiting = VecDeque::new();
             }
@@ -303,7 +317,8 @@ impl Outbox {
 impl Outbox {
     /// Whether the reader may go on: neither too many commands in flight nor too much of the connection's own waiting.
     pub(crate) fn may_read(&self) -> bool {
-        self.in_flight < CONNECTION_IN_FLIGHT_MAX as u32 && self.own_bytes() < OUTBOX_OWN_BYTES_MAX
+        let has_room = self.in_flight < CONNECTION_IN_FLIGHT_MAX as u32 && self.own_bytes() < OUTBOX_OWN_BYTES_MAX;
+        has_room && self.leaving.is_none()
     }
 
     /// Whether a page may be fetched: less than half full.

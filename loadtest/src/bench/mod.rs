@@ -156,6 +156,7 @@ impl Plan {
         let setup = Setup {
             binary: self.server.clone(),
             data_dir: Some(home.path().join("data")),
+            unlimited: true,
             args: self.server_args.clone(),
             ..Setup::default()
         };
@@ -182,6 +183,9 @@ impl Row {
         };
         if measured.failures > 0 {
             row.notes.push(format!("{} sends failed: {:?}", measured.failures, measured.complaints));
+        }
+        if !measured.delayed.is_empty() {
+            row.notes.push(format!("refused for the moment, and repeated: {:?}", measured.delayed));
         }
         if measured.lost > 0 {
             row.notes.push(format!("{} connections were lost", measured.lost));

@@ -26,7 +26,8 @@ impl RawPeer {
     pub(super) async fn start(args: &[String]) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(args)
-            .stdin(Stdio::null())
+            // Held open: a peer ends when whoever started it has ended, however that came.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()

@@ -196,8 +196,8 @@ fn assign(crowd: &Crowd, shape: &Shape, homes: Vec<Vec<Uuid>>) {
 
 fn appends(plan: &Plan, row: &mut Row, folder: &Path, before: &Metrics, after: &Metrics) -> anyhow::Result<()> {
     let events = after.since(before, "chappe_store_events_written_total");
-    let commits = after.since(before, "chappe_store_commits_total");
-    let observed = (commits > 0.0 && events > 0.0).then(|| (events / commits).round().max(1.0) as usize);
+    let syncs = after.since(before, "chappe_store_wal_fsync_duration_seconds_count");
+    let observed = (syncs > 0.0 && events > 0.0).then(|| (events / syncs).round().max(1.0) as usize);
     let time = Duration::from_secs_f64((plan.secs / 4.0).clamp(0.5, 2.0));
     for group in observed.map_or(GROUPS.to_vec(), |observed| vec![observed]) {
         let appended = append::run(folder, group, RECORD_BYTES, time)?;

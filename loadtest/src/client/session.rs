@@ -40,6 +40,8 @@ pub trait Handler: Send + 'static {
     fn sent(&mut self, session: &mut Session, sent: &Sent, result: Result<Ack, &Failure>) {}
     /// A request with this tag was answered, refused or given up.
     fn answered(&mut self, session: &mut Session, tag: u64, result: Result<&[u8], &Failure>) {}
+    /// A request was refused for now; the client repeats it by itself.
+    fn delayed(&mut self, session: &mut Session, refusal: &Refusal) {}
     /// A read of history that the application asked for is over; the head it found.
     fn read(&mut self, session: &mut Session, tag: u64, result: Result<u64, &Failure>) {}
     /// About once a second, and when a pause is over.
@@ -640,7 +642,8 @@ impl Session {
             pending.attempts += 1;
             let at = Instant::now() + Duration::from_millis(refusal.retry_after_ms.unwrap_or(backoff) + jitter);
             pending.retry_at = Some(at);
-            return self.wake_at(at);
+            self.wake_at(at);
+            return handler.delayed(self, &refusal);
         }
         if let Some(pending) = self.requests.take(id) {
             self.fail(pending, &Failure::Refused(refusal), handler);

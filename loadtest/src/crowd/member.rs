@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::score::Score;
-use crate::client::{Ack, Down, Event, Failure, Handle, Handler, Sent, Session, line};
+use crate::client::{Ack, Down, Event, Failure, Handle, Handler, Refusal, Sent, Session, line};
 
 /// Chores under way at the same time, below what the server allows per connection.
 const CHORES_IN_FLIGHT_MAX: usize = 32;
@@ -260,6 +260,10 @@ impl Handler for Member {
             Err(failure) => self.shared.score.complain(|| failure.to_string()),
         }
         self.do_chores(session);
+    }
+
+    fn delayed(&mut self, _: &mut Session, refusal: &Refusal) {
+        *self.shared.score.delayed.lock().entry(refusal.code.clone()).or_default() += 1;
     }
 
     fn read(&mut self, _: &mut Session, _: u64, result: Result<u64, &Failure>) {

@@ -6,6 +6,7 @@ pub mod run;
 pub(crate) mod score;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -108,6 +109,8 @@ pub struct Measured {
     pub tester_share: f64,
     /// Acknowledgements and deliveries of each second.
     pub timeline: Vec<(f64, f64, f64)>,
+    /// Refusals that were repeated later, by their code.
+    pub delayed: BTreeMap<String, u64>,
     /// The first failures in words.
     pub complaints: Vec<String>,
     /// Latencies of acknowledgements by quantile, for a plot.
@@ -259,6 +262,7 @@ impl Crowd {
         let counts = || (score.acks.load(Relaxed), score.deliveries.load(Relaxed), score.failures.load(Relaxed), score.lost.load(Relaxed));
         score.ack_us.lock().reset();
         score.delivery_us.lock().reset();
+        score.delayed.lock().clear();
         score.measuring.store(true, Relaxed);
         let ours = Meter::of_self()?;
         let theirs = server.map(Meter::start).transpose().context("the server's process is not there")?;
@@ -290,9 +294,13 @@ impl Crowd {
         }
         score.measuring.store(false, Relaxed);
         (now.acks_per_s, now.deliveries_per_s) = (now.acks as f64 / now.seconds, now.deliveries as f64 / now.seconds);
-        (now.ack_ms, now.ack_curve) = (Latency::of(&score.ack_us.lock()), score::curve(&score.ack_us.lock()));
-        (now.delivery_ms, now.delivery_curve) = (Latency::of(&score.delivery_us.lock()), score::curve(&score.delivery_us.lock()));
+        {
+            let (acks, deliveries) = (score.ack_us.lock(), score.delivery_us.lock());
+            (now.ack_ms, now.ack_curve) = (Latency::of(&acks), score::curve(&acks));
+            (now.delivery_ms, now.delivery_curve) = (Latency::of(&deliveries), score::curve(&deliveries));
+        }
         now.complaints = std::mem::take(&mut *score.complaints.lock());
+        now.delayed = std::mem::take(&mut *score.delayed.lock());
         Ok(now)
     }
 
@@ -352,6 +360,11 @@ impl Crowd {
             sum.resyncs += one.resyncs;
         }
         sum
+    }
+
+    /// Refusals since the last measurement that were repeated later, by their code.
+    pub fn delayed(&self) -> BTreeMap<String, u64> {
+        self.shared.score.delayed.lock().clone()
     }
 
     /// Everybody goes home.

@@ -1,6 +1,7 @@
 //! `run`: a crowd in groups against a server, with figures, a verdict and a report.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::PathBuf,
     sync::Arc,
@@ -99,6 +100,8 @@ pub struct Outcome {
     pub measured: Measured,
     /// What the clients counted, over the whole run.
     pub counters: ClientCounts,
+    /// Refusals outside the measurement that were repeated later, by their code.
+    pub delayed_otherwise: BTreeMap<String, u64>,
     /// The server's memory after the load, if its process is known.
     pub server_memory: Option<Memory>,
     /// The server's CPU in microseconds per acknowledged send, with its deliveries.
@@ -159,7 +162,13 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
     let ours = match &plan.url {
         Some(_) => None,
         None => {
-            let setup = Setup { binary: plan.server.clone(), args: plan.server_args.clone(), data_dir: plan.data_dir.clone(), ..Setup::default() };
+            let setup = Setup {
+                binary: plan.server.clone(),
+                data_dir: plan.data_dir.clone(),
+                unlimited: true,
+                args: plan.server_args.clone(),
+                ..Setup::default()
+            };
             let server = Server::start(setup).await?;
             println!("started {} (process {})", server.url(), server.pid().unwrap_or(0));
             Some(server)
@@ -193,6 +202,7 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
         None => None,
     };
     let counters = crowd.counters().await.into();
+    let delayed_otherwise = crowd.delayed();
     crowd.leave().await;
     if let Some(mut server) = ours {
         server.terminate().await?;
@@ -201,6 +211,7 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
         seed,
         cores: process::cores(),
         counters,
+        delayed_otherwise,
         server_memory,
         server_cpu_us_per_send: measured.server_cpu_s * 1e6 / (measured.acks as f64).max(1.0),
         server_cpu_us_per_delivery: measured.server_cpu_s * 1e6 / (measured.deliveries as f64).max(1.0),
@@ -281,6 +292,9 @@ fn print(outcome: &Outcome) {
     }
     let bound = if outcome.tester_bound { "  (tester-bound)" } else { "" };
     println!("tester      {:>10.1} % of the machine's CPU{bound}", m.tester_share * 100.0);
+    for (code, count) in m.delayed.iter().chain(&outcome.delayed_otherwise) {
+        println!("delayed     {count:>10} times {code}");
+    }
     for complaint in &m.complaints {
         println!("failure: {complaint}");
     }

@@ -1,6 +1,7 @@
 //! What a crowd counts while it works.
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     time::Instant,
 };
@@ -27,6 +28,8 @@ pub(crate) struct Score {
     pub(crate) measuring: AtomicBool,
     pub(crate) ack_us: Mutex<Histogram<u64>>,
     pub(crate) delivery_us: Mutex<Histogram<u64>>,
+    /// Refusals that were repeated, by their code.
+    pub(crate) delayed: Mutex<BTreeMap<String, u64>>,
     /// The first few failures in words.
     pub(crate) complaints: Mutex<Vec<String>>,
 }
@@ -62,6 +65,7 @@ impl Score {
             measuring: AtomicBool::new(false),
             ack_us: Mutex::new(histogram()),
             delivery_us: Mutex::new(histogram()),
+            delayed: Mutex::default(),
             complaints: Mutex::new(Vec::new()),
         }
     }

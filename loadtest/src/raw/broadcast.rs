@@ -34,10 +34,8 @@ pub fn serve(listener: &TcpListener, plan: Plan) -> io::Result<()> {
     let mut bytes = [0; 64 << 10];
     let mut wanted = 0;
     loop {
-        let read = asker.read(&mut bytes)?;
-        if read == 0 {
-            return Ok(());
-        }
+        // However the asker goes, its going is the end.
+        let Ok(read @ 1..) = asker.read(&mut bytes) else { return Ok(()) };
         let fed = decoder.feed(&mut bytes[..read], &mut |item| wanted += usize::from(matches!(item, Item::Data(_))));
         fed.map_err(io::Error::other)?;
         asker.write_all(&ack.repeat(wanted))?;
@@ -45,7 +43,9 @@ pub fn serve(listener: &TcpListener, plan: Plan) -> io::Result<()> {
             let now = wanted.min(plan.frames_per_write);
             let burst = frame.repeat(now);
             for socket in &mut sockets {
-                socket.write_all(&burst)?;
+                if socket.write_all(&burst).is_err() {
+                    return Ok(());
+                }
             }
             wanted -= now;
         }

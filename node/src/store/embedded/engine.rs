@@ -38,7 +38,7 @@ impl Tables {
             .cache_size(config.cache_size.get())
             .max_journaling_size(config.journal_size_max.get().max(JOURNALS_MIN))
             // Two: while one merges, the other flushes, else writers wait for the merge.
-            .worker_threads(2)
+            .worker_threads(1)
             // The engine compares a journal with what it would write today, compressor included: a compressor that
             // changes with an upgrade would make a journal unreadable. It also costs the committer time.
             .journal_compression(CompressionType::None)

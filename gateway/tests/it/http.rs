@@ -1,0 +1,232 @@
+//! HTTP: one shape of errors, whatever is wrong.
+
+use std::time::{Duration, Instant};
+
+use chappe_schema::limit::REQUEST_BYTES_MAX;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    node::Mode,
+    world::{Answer, World},
+};
+
+#[tokio::test]
+async fn a_newcomers_way() {
+    let world = World::new().await;
+    let hello = world.http("GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+    assert_eq!((hello.status, hello.json()["service"].as_str()), (200, Some("chappe")));
+    let body = r#"{"user":"ada","device":"phone","ttl_seconds":60}"#;
+    let issued = world
+        .http(&format!(
+            "POST /v1/dev/tokens HTTP/1.1\r\nhost: 127.0.0.1:8080\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+    assert_eq!(issued.status, 201);
+    let issued = issued.json();
+    let token = issued["token"].as_str().unwrap();
+    assert!(issued["expires_at"].as_str().unwrap().ends_with('Z'));
+    let mine = world
+        .http(&format!("GET /v1/conversations HTTP/1.1\r\nhost: x\r\nauthorization: bearer {token}\r\nconnection: close\r\n\r\n"))
+        .await;
+    assert_eq!(mine.json(), json!({"conversations": []}));
+}
+
+#[tokio::test]
+async fn a_send_and_its_replay_have_one_answer() {
+    let world = World::new().await;
+    let chat = world.node.conversation(&["ada", "bob"], 0, false);
+    let mut bob = world.client("bob").await;
+    let path = format!("/v1/conversations/{chat}/messages");
+    let body = json!({"client_msg_id": uuid::Uuid::now_v7(), "body": {"text": "hi"}, "colour": 1});
+    let first = world.ask("ada", "POST", &path, Some(&body)).await;
+    assert_eq!(first.status, 201);
+    assert_eq!(first.json()["ignored"], json!(["colour"]));
+    let again = world.ask("ada", "POST", &path, Some(&body)).await;
+    assert_eq!(again.status, 201);
+    assert_eq!(again.json()["duplicate"], true);
+    assert_eq!(again.json()["seq"], first.json()["seq"]);
+    // Over another transport too.
+    let mut ada = world.client("ada").await;
+    let mut args = body.clone();
+    args["conversation"] = json!(chat);
+    assert_eq!(ada.ask("message.send", args).await["ok"]["duplicate"], true);
+    assert_eq!(bob.all_within(Duration::from_millis(50)).await.len(), 1);
+}
+
+#[tokio::test]
+async fn every_error_has_the_one_shape() {
+    let world = World::new().await;
+    let chat = world.node.conversation(&["ada"], 0, false);
+    let messages = format!("/v1/conversations/{chat}/messages");
+    for (method, path, body, status, code) in [
+        ("GET", "/v1/nothing", None, 404, "request.unknown_operation"),
+        ("GET", "/v1/conversations/", None, 404, "request.unknown_operation"),
+        ("PUT", "/v1/conversations", None, 405, "request.method_not_allowed"),
+        ("GET", "/v1/conversations/nonsense", None, 422, "request.invalid"),
+        ("GET", "/v1/conversations?limit=x", None, 422, "request.invalid"),
+        ("GET", "/v1/conversations?limit=%ff", None, 422, "request.invalid"),
+        ("GET", "/v1/conversations?limit=0", None, 422, "request.invalid"),
+        ("POST", &messages, Some(json!([1])), 400, "request.malformed"),
+        ("POST", &messages, Some(json!({})), 422, "request.invalid"),
+        ("POST", &messages, Some(json!({"conversation": "x"})), 422, "request.invalid"),
+        ("GET", &format!("{messages}/7"), None, 404, "message.not_found"),
+        ("GET", "/v1/conversations/01890a5d-ac96-774b-bcce-b302099a8057", None, 404, "conversation.not_found"),
+    ] {
+        let answer = world.ask("ada", method, path, body.as_ref()).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (status, code), "{method} {path}");
+        assert!(answer.header("x-request-id").is_some());
+    }
+    let not_allowed = world.ask("ada", "PUT", "/v1/conversations", None).await;
+    let allow = not_allowed.header("allow").unwrap();
+    assert!(allow.contains("get") && allow.contains("post"), "{allow}");
+}
+
+#[tokio::test]
+async fn tokens_are_asked_for() {
+    let world = World::new().await;
+    let ask = async |authorization: &str| {
+        world
+            .http(&format!("GET /v1/conversations HTTP/1.1\r\nhost: x\r\n{authorization}connection: close\r\n\r\n"))
+            .await
+    };
+    for (authorization, code) in [
+        ("", "auth.required"),
+        ("authorization: Bearer x.y.z\r\n", "auth.invalid"),
+        ("authorization: Basic YTpi\r\n", "auth.invalid"),
+        ("authorization: nonsense\r\n", "auth.invalid"),
+    ] {
+        let answer = ask(authorization).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (401, code));
+        assert!(answer.header("www-authenticate").unwrap().starts_with("bearer realm="));
+    }
+}
+
+#[tokio::test]
+async fn bodies_are_json_and_bounded() {
+    let world = World::new().await;
+    let post = |typed: &str, body: &str| {
+        let token = world.token("ada");
+        format!(
+            "POST /v1/conversations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n{typed}content-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let json_type = "content-type: application/json; charset=utf-8\r\n";
+    for (typed, body, status, code) in [
+        ("", "{}".to_owned(), 415, "request.unsupported_media_type"),
+        ("content-type: text/plain\r\n", "{}".to_owned(), 415, "request.unsupported_media_type"),
+        (json_type, "{".to_owned(), 400, "request.malformed"),
+        (json_type, "{\"kind\":\"group\"}{}".to_owned(), 400, "request.malformed"),
+        (json_type, "x".to_owned(), 400, "request.malformed"),
+        (json_type, " ".repeat(REQUEST_BYTES_MAX + 1), 413, "request.too_large"),
+    ] {
+        let answer = world.http(&post(typed, &body)).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (status, code), "{typed} {}", body.len());
+    }
+    // Without an announced length the bound holds too.
+    let mut stream = world.tcp().await;
+    let head = post(json_type, "").replace("content-length: 0", "transfer-encoding: chunked");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = format!("4000\r\n{}\r\n", " ".repeat(0x4000));
+    for _ in 0..6 {
+        if stream.write_all(chunk.as_bytes()).await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(Answer::read(&mut stream).await.problem(), "request.too_large");
+}
+
+#[tokio::test]
+async fn a_slow_body_is_not_waited_for_for_ever() {
+    let world = World::new().await;
+    let mut stream = world.tcp().await;
+    let head = format!(
+        "POST /v1/conversations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{",
+        world.token("ada")
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let began = Instant::now();
+    let answer = Answer::read(&mut stream).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (408, "request.timeout"));
+    assert!(began.elapsed() >= Duration::from_secs(9));
+}
+
+#[tokio::test]
+async fn limits_are_told_and_kept() {
+    let world = World::with(|config| {
+        config.limits.commands = chappe_gateway::limiter::Rate { per_second: 1, burst: 3 };
+    })
+    .await;
+    for left in [2, 1, 0] {
+        let answer = world.ask("ada", "GET", "/v1/conversations", None).await;
+        assert_eq!(answer.header("ratelimit-limit"), Some("3"));
+        assert_eq!(answer.header("ratelimit-remaining"), Some(left.to_string().as_str()));
+    }
+    let answer = world.ask("ada", "GET", "/v1/conversations", None).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (429, "rate.limited"));
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert!(answer.header("ratelimit-reset").is_some());
+    // One budget over all transports.
+    let mut ada = world.client("ada").await;
+    assert_eq!(ada.ask("conversation.list", json!({})).await["error"]["code"], "rate.limited");
+}
+
+#[tokio::test]
+async fn pages_of_allowed_origins_may_read_answers() {
+    let world = World::new().await;
+    let preflight = world
+        .http("OPTIONS /v1/conversations HTTP/1.1\r\nhost: x\r\norigin: http://localhost:3000\r\naccess-control-request-method: POST\r\nconnection: close\r\n\r\n")
+        .await;
+    assert_eq!(preflight.status, 204);
+    assert_eq!(preflight.header("access-control-allow-origin"), Some("http://localhost:3000"));
+    assert!(preflight.header("access-control-allow-headers").unwrap().contains("idempotency-key"));
+    let stranger = world
+        .http("GET / HTTP/1.1\r\nhost: x\r\norigin: https://evil.example\r\nconnection: close\r\n\r\n")
+        .await;
+    assert_eq!(stranger.header("access-control-allow-origin"), None);
+    assert_eq!(stranger.header("vary"), Some("origin"));
+}
+
+#[tokio::test]
+async fn heads_have_no_body() {
+    let world = World::new().await;
+    let mut stream = world.tcp().await;
+    stream.write_all(b"HEAD / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn development_tokens_are_not_for_strangers_pages() {
+    let world = World::new().await;
+    let body = r#"{"user":"ada"}"#;
+    let rebound = world
+        .http(&format!(
+            "POST /v1/dev/tokens HTTP/1.1\r\nhost: evil.example\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+    assert_eq!((rebound.status, rebound.problem().as_str()), (403, "forbidden"));
+}
+
+#[tokio::test]
+async fn a_node_that_panics_or_errs_is_a_problem_too() {
+    let world = World::new().await;
+    world.node.behave(Mode::Refusing(chappe_schema::error::Code::Unavailable));
+    let answer = world.ask("ada", "GET", "/v1/conversations", None).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (503, "unavailable"));
+    assert_eq!(answer.json()["retryable"], true);
+}
+
+#[tokio::test]
+async fn a_kept_connection_serves_many() {
+    let world = World::new().await;
+    let mut stream = world.tcp().await;
+    for _ in 0..10 {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert_eq!(Answer::read(&mut stream).await.status, 200);
+    }
+}

@@ -1,0 +1,18 @@
+//! The whole server, as a process, met by outside clients.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "system/operator.rs"]
+mod operator;
+#[path = "system/parity.rs"]
+mod parity;
+#[path = "system/workflow.rs"]
+mod workflow;
+
+use chappe_loadtest::server::{Server, Setup};
+
+/// A server with no limits on rates, so that a test meets only what it is about.
+async fn server() -> Server {
+    let args = ["--set", "gateway.drain_window=200ms"].map(str::to_owned).to_vec();
+    Server::start(Setup { unlimited: true, args, ..Setup::default() }).await.unwrap()
+}

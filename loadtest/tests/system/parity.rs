@@ -1,0 +1,234 @@
+//! Every operation of the table gives the same results and the same errors over every transport that offers it.
+
+use std::{collections::HashSet, time::Duration};
+
+use chappe_loadtest::{
+    client::{Client, Failure, Options, http::Http},
+    server::Server,
+};
+use chappe_schema::operation::{NUMERIC_FIELDS, OPERATIONS, Op};
+use hyper::Method;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+/// One step: who asks what. `$C` stands for the conversation, `$U:name` for a user, `$I:n` for the id number n.
+const SCRIPT: &[(&str, &str, &str)] = &[
+    ("ada", "conversation.create", r#"{"kind":"group","title":"t","members":["$U:bob","$U:eve"],"idempotency_key":"$K"}"#),
+    ("ada", "conversation.create", r#"{"kind":"group","title":"t","members":["$U:bob","$U:eve"],"idempotency_key":"$K"}"#),
+    ("ada", "conversation.create", r#"{"kind":"group","title":"other","idempotency_key":"$K"}"#),
+    ("ada", "conversation.create", r#"{"kind":"direct","with":"$U:ada"}"#),
+    ("ada", "conversation.create", r#"{"kind":"group","tilte":"typo"}"#),
+    ("bob", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:1","body":{"text":"one"}}"#),
+    ("bob", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:1","body":{"text":"one"}}"#),
+    ("bob", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:1","body":{"text":"two"}}"#),
+    ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:2","body":{"text":"two","more":[1,{"a":null}]}}"#),
+    ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"5f0f6f4e-0f0e-4c6b-8f3c-1f0b6a8f3b11","body":{}}"#),
+    ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:3","body":[]}"#),
+    ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:3"}"#),
+    ("zoe", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:4","body":{}}"#),
+    ("bob", "message.edit", r#"{"conversation":"$C","seq":2,"body":{"text":"edited"}}"#),
+    ("ada", "message.edit", r#"{"conversation":"$C","seq":2,"body":{"text":"not mine"}}"#),
+    ("bob", "message.edit", r#"{"conversation":"$C","seq":99,"body":{}}"#),
+    ("bob", "message.get", r#"{"conversation":"$C","seq":2}"#),
+    ("bob", "message.get", r#"{"conversation":"$C","seq":1}"#),
+    ("ada", "message.history", r#"{"conversation":"$C","seq":2}"#),
+    ("eve", "message.list", r#"{"conversation":"$C","limit":10}"#),
+    ("eve", "message.list", r#"{"conversation":"$C","before":3,"limit":10}"#),
+    ("eve", "message.list", r#"{"conversation":"$C","before":3,"after":1}"#),
+    ("eve", "message.list", r#"{"conversation":"$C","limit":0}"#),
+    ("eve", "event.list", r#"{"conversation":"$C","after":0,"limit":10}"#),
+    ("zoe", "event.list", r#"{"conversation":"$C","after":0}"#),
+    ("ada", "message.delete", r#"{"conversation":"$C","seq":2}"#),
+    ("ada", "message.delete", r#"{"conversation":"$C","seq":2}"#),
+    ("bob", "message.edit", r#"{"conversation":"$C","seq":2,"body":{"text":"late"}}"#),
+    ("eve", "message.delete", r#"{"conversation":"$C","seq":3}"#),
+    ("ada", "message.history", r#"{"conversation":"$C","seq":2}"#),
+    ("ada", "conversation.get", r#"{"conversation":"$C"}"#),
+    ("zoe", "conversation.get", r#"{"conversation":"$C"}"#),
+    ("ada", "conversation.get", r#"{"conversation":"nonsense"}"#),
+    ("ada", "conversation.update", r#"{"conversation":"$C","title":"new","data":{"color":"blue"}}"#),
+    ("bob", "conversation.update", r#"{"conversation":"$C","title":"mine"}"#),
+    ("ada", "conversation.update", r#"{"conversation":"$C"}"#),
+    ("ada", "member.add", r#"{"conversation":"$C","user":"$U:zoe","role":"admin"}"#),
+    ("ada", "member.add", r#"{"conversation":"$C","user":"$U:zoe"}"#),
+    ("bob", "member.add", r#"{"conversation":"$C","user":"$U:max"}"#),
+    ("zoe", "member.role", r#"{"conversation":"$C","user":"$U:bob","role":"owner"}"#),
+    ("ada", "member.role", r#"{"conversation":"$C","user":"$U:bob","role":"owner"}"#),
+    ("ada", "member.role", r#"{"conversation":"$C","user":"$U:bob"}"#),
+    ("ada", "member.role", r#"{"conversation":"$C","user":"$U:nobody","role":"admin"}"#),
+    ("ada", "member.list", r#"{"conversation":"$C","limit":2}"#),
+    ("ada", "member.remove", r#"{"conversation":"$C","user":"$U:eve"}"#),
+    ("eve", "event.list", r#"{"conversation":"$C","after":0}"#),
+    ("eve", "conversation.list", r#"{}"#),
+    ("ada", "conversation.list", r#"{"limit":5}"#),
+    ("ada", "conversation.list", r#"{"cursor":"nonsense"}"#),
+    ("zoe", "conversation.leave", r#"{"conversation":"$C"}"#),
+    ("zoe", "conversation.leave", r#"{"conversation":"$C"}"#),
+    ("zoe", "conversation.delete", r#"{"conversation":"$C"}"#),
+    ("ada", "conversation.delete", r#"{"conversation":"$C"}"#),
+    ("ada", "conversation.get", r#"{"conversation":"$C"}"#),
+];
+
+const USERS: [&str; 4] = ["ada", "bob", "eve", "zoe"];
+
+/// One transport's way of asking; each has users of its own, so that their inboxes hold the same.
+struct Voice<'a> {
+    name: &'static str,
+    http: &'a Http,
+    clients: Vec<(String, String, Option<Client>)>,
+    conversation: Uuid,
+    ids: Vec<Uuid>,
+}
+
+impl<'a> Voice<'a> {
+    async fn new(name: &'static str, server: &Server, http: &'a Http, socket: bool) -> Self {
+        let mut clients = Vec::new();
+        for user in USERS {
+            let user = format!("{user}-{name}");
+            let token = http.token(&user).await.unwrap();
+            let client = if socket {
+                Some(Client::connect(&server.url(), &user, &token, Options::default()).await.unwrap().0)
+            } else {
+                None
+            };
+            clients.push((user, token, client));
+        }
+        Self { name, http, clients, conversation: Uuid::nil(), ids: (0..9).map(|_| Uuid::now_v7()).collect() }
+    }
+
+    fn fill(&self, args: &str) -> Value {
+        let mut text = args.replace("$C", &self.conversation.to_string()).replace("$K", &format!("key-{}", self.name));
+        for (number, id) in self.ids.iter().enumerate() {
+            text = text.replace(&format!("$I:{number}"), &id.to_string());
+        }
+        while let Some(at) = text.find("$U:") {
+            let end = at + 3 + text[at + 3..].find('"').unwrap();
+            let user = format!("{}-{}", &text[at + 3..end], self.name);
+            text.replace_range(at..end, &user);
+        }
+        serde_json::from_str(&text).unwrap()
+    }
+
+    async fn ask(&mut self, who: &str, op: &str, args: &str) -> Value {
+        let args = self.fill(args);
+        let place = USERS.iter().position(|user| *user == who).unwrap();
+        let (_, token, client) = &self.clients[place];
+        let answer = match client {
+            Some(client) => match client.request(op, args).await {
+                Ok(ok) => json!({ "ok": ok }),
+                Err(Failure::Refused(refusal)) => json!({ "error": { "code": refusal.code, "status": refusal.status, "retryable": refusal.retryable,
+                    "title": refusal.title, "field": refusal.field } }),
+                Err(other) => panic!("{op}: {other:?}"),
+            },
+            None => self.over_http(op, token, args).await,
+        };
+        if op == "conversation.create"
+            && self.conversation.is_nil()
+            && let Some(id) = answer["ok"]["conversation"]["id"].as_str()
+        {
+            self.conversation = id.parse().unwrap();
+        }
+        self.normal(answer)
+    }
+
+    async fn over_http(&self, op: &str, token: &str, args: Value) -> Value {
+        let http = Op::named(op).unwrap().row().http.unwrap();
+        let Value::Object(mut fields) = args else { panic!("arguments are an object") };
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let mut path = http.path.to_owned();
+        for (name, value) in fields.clone() {
+            let hole = format!("{{{name}}}");
+            if path.contains(&hole) {
+                path = path.replace(&hole, &text(&value));
+                fields.remove(&name);
+            }
+        }
+        let method = Method::from_bytes(http.method.name().as_bytes()).unwrap();
+        let body = if method == Method::GET {
+            let query: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
+            if !query.is_empty() {
+                path = format!("{path}?{}", query.join("&"));
+            }
+            None
+        } else {
+            (!fields.is_empty()).then_some(Value::Object(fields))
+        };
+        let answer = self.http.call(method, &path, Some(token), body.as_ref()).await.unwrap();
+        let value = answer.json().unwrap();
+        if answer.status < 400 {
+            assert_eq!(answer.status, http.status, "{op}");
+            return json!({ "ok": value });
+        }
+        assert_eq!(value["status"], answer.status, "{op}: the problem's status differs from the answer's");
+        assert!(value["request_id"].is_string());
+        json!({ "error": { "code": value["code"], "status": value["status"], "retryable": value["retryable"], "title": value["title"],
+            "field": value["field"] } })
+    }
+
+    /// Without what must differ: times, ids, the names' suffix.
+    fn normal(&self, value: Value) -> Value {
+        match value {
+            Value::Object(map) => Value::Object(map.into_iter().filter(|(key, _)| key != "change").map(|(key, value)| {
+                let value = match key.as_str() {
+                    "created_at" | "last_at" | "at" | "edited_at" => json!("T"),
+                    "id" => json!("ID"),
+                    _ => self.normal(value),
+                };
+                (key, value)
+            }).collect::<Map<String, Value>>()),
+            Value::Array(list) => Value::Array(list.into_iter().map(|value| self.normal(value)).collect()),
+            Value::String(text) if text == self.conversation.to_string() => json!("C"),
+            Value::String(text) => json!(text.strip_suffix(&format!("-{}", self.name)).unwrap_or(&text)),
+            other => other,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_operation_is_the_same_over_every_transport() {
+    let server = super::server().await;
+    let http = Http::new(&server.url());
+    let mut over_http = Voice::new("h", &server, &http, false).await;
+    let mut over_socket = Voice::new("w", &server, &http, true).await;
+    let mut walked = HashSet::new();
+    let mut refusals = HashSet::new();
+    for (step, (who, op, args)) in SCRIPT.iter().enumerate() {
+        let (one, other) = (over_http.ask(who, op, args).await, over_socket.ask(who, op, args).await);
+        assert_eq!(one, other, "step {step}: {who} {op} {args}: HTTP and WebSocket answer differently");
+        walked.insert(*op);
+        if let Some(code) = one["error"]["code"].as_str() {
+            // An operation's own errors stand in its row.
+            let row = Op::named(op).unwrap().row();
+            let known = row.errors.iter().chain(chappe_schema::operation::COMMON_ERRORS);
+            assert!(known.into_iter().any(|known| known.row().code == code), "{op} answered {code}, which its row does not name");
+            refusals.insert(code.to_owned());
+        }
+    }
+    let missing: Vec<&str> = OPERATIONS.iter().filter(|row| row.http.is_some()).map(|row| row.name).filter(|name| !walked.contains(name)).collect();
+    assert!(missing.is_empty(), "operations without a step: {missing:?}");
+    assert!(refusals.len() > 9, "few errors were met: {refusals:?}");
+    assert!(NUMERIC_FIELDS.contains(&"seq"));
+}
+
+/// A retry over another transport or connection is the same message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_over_another_transport_is_the_same_message() {
+    let server = super::server().await;
+    let http = Http::new(&server.url());
+    let token = http.token("ada").await.unwrap();
+    let (client, _) = Client::connect(&server.url(), "ada", &token, Options::default()).await.unwrap();
+    let conversation = client.direct("bob").await.unwrap();
+    let id = Uuid::now_v7();
+    let send = json!({ "conversation": conversation, "client_msg_id": id, "body": { "text": "once" } });
+    let first = client.request("message.send", send.clone()).await.unwrap();
+    let path = format!("/v1/conversations/{conversation}/messages");
+    let body = json!({ "client_msg_id": id, "body": { "text": "once" } });
+    let second = http.call(Method::POST, &path, Some(&token), Some(&body)).await.unwrap();
+    assert_eq!(second.status, 201);
+    let second = second.json().unwrap();
+    let (other, _) = Client::connect(&server.url(), "ada", &token, Options::default()).await.unwrap();
+    let third = other.request("message.send", send).await.unwrap();
+    assert_eq!(second, third);
+    assert_eq!((&first["seq"], &first["created_at"], &second["duplicate"]), (&second["seq"], &second["created_at"], &json!(true)));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
