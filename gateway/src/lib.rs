@@ -36,6 +36,11 @@ pub mod server;
 mod sweep;
 mod websocket;
 
+/// The same node of a few lines that the tests from outside have.
+#[cfg(test)]
+#[path = "../tests/it/node.rs"]
+mod tests_node;
+
 pub use config::Config;
 pub use gateway::Gateway;
 pub use server::{Drained, Running, StartError};

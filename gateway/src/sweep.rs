@@ -72,3 +72,6 @@ fn look(connection: &Connection, now: u32, wakers: &mut Wakers) {
         connection.outbox.lock().heartbeat(wakers);
     }
 }
+
+#[cfg(test)]
+mod tests;

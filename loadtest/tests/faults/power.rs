@@ -193,16 +193,6 @@ async fn a_lying_disk_is_found_out() {
     assert!(load.stop().await >= 200);
     plugged.cut(&mut world.server, Cut::Synced).await;
     world.server.restart().await.unwrap();
-    // DEBUG
-    let http = chappe_loadtest::client::http::Http::new(&world.server.url());
-    for name in ["ada", "dan", "eve"] {
-        let token = world.server.signer().unwrap().sign(name).unwrap();
-        println!("{name}: {:?}", http.call("GET".parse().unwrap(), "/v1/conversations", Some(&token), None).await.unwrap().json());
-        println!("{name}: {:?}", http.call("GET".parse().unwrap(), &format!("/v1/conversations/{}/events?after=0", world.conversations[2].id), Some(&token), None).await.unwrap().json());
-    }
-    let fresh = crate::world::connect(&world.server, "dan", None).await;
-    println!("fresh {:?}", tokio::time::timeout(Duration::from_secs(3), fresh.read_all(world.conversations[0].id, 0, true)).await);
-    for m in &world.members { println!("C {:?}", m.client.counters().await); }
     let verdict = world.judge().await;
     assert!(!verdict.is_clean(), "acknowledged messages are gone, and the oracle says nothing");
     world.server.kill().await.unwrap();

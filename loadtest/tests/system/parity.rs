@@ -52,6 +52,8 @@ const SCRIPT: &[(&str, &str, &str)] = &[
     ("ada", "member.add", r#"{"conversation":"$C","user":"$U:zoe","role":"admin"}"#),
     ("ada", "member.add", r#"{"conversation":"$C","user":"$U:zoe"}"#),
     ("bob", "member.add", r#"{"conversation":"$C","user":"$U:max"}"#),
+    ("ada", "conversation.leave", r#"{"conversation":"$C"}"#),
+    ("ada", "member.role", r#"{"conversation":"$C","user":"$U:ada","role":"member"}"#),
     ("zoe", "member.role", r#"{"conversation":"$C","user":"$U:bob","role":"owner"}"#),
     ("ada", "member.role", r#"{"conversation":"$C","user":"$U:bob","role":"owner"}"#),
     ("ada", "member.role", r#"{"conversation":"$C","user":"$U:bob"}"#),
@@ -168,7 +170,7 @@ impl<'a> Voice<'a> {
     /// Without what must differ: times, ids, the names' suffix.
     fn normal(&self, value: Value) -> Value {
         match value {
-            Value::Object(map) => Value::Object(map.into_iter().filter(|(key, _)| key != "change").map(|(key, value)| {
+            Value::Object(map) => Value::Object(map.into_iter().filter(|(key, _)| key != "change" && key != "device").map(|(key, value)| {
                 let value = match key.as_str() {
                     "created_at" | "last_at" | "at" | "edited_at" => json!("T"),
                     "id" => json!("ID"),

@@ -53,6 +53,15 @@ impl<T> Mailbox<T> {
         self.0.len.load(Ordering::Relaxed)
     }
 
+    /// Adds what has come meanwhile.
+    pub(crate) fn take_more(&self, mail: &mut Vec<T>) {
+        if self.len() > 0 {
+            let mut queue = self.0.queue.lock();
+            mail.append(&mut queue);
+            self.0.len.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Swaps everything that waits into `empty`, waiting until there is something.
     pub(crate) async fn take(&self, empty: &mut Vec<T>) {
         loop {

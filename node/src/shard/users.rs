@@ -276,7 +276,6 @@ impl Shard {
         let Some(slot) = self.users.get_mut(&id) else { return };
         let line = &mut slot.slot.line;
         let Phase::Ready(user) = &mut slot.slot.phase else { return };
-        let was_verified = user.is_verified();
         let heard = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             if let Some(event) = user.hear(&fact, now) {
                 user.apply(&event);
@@ -292,8 +291,9 @@ impl Shard {
             Self::list_for_flush(&mut self.flush, &mut line.listed, id.clone());
         }
         self.wait_user(&id, head, UserRelease::Told(conversation, at));
-        if was_verified && !is_verified {
-            // A conversation that the user has just joined: its owner says where it stands.
+        if !is_verified {
+            // A conversation that the user has just joined: its owner says where it stands. Also when other heads are
+            // still awaited: nobody has asked for this one.
             self.ask_heads(&id);
         }
     }

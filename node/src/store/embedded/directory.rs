@@ -143,6 +143,7 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, S
     }
     let session = begin_session(directory, &tables)?;
     if !marked {
+        sync_above(directory).map_err(failed("sync the folders above", directory))?;
         mark(directory).map_err(failed("mark", directory))?;
     }
     Ok((lock, tables, session))
@@ -247,6 +248,19 @@ fn mark(directory: &Path) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&draft, &marker)?;
     sync(directory)
+}
+
+/// The directory may be new, and the folders above it too: until those are synced, a power cut takes it away whole.
+fn sync_above(directory: &Path) -> io::Result<()> {
+    for folder in fs::canonicalize(directory)?.ancestors().skip(1) {
+        match sync(folder) {
+            // A folder that we may not even read is not one that we have created something in; and where folders cannot
+            // be synced, it is not needed either.
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {}
+            synced => synced?,
+        }
+    }
+    Ok(())
 }
 
 fn sync(directory: &Path) -> io::Result<()> {
