@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use chappe_schema::error::{Code, Error};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -20,7 +19,7 @@ use tokio::{
 
 use crate::{
     gateway::Gateway,
-    http::{self, proxy},
+    http::{self, proxy, routes::Routes},
     limiter::{Key, Scope},
 };
 
@@ -44,7 +43,7 @@ const LINGER: Duration = Duration::from_millis(1_000);
 const LINGER_BYTES_MAX: usize = 256 * 1024;
 
 /// Accepts until the gateway leaves.
-pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, router: Router) {
+pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, routes: Routes) {
     let mut leaving = gateway.leaving.subscribe();
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     loop {
@@ -54,7 +53,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, router: Ro
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => admit(&gateway, &router, &refusals, stream, peer),
+            Ok((stream, peer)) => admit(&gateway, &routes, &refusals, stream, peer),
             Err(error) => {
                 // Out of files or memory: those who wait in the backlog wait a little longer.
                 tracing::warn!(event = "accept_failed", %error);
@@ -64,7 +63,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, router: Ro
     }
 }
 
-fn admit(gateway: &Arc<Gateway>, router: &Router, refusals: &Arc<Semaphore>, stream: TcpStream, peer: SocketAddr) {
+fn admit(gateway: &Arc<Gateway>, routes: &Routes, refusals: &Arc<Semaphore>, stream: TcpStream, peer: SocketAddr) {
     // Small frames must not wait for each other's acknowledgements.
     if stream.set_nodelay(true).is_err() {
         return;
@@ -75,10 +74,10 @@ fn admit(gateway: &Arc<Gateway>, router: &Router, refusals: &Arc<Semaphore>, str
         return refuse(refusals, stream, error.after_ms(FULL_RETRY_AFTER_MS));
     }
     let seat = Seat::take(gateway);
-    let (router, refusals) = (router.clone(), Arc::clone(refusals));
+    let (routes, refusals) = (routes.clone(), Arc::clone(refusals));
     tokio::spawn(async move {
         match greet(&seat.0, peer.ip()).await {
-            Ok(()) => serve(stream, peer.ip(), seat, router).await,
+            Ok(()) => serve(stream, peer.ip(), seat, routes).await,
             Err(error) => refuse(&refusals, stream, error),
         }
     });
@@ -95,12 +94,12 @@ async fn greet(gateway: &Gateway, peer: IpAddr) -> Result<(), Error> {
 
 /// HTTP until the connection ends or becomes a WebSocket. Generic over the stream: TLS will stand in front of it, and
 /// HTTP/2 beside `http::connection`.
-async fn serve<IO>(stream: IO, peer: IpAddr, seat: Seat, router: Router)
+async fn serve<IO>(stream: IO, peer: IpAddr, seat: Seat, routes: Routes)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let gateway = &seat.0;
-    match http::connection::serve(stream, peer, gateway, router).await {
+    match http::connection::serve(stream, peer, gateway, routes).await {
         http::connection::End::Upgraded(stream, rest) => crate::websocket::begin(stream, &rest, gateway),
         http::connection::End::Done(stream) => {
             drop(seat);

@@ -164,6 +164,8 @@ impl Gateway {
                         self.listeners.listen(conversation, asking.connection, *head);
                     }
                     Ok(_) => self.listeners.leave(conversation, asking.connection, &self.link),
+                    // It was open before, and trouble that passes does not change that.
+                    Err(error) if error.code.row().retryable && self.listeners.listens(conversation, asking.connection) => {}
                     Err(_) => {
                         self.listeners.leave(conversation, asking.connection, &self.link);
                         if let Some(connection) = table.get(asking.connection) {

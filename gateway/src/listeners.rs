@@ -56,6 +56,12 @@ impl Listeners {
         }
     }
 
+    /// Whether events are for the connection: its `open` has been answered.
+    pub(crate) fn listens(&self, conversation: ConversationId, slot: ConnectionSlot) -> bool {
+        let shard = self.shard(conversation);
+        shard.get(&conversation).and_then(|audience| audience.get(&slot)).is_some_and(|after| *after != NOT_YET)
+    }
+
     /// A connection no longer listens.
     pub(crate) fn leave(&self, conversation: ConversationId, slot: ConnectionSlot, link: &MemoryLink) {
         self.retain(conversation, link, |listener| listener != slot);

@@ -72,7 +72,7 @@ impl Gateway {
         let mut tasks = JoinSet::new();
         gateway.start_delivery(&mut tasks);
         tasks.spawn(sweep::run(Arc::clone(&gateway)));
-        tasks.spawn(accept::run(Arc::clone(&gateway), listener, routes::router(&gateway)));
+        tasks.spawn(accept::run(Arc::clone(&gateway), listener, routes::of(&gateway)));
         tracing::info!(event = "gateway_started", %address, connections_max = gateway.seats.max);
         Ok(Running { gateway, address, _tasks: tasks })
     }
@@ -86,7 +86,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// A gateway that serves clients. Dropping it ends it without a word; [`drain`](Self::drain) is the polite way.
+/// A gateway that serves clients. Dropping it closes every connection at once; [`drain`](Self::drain) is the polite way.
 pub struct Running {
     gateway: Arc<Gateway>,
     address: SocketAddr,
@@ -158,6 +158,17 @@ impl Running {
             }
             sleep(SLICE / 5).await;
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.gateway.leaving.send_replace(true);
+        let mut wakers = Wakers::new();
+        self.gateway.connections.each(|connection| {
+            connection.outbox.lock().abandon(Code::GoingAway, &connection.request_id(), Reason::Drain, &mut wakers);
+        });
+        wake(wakers);
     }
 }
 

@@ -7,21 +7,25 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body, response::Response};
+use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use chappe_schema::error::{Code, Error};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::sleep,
+};
 use tower::Service as _;
 
-use super::{answer, origin, proxy};
+use super::{answer, origin, proxy, routes::Routes};
 use crate::{
     gateway::{Gateway, log},
     limiter::{Key, Scope},
@@ -38,8 +42,12 @@ pub(crate) enum End<IO> {
     Lost,
 }
 
-/// How long a request's head may take, and a connection may idle between requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a stranger may take for its first request's head.
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a later head may take, which includes the pause before it: longer than the minute after which common
+/// proxies give up a connection they keep, since whoever ends it first must not be us.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Room for a head with a token of the largest size, and for one part of a body.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;
@@ -48,11 +56,12 @@ const BUFFER_BYTES_MAX: usize = 32 * 1024;
 const HEADERS_MAX: usize = 64;
 
 /// Serves a connection to its end.
-pub(crate) async fn serve<IO>(stream: IO, peer: IpAddr, gateway: &Arc<Gateway>, router: Router) -> End<IO>
+pub(crate) async fn serve<IO>(stream: IO, peer: IpAddr, gateway: &Arc<Gateway>, routes: Routes) -> End<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let edge = Edge { gateway: Arc::clone(gateway), router, peer, upgraded: Arc::new(AtomicBool::new(false)) };
+    let stage = Arc::new(AtomicU8::new(SILENT));
+    let edge = Edge { gateway: Arc::clone(gateway), routes, peer, stage: Arc::clone(&stage) };
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX);
@@ -63,20 +72,31 @@ where
         let _ = leaving.wait_for(|leaving| *leaving).await;
     });
     let mut has_left = false;
+    let mut patience = pin!(sleep(FIRST_HEAD_TIMEOUT));
     let ended = poll_fn(|cx| {
+        if stage.load(Ordering::Relaxed) == SILENT && patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
         if !has_left && leaving.as_mut().poll(cx).is_ready() {
             has_left = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        connection.poll_without_shutdown(cx)
+        connection.poll_without_shutdown(cx).map(Result::ok)
     });
-    if ended.await.is_err() {
+    if ended.await.is_none() {
         return End::Lost;
     }
     let parts = connection.into_parts();
     let stream = parts.io.into_inner();
-    if parts.service.upgraded.load(Ordering::Relaxed) { End::Upgraded(stream, parts.read_buf) } else { End::Done(stream) }
+    if stage.load(Ordering::Relaxed) == UPGRADED { End::Upgraded(stream, parts.read_buf) } else { End::Done(stream) }
 }
+
+/// Nothing has been asked yet.
+const SILENT: u8 = 0;
+/// Something has.
+const ASKED: u8 = 1;
+/// A WebSocket was asked for and granted.
+const UPGRADED: u8 = 2;
 
 /// What a handler knows about its request beside the request.
 #[derive(Clone)]
@@ -91,9 +111,10 @@ pub(crate) struct About {
 
 struct Edge {
     gateway: Arc<Gateway>,
-    router: Router,
+    routes: Routes,
     peer: IpAddr,
-    upgraded: Arc<AtomicBool>,
+    /// Where the connection is: what its server cannot tell.
+    stage: Arc<AtomicU8>,
 }
 
 impl Service<Request<Incoming>> for Edge {
@@ -103,8 +124,9 @@ impl Service<Request<Incoming>> for Edge {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let gateway = Arc::clone(&self.gateway);
-        let router = self.router.clone();
-        let upgraded = Arc::clone(&self.upgraded);
+        let routes = self.routes.clone();
+        let stage = Arc::clone(&self.stage);
+        stage.store(ASKED, Ordering::Relaxed);
         let peer = self.peer;
         Box::pin(async move {
             let about = About {
@@ -114,7 +136,7 @@ impl Service<Request<Incoming>> for Edge {
             };
             let page = request.headers().get(header::ORIGIN).cloned();
             let id = HeaderValue::from_str(&about.request_id);
-            let mut response = answer(&gateway, router, &upgraded, peer, about, request).await;
+            let mut response = answer(&gateway, routes, &stage, peer, about, request).await;
             let headers = response.headers_mut();
             origin::allow(page.as_ref(), headers, &gateway.config.allowed_origins);
             if let Ok(id) = id {
@@ -129,8 +151,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 async fn answer(
     gateway: &Arc<Gateway>,
-    mut router: Router,
-    upgraded: &AtomicBool,
+    mut routes: Routes,
+    stage: &AtomicU8,
     peer: IpAddr,
     about: About,
     mut request: Request<Incoming>,
@@ -150,7 +172,7 @@ async fn answer(
         };
         return match accepted {
             Ok(response) => {
-                upgraded.store(true, Ordering::Relaxed);
+                stage.store(UPGRADED, Ordering::Relaxed);
                 response
             }
             Err(error) => {
@@ -168,7 +190,7 @@ async fn answer(
         };
     }
     request.extensions_mut().insert(about);
-    match router.call(request.map(Body::new)).await {
+    match routes.call(request.map(Body::new)).await {
         Ok(response) => response,
         Err(never) => match never {},
     }

@@ -28,8 +28,11 @@ use crate::{
     route::Pending,
 };
 
+/// The routes of a gateway, cheap to clone.
+pub(crate) type Routes = Router;
+
 /// Everything that is not a WebSocket.
-pub(crate) fn router(gateway: &Arc<Gateway>) -> Router {
+pub(crate) fn of(gateway: &Arc<Gateway>) -> Routes {
     let mut router = Router::new();
     for row in OPERATIONS {
         if let Some(http) = &row.http {

@@ -104,11 +104,11 @@ impl Outbox {
         {
             return;
         }
-        if let Some(dropped) = &mut self.dropped {
-            if let Some(head) = dropped.get_mut(&event.conversation) {
-                *head = event.seq.max(*head);
-                return;
-            }
+        if let Some(dropped) = &mut self.dropped
+            && let Some(head) = dropped.get_mut(&event.conversation)
+        {
+            *head = event.seq.max(*head);
+            return;
         }
         let bytes = event.frame.len();
         if !self.has_room(bytes) {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use chappe_schema::error::Code;
 use serde_json::json;
 
-use crate::world::World;
+use crate::{node::Mode, world::World};
 
 #[tokio::test]
 async fn only_who_has_it_on_screen_hears_a_large_conversation() {
@@ -93,4 +94,21 @@ async fn batches_arrive_whole_and_in_order_at_many() {
             assert_eq!(client.frame().await["seq"], seq);
         }
     }
+}
+
+#[tokio::test]
+async fn trouble_that_passes_closes_nothing() {
+    let world = World::new().await;
+    let chat = world.node.conversation(&["ada"], 0, true);
+    let mut ada = world.client("ada").await;
+    ada.ask("conversation.open", json!({"conversation": chat})).await;
+    world.node.behave(Mode::Refusing(Code::Unavailable));
+    assert_eq!(ada.ask("conversation.open", json!({"conversation": chat})).await["error"]["code"], "unavailable");
+    world.node.behave(Mode::AtOnce);
+    world.node.say(chat, "ada", "still heard");
+    assert_eq!(ada.frame().await["seq"], 1);
+    world.node.behave(Mode::Refusing(Code::ConversationNotFound));
+    ada.ask("conversation.open", json!({"conversation": chat})).await;
+    world.node.say(chat, "ada", "no longer");
+    assert!(ada.all_within(Duration::from_millis(50)).await.is_empty());
 }

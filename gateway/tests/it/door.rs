@@ -124,7 +124,21 @@ async fn before_connect_little_may_be_said() {
     stranger.write_all(&[0x81, 0xff, 0, 0, 0, 0, 0, 1, 0, 1, 1, 2, 3, 4]).await.unwrap();
     let mut seen = Vec::new();
     tokio::time::timeout(Duration::from_secs(10), stranger.read_to_end(&mut seen)).await.unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&seen).contains("request.too_large"));
+    assert!(String::from_utf8_lossy(&seen).contains("request.too_large"), "and in the end the server hangs up by itself");
+}
+
+#[tokio::test]
+async fn who_says_nothing_at_all_is_shown_out() {
+    let world = World::new().await;
+    let mut silent = world.tcp().await;
+    let began = std::time::Instant::now();
+    let mut half = world.tcp().await;
+    half.write_all(b"GET / HTTP/1.1\r\nhost:").await.unwrap();
+    for stream in [&mut silent, &mut half] {
+        let end = tokio::time::timeout(Duration::from_secs(15), stream.read(&mut [0; 16])).await.unwrap();
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    }
+    assert!(began.elapsed() >= Duration::from_secs(9));
 }
 
 #[tokio::test]

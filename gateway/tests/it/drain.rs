@@ -75,3 +75,21 @@ async fn with_nobody_there_leaving_is_quick() {
     assert_eq!(world.gateway.drain().await.told, 0);
     assert!(began.elapsed() < Duration::from_secs(2));
 }
+
+#[tokio::test]
+async fn a_gateway_that_is_dropped_closes_its_connections() {
+    let World { node, gateway, .. } = {
+        let world = World::new().await;
+        let mut ada = world.client("ada").await;
+        tokio::spawn(async move { ada.closed().await });
+        world
+    };
+    drop(gateway);
+    for _ in 0..200 {
+        if node.connected("ada") == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the node still knows of the connection");
+}

@@ -8,12 +8,22 @@ use uuid::Uuid;
 
 use crate::{node::Mode, world::World};
 
+/// How often the node was asked, once it has been asked `expected` times and had a moment to be asked too often.
+async fn asked(world: &World, name: &str, expected: usize) -> usize {
+    let count = || world.node.heard().iter().filter(|heard| *heard == name).count();
+    while count() < expected {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    count()
+}
+
 #[tokio::test]
 async fn reading_stops_while_too_many_commands_are_in_flight() {
     let world = World::new().await;
     let chat = world.node.conversation(&["ada"], 0, false);
     let mut ada = world.client("ada").await;
-    world.node.behave(Mode::Slow(Duration::from_millis(300)));
+    world.node.behave(Mode::Slow(Duration::from_secs(1)));
     let count = 3 * CONNECTION_IN_FLIGHT_MAX as u64;
     // Both ways of sending many: a message each, and all in one message.
     let frame = |id: u64| {
@@ -24,8 +34,7 @@ async fn reading_stops_while_too_many_commands_are_in_flight() {
         ada.say_text(&frame(id)).await;
     }
     ada.say_text(&(count / 2..count).map(frame).collect::<Vec<_>>().join("\n")).await;
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    let asked = world.node.heard().iter().filter(|name| *name == "message.send").count();
+    let asked = asked(&world, "message.send", CONNECTION_IN_FLIGHT_MAX).await;
     assert_eq!(asked, CONNECTION_IN_FLIGHT_MAX, "no more than that are asked at once");
     let mut seqs = Vec::new();
     while seqs.len() < count as usize {
@@ -90,12 +99,11 @@ async fn pages_count_for_more_than_small_answers() {
     let world = World::new().await;
     let chat = world.node.conversation(&["ada"], 10, false);
     let mut ada = world.client("ada").await;
-    world.node.behave(Mode::Slow(Duration::from_millis(200)));
+    world.node.behave(Mode::Slow(Duration::from_millis(500)));
     for id in 0..20 {
         ada.say(json!({"id": id, "message.list": {"conversation": chat}})).await;
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(world.node.heard().iter().filter(|name| *name == "message.list").count(), 4);
+    assert_eq!(asked(&world, "message.list", 4).await, 4);
     for id in 0..20 {
         assert_eq!(ada.frame().await["id"], id);
     }

@@ -32,24 +32,27 @@ pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Everything a server sends until it closes: texts and the close code.
+/// Everything a server sends up to its close frame: texts and the close code.
 async fn to_the_end(stream: &mut TcpStream) -> (Vec<Value>, Option<u16>) {
-    let mut bytes = Vec::new();
-    let _ = timeout(Duration::from_secs(10), stream.read_to_end(&mut bytes)).await.expect("the server does not close");
-    let (mut texts, mut code, mut at) = (Vec::new(), None, 0);
-    while at + 2 <= bytes.len() {
-        let (length, start) = match bytes[at + 1] {
-            126 => (usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]])), at + 4),
-            length => (usize::from(length), at + 2),
-        };
-        let payload = &bytes[start..start + length];
-        match bytes[at] {
-            0x81 => texts.push(serde_json::from_slice(payload).unwrap()),
-            0x88 => code = Some(u16::from_be_bytes([payload[0], payload[1]])),
-            _ => {}
+    let mut texts = Vec::new();
+    let read = async {
+        loop {
+            let first = stream.read_u8().await.ok()?;
+            let length = match stream.read_u8().await.ok()? {
+                126 => usize::from(stream.read_u16().await.ok()?),
+                127 => stream.read_u64().await.ok()? as usize,
+                length => usize::from(length),
+            };
+            let mut payload = vec![0; length];
+            stream.read_exact(&mut payload).await.ok()?;
+            match first {
+                0x81 => texts.push(serde_json::from_slice(&payload).unwrap()),
+                0x88 => return Some(u16::from_be_bytes([payload[0], payload[1]])),
+                _ => {}
+            }
         }
-        at = start + length;
-    }
+    };
+    let code = timeout(Duration::from_secs(10), read).await.expect("the server does not close");
     (texts, code)
 }
 

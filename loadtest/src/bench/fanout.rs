@@ -3,15 +3,20 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::json;
+use uuid::Uuid;
+
 use super::{Plan, Row, peer::RawPeer};
 use crate::{
-    client::{Counters, Target},
+    client::{Client, Counters, Options, Target},
     crowd::{Crowd, Manner, Measured, Pace, Person},
     raw,
     server::Server,
 };
 
 const BODY_BYTES: usize = 200;
+/// Members that one creation may name.
+const CREATE_MEMBERS_MAX: usize = 1_000;
 const WARM_UP: Duration = Duration::from_secs(1);
 
 pub(super) async fn measure(plan: &Plan, name: &str, window: usize) -> anyhow::Result<Row> {
@@ -65,11 +70,11 @@ async fn ours(plan: &Plan, listeners: usize, window: usize, server: &Server) -> 
         let user = format!("user-{index}");
         people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target) });
     }
+    let group = gather(server, &people).await?;
     let crowd = Crowd::connect(people, manner(listeners), |_| {}).await?;
-    let groups = crowd.create_groups(&[(0..=listeners).collect()], |_| {}).await?;
-    crowd.open(groups[0], 1..=listeners).await;
+    crowd.open(group, 1..=listeners).await;
     let before = crowd.counters().await;
-    crowd.assign(0, vec![groups[0]], Pace::Broadcast(window));
+    crowd.assign(0, vec![group], Pace::Broadcast(window));
     let measured = work(plan, &crowd, server.pid()).await?;
     let after = crowd.counters().await;
     crowd.leave().await;
@@ -80,6 +85,21 @@ async fn ours(plan: &Plan, listeners: usize, window: usize, server: &Server) -> 
         ..after
     };
     Ok((measured, counters))
+}
+
+/// Makes the group before its listeners are there: else each of them would hear of thousands joining, one by one, and
+/// rightly fetch what it missed of that.
+async fn gather(server: &Server, people: &[Person]) -> anyhow::Result<Uuid> {
+    let refused = |failure| anyhow::anyhow!("the group cannot be made: {failure:?}");
+    let (owner, _news) = Client::connect(&server.url(), &people[0].user, &people[0].token, Options::default()).await?;
+    let names: Vec<&str> = people[1..].iter().map(|person| person.user.as_str()).collect();
+    let (first, rest) = names.split_at(names.len().min(CREATE_MEMBERS_MAX));
+    let group = owner.create_group("hall", first).await.map_err(refused)?;
+    for name in rest {
+        owner.request("member.add", json!({ "conversation": group, "user": name })).await.map_err(refused)?;
+    }
+    owner.stop().await;
+    Ok(group)
 }
 
 async fn at_peer(plan: &Plan, listeners: usize, window: usize, peer: RawPeer) -> anyhow::Result<Measured> {

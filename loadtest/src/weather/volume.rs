@@ -1,7 +1,8 @@
 //! A small real file system (tmpfs), to be filled and emptied. Needs root. The mount ends with the value.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -31,8 +32,16 @@ impl Volume {
 
     /// Takes space until only so many bytes are free.
     pub fn fill(&self, free: u64) -> io::Result<()> {
-        let bytes = self.free()?.saturating_sub(free);
-        fs::write(self.ballast(), vec![1; usize::try_from(bytes).unwrap_or(usize::MAX)])
+        // Step by step: others take space meanwhile.
+        let step = vec![1; 1 << 20];
+        let mut ballast = fs::OpenOptions::new().create(true).append(true).open(self.ballast())?;
+        loop {
+            let wanted = self.free()?.saturating_sub(free).min(step.len() as u64) as usize;
+            if wanted == 0 {
+                return Ok(());
+            }
+            ballast.write_all(&step[..wanted])?;
+        }
     }
 
     /// Gives it back.
@@ -50,5 +59,27 @@ impl Drop for Volume {
         if let Err(error) = rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH) {
             eprintln!("weather: {} is not unmounted: {error}", self.mountpoint.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn it_is_filled_and_emptied() {
+        let home = tempfile::tempdir().unwrap();
+        let Ok(volume) = Volume::mount(home.path(), 8 << 20) else {
+            return eprintln!("SKIPPED: a tmpfs cannot be mounted");
+        };
+        volume.fill(1 << 20).unwrap();
+        assert_eq!(volume.free().unwrap(), 1 << 20);
+        assert!(fs::write(home.path().join("file"), vec![1; 2 << 20]).is_err());
+        volume.empty().unwrap();
+        fs::write(home.path().join("file"), vec![1; 2 << 20]).unwrap();
+        drop(volume);
+        assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "it is unmounted");
     }
 }

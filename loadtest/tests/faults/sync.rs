@@ -56,7 +56,8 @@ async fn no_acknowledgement_comes_before_its_sync() {
     for _ in 0..3 {
         let began = Instant::now();
         let text = Uuid::now_v7().to_string();
-        let sending = ada.send(all, &json!({ "text": text }));
+        let body = json!({ "text": text });
+        let sending = ada.send(all, &body);
         let delivery = async {
             loop {
                 let event = heard.event(PATIENCE).await.expect("the message is delivered");
@@ -81,12 +82,15 @@ async fn no_acknowledgement_comes_before_its_sync() {
     let began = Instant::now();
     bob.direct("fay").await.unwrap();
     took.push(("a direct conversation", began.elapsed()));
-    let began = Instant::now();
     let path = format!("/v1/conversations/{all}/messages");
-    let send = json!({ "client_msg_id": Uuid::now_v7(), "body": { "text": "over HTTP" } });
+    let (id, body_over_http) = (Uuid::now_v7(), json!({ "text": "over HTTP" }));
+    let send = json!({ "client_msg_id": id, "body": body_over_http });
+    world.note_send("cyd", all, id, &body_over_http);
+    let began = Instant::now();
     let answer = http.call(Method::POST, &path, Some(&token), Some(&send)).await.unwrap();
     took.push(("a send over HTTP", began.elapsed()));
-    assert!((200..300).contains(&answer.status), "{answer:?}");
+    assert_eq!(answer.status, 201, "{answer:?}");
+    world.note_ack(id, answer.json().unwrap()["seq"].as_u64().unwrap());
     // Many at a time, begun at any moment of the syncs of others.
     let mut sends = JoinSet::new();
     for index in 0..60 {

@@ -11,7 +11,7 @@ use std::{
 
 use chappe_loadtest::{
     client::{Client, Failure, News, Options, Stream},
-    history::History,
+    history::{self, History, What},
     oracle::Verdict,
     server::{Server, Setup},
     weather::dice::{self, Dice},
@@ -178,6 +178,18 @@ impl World {
         let log = String::from_utf8_lossy(&log);
         let panic = log.lines().find(|line| line.contains("panicked"));
         assert!(panic.is_none(), "the server panicked: {panic:?}");
+    }
+
+    /// Notes a send that is about to happen outside of our clients.
+    pub(crate) fn note_send(&self, user: &str, conversation: Uuid, id: Uuid, body: &Value) {
+        let hash = history::hash(body.to_string().as_bytes());
+        let (user, conversation) = (self.history.user(user), self.history.conversation(conversation));
+        self.history.record(What::SendStart { user, conversation, id, hash });
+    }
+
+    /// Notes its acknowledgement.
+    pub(crate) fn note_ack(&self, id: Uuid, seq: u64) {
+        self.history.record(What::Ack { id, seq });
     }
 
     /// Waits until so many further messages have been acknowledged.

@@ -24,7 +24,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     CLOSED, Fatal, FreeSpace,
-    engine::Tables,
+    engine::{Tables, in_words},
     key,
     meter::{Meter, Operation},
 };
@@ -160,7 +160,7 @@ impl Committer {
         let work = || {
             while let Some(group) = self.next_group() {
                 if let Err(error) = writer.write(group) {
-                    self.fail(format!("the log cannot be written: {error}"));
+                    self.fail(format!("the log cannot be written: {}", in_words(&error)));
                     return;
                 }
             }
@@ -383,7 +383,7 @@ fn read<T>(
     key: &[u8],
     open: impl FnOnce(Bytes) -> Result<T, chappe_schema::stored::Corrupt>,
 ) -> Result<Option<T>, Error> {
-    let value = table.get(key).map_err(|error| Error::Unavailable(error.to_string()))?;
+    let value = table.get(key).map_err(|error| Error::Unavailable(in_words(&error)))?;
     Ok(value.and_then(|value| match open(value.into()) {
         Ok(stored) => Some(stored),
         Err(why) => {

@@ -26,7 +26,7 @@ use prost::Message;
 
 use super::{
     config::Config,
-    engine::{TABLES, Tables},
+    engine::{Failure, Tables, in_words},
     journal,
 };
 use crate::store::Session;
@@ -137,10 +137,7 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, S
         journal::Error::Io { path, source } => OpenError::Io { doing: "read", path, source },
         journal::Error::Damaged(what) => damaged(directory, what),
     })?;
-    let tables = open_engine(directory, config, &log)?;
-    if tables.count() != TABLES.len() {
-        return Err(damaged(directory, format!("{} tables are there instead of {}", tables.count(), TABLES.len())));
-    }
+    let tables = engine(directory, || Tables::open(&log, config))?;
     let session = begin_session(directory, &tables)?;
     if !marked {
         sync_above(directory).map_err(failed("sync the folders above", directory))?;
@@ -195,32 +192,35 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
 
 /// Builds an engine with its tables and first notes.
 fn create(directory: &Path, config: &Config, unfinished: &Path) -> Result<(), OpenError> {
-    let tables = open_engine(directory, config, unfinished)?;
+    let tables = engine(directory, || Tables::create(unfinished, config))?;
     let mut batch = tables.batch(2);
     batch.insert(&tables.note, GENERATION, seal(Kind::Note, &Note { value: rand::random::<u64>() }));
     batch.insert(&tables.note, STARTS, seal(Kind::Note, &Note { value: 0 }));
     let written = batch.commit().and_then(|()| tables.sync());
     drop(tables);
-    written.map_err(|error| OpenError::Engine { directory: directory.to_owned(), why: error.to_string() })?;
+    written.map_err(|error| OpenError::Engine { directory: directory.to_owned(), why: in_words(&error) })?;
     journal::sync_tree(unfinished).map_err(|source| OpenError::Io { doing: "sync", path: unfinished.to_owned(), source })
 }
 
 /// Opens the engine. It panics on some kinds of damage; here that is an error like the others.
-fn open_engine(directory: &Path, config: &Config, log: &Path) -> Result<Tables, OpenError> {
-    match catch_unwind(AssertUnwindSafe(|| Tables::open(log, config))) {
+fn engine(directory: &Path, open: impl FnOnce() -> Result<Tables, Failure>) -> Result<Tables, OpenError> {
+    match catch_unwind(AssertUnwindSafe(open)) {
         Ok(Ok(tables)) => Ok(tables),
-        Ok(Err(fjall::Error::Locked)) => Err(OpenError::InUse { directory: directory.to_owned() }),
-        Ok(Err(fjall::Error::Io(error))) => {
+        Ok(Err(Failure::Missing(name))) => Err(damaged(directory, format!("its table {name} is missing"))),
+        Ok(Err(Failure::Engine(fjall::Error::Locked))) => Err(OpenError::InUse { directory: directory.to_owned() }),
+        Ok(Err(Failure::Engine(fjall::Error::Io(error)))) => {
             Err(OpenError::Engine { directory: directory.to_owned(), why: error.to_string() })
         }
-        Ok(Err(error)) => Err(damaged(directory, format!("the engine refuses its files ({error})"))),
+        Ok(Err(Failure::Engine(error))) => {
+            Err(damaged(directory, format!("the engine refuses its files: {}", in_words(&error))))
+        }
         Err(_) => Err(damaged(directory, "the engine cannot make sense of its files".to_owned())),
     }
 }
 
 /// Counts this start. The count is on disk before the session exists, so no epoch is ever used twice.
 fn begin_session(directory: &Path, tables: &Tables) -> Result<Session, OpenError> {
-    let engine = |error: fjall::Error| OpenError::Engine { directory: directory.to_owned(), why: error.to_string() };
+    let engine = |error: fjall::Error| OpenError::Engine { directory: directory.to_owned(), why: in_words(&error) };
     let note = |name: &str| {
         let value = tables.view().get(&tables.note, name).map_err(engine)?;
         let value = value.ok_or_else(|| damaged(directory, format!("its note of the {name} is missing")))?;

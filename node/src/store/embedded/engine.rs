@@ -13,7 +13,7 @@ use fjall::{
 use super::config::Config;
 
 /// The tables' names, as they stand in the directory.
-pub(super) const TABLES: [&str; 7] = ["log", "snapshot", "ids", "overlay", "inbox", "announce", "note"];
+const TABLES: [&str; 7] = ["log", "snapshot", "ids", "overlay", "inbox", "announce", "note"];
 
 /// Handles on all tables. A clone is eight counters; the engine is closed when the last is dropped.
 #[derive(Clone)]
@@ -28,25 +28,47 @@ pub(super) struct Tables {
     pub(super) note: Keyspace,
 }
 
+/// Why the tables cannot be opened.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Engine(fjall::Error),
+    /// A table that was there is not.
+    Missing(&'static str),
+}
+
+impl From<fjall::Error> for Failure {
+    fn from(error: fjall::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
 impl Tables {
-    /// Opens the engine, creating it and its tables where they do not exist.
+    /// Creates the engine and its tables.
     ///
     /// # Errors
     /// What the engine says.
-    pub(super) fn open(path: &Path, config: &Config) -> fjall::Result<Self> {
-        let db = Database::builder(path)
-            .cache_size(config.cache_size.get())
-            .max_journaling_size(config.journal_size_max.get().max(JOURNALS_MIN))
-            // Two: while one merges, the other flushes, else writers wait for the merge.
-            .worker_threads(1)
-            // The engine compares a journal with what it would write today, compressor included: a compressor that
-            // changes with an upgrade would make a journal unreadable. It also costs the committer time.
-            .journal_compression(CompressionType::None)
-            .open()?;
-        let log = db.keyspace("log", || log_options(config))?;
+    pub(super) fn create(path: &Path, config: &Config) -> Result<Self, Failure> {
+        Self::with(database(path, config)?, config)
+    }
+
+    /// Opens the engine and its tables. It would create a table that is not there: so that what was lost does not look
+    /// as if it had never been, that is an error here.
+    ///
+    /// # Errors
+    /// The first table that is missing, or what the engine says.
+    pub(super) fn open(path: &Path, config: &Config) -> Result<Self, Failure> {
+        let db = database(path, config)?;
+        let there = db.list_keyspace_names();
+        match TABLES.iter().find(|name| !there.iter().any(|known| &**known == **name)) {
+            Some(name) => Err(Failure::Missing(name)),
+            None => Self::with(db, config),
+        }
+    }
+
+    fn with(db: Database, config: &Config) -> Result<Self, Failure> {
         let table = |name| db.keyspace(name, || table_options(config));
         Ok(Self {
-            log,
+            log: db.keyspace("log", || log_options(config))?,
             snapshot: table("snapshot")?,
             ids: table("ids")?,
             overlay: table("overlay")?,
@@ -81,11 +103,19 @@ impl Tables {
     pub(super) fn disk_bytes(&self) -> Option<u64> {
         self.db.disk_space().ok()
     }
+}
 
-    /// The tables that exist, whether this program knows them or not.
-    pub(super) fn count(&self) -> usize {
-        self.db.keyspace_count()
-    }
+fn database(path: &Path, config: &Config) -> fjall::Result<Database> {
+    Database::builder(path)
+        .cache_size(config.cache_size.get())
+        .max_journaling_size(config.journal_size_max.get().max(JOURNALS_MIN))
+        // One: of two, the engine's first passes the other's merges round and round in its queue until they are done,
+        // which takes a whole core. Memtables wait while one merges; there is room for four.
+        .worker_threads(1)
+        // The engine compares a journal with what it would write today, compressor included: a compressor that changes
+        // with an upgrade would make a journal unreadable. It also costs the committer time.
+        .journal_compression(CompressionType::None)
+        .open()
 }
 
 /// The engine refuses less.
@@ -96,11 +126,24 @@ fn log_options(config: &Config) -> KeyspaceCreateOptions {
         .max_memtable_size(config.log_memtable_size.get())
         // The log is read in ranges only; a filter answers point reads, and building it is work at every merge.
         .filter_policy(FilterPolicy::disabled())
+        // A page of a conversation is a few of these; smaller ones cost more index and compress worse.
         .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
+        // What is young is merged again soon; compressing it costs more than writing it.
         .data_block_compression_policy(CompressionPolicy::new([CompressionType::None, CompressionType::None, CompressionType::Lz4]))
-        .compaction_strategy(Arc::new(Leveled::default()))
+        // Eight flushes to a merge instead of four: less merging, and reads look into a few more files.
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(8)))
 }
 
 fn table_options(config: &Config) -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(config.table_memtable_size.get())
+}
+
+/// The engine's errors in words.
+pub(super) fn in_words(error: &fjall::Error) -> String {
+    match error {
+        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => source.to_string(),
+        fjall::Error::Poisoned => "the engine has stopped after an earlier failure".to_owned(),
+        fjall::Error::Storage(fjall::LsmError::ChecksumMismatch { .. }) => "a file is damaged (checksum mismatch)".to_owned(),
+        other => other.to_string(),
+    }
 }

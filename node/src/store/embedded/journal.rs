@@ -51,6 +51,10 @@ pub(super) fn sync_tree(folder: &Path) -> io::Result<()> {
 
 /// Checks the manifests of all tables and all journals, and cuts off a torn tail.
 pub(super) fn check(log: &Path) -> Result<(), Error> {
+    // Where this file is missing the engine begins anew, on top of what is there.
+    if !log.join("version").exists() {
+        return Err(Error::Damaged(format!("its file {} is missing", log.join("version").display())));
+    }
     let keyspaces = log.join("keyspaces");
     for table in folder(&keyspaces)? {
         check_manifest(&table)?;
@@ -116,7 +120,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// A file up to the last space that was ever written: journals are created longer than they are.
-fn read_written(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_written(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     let mut end = 0;
@@ -165,15 +169,15 @@ fn check_manifest(table: &Path) -> Result<(), Error> {
 
 /// What stands in a journal.
 #[derive(Debug, PartialEq, Eq)]
-struct Examined {
+pub(super) struct Examined {
     /// The last whole batch; what counts ends with it.
-    last: Range<usize>,
-    tail: Tail,
+    pub(super) last: Range<usize>,
+    pub(super) tail: Tail,
 }
 
 /// What stands behind the last whole batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tail {
+pub(super) enum Tail {
     /// Nothing but unwritten space.
     Clean,
     /// A batch that was never synced.
@@ -191,24 +195,36 @@ const END: u8 = 3;
 const CLEAR: u8 = 4;
 const TRAILER: [u8; 4] = *b"FJL\x03";
 
-fn examine(journal: &[u8]) -> Examined {
+pub(super) fn examine(journal: &[u8]) -> Examined {
     let written = journal.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    let mut last = 0..0;
+    let (mut last, mut before) = (0..0, None);
     let broken = loop {
         if last.end >= written {
             return Examined { last, tail: Tail::Clean };
         }
         match batch(journal, last.end) {
-            Ok(end) => last = last.end..end,
+            Ok(batch) if before.is_none_or(|before| follows(before, batch.seqno)) => {
+                (last, before) = (last.end..batch.end, Some(batch.seqno));
+            }
+            Ok(_) => break Broken::Seqno,
             Err(broken) => break broken,
         }
     };
     let at = last.end;
     let whole_behind = || (at + 1..written).any(|next| journal[next] == START && batch(journal, next).is_ok());
     let complete = || journal[at..written].ends_with(&TRAILER) && !lacks_sector(journal, at, written);
-    let damaged = broken == Broken::Trailer || complete() || whole_behind();
+    let damaged = broken != Broken::Content || complete() || whole_behind();
     Examined { last, tail: if damaged { Tail::Damaged } else { Tail::Torn } }
 }
+
+/// The engine's seqnos are under no checksum. They grow by one with every batch, and by a few more with every flush and
+/// merge; one that only falls into such a gap changes no order and does no harm.
+const fn follows(before: u64, seqno: u64) -> bool {
+    seqno > before && seqno - before <= SEQNO_STEP_MAX
+}
+
+/// Far above any step, far below any flipped bit that would make the engine run out of seqnos.
+const SEQNO_STEP_MAX: u64 = 1 << 20;
 
 /// Whether some sector's share of a range was never written.
 fn lacks_sector(journal: &[u8], from: usize, upto: usize) -> bool {
@@ -230,16 +246,25 @@ enum Broken {
     Content,
     /// All is there and right but the four bytes after the checksum.
     Trailer,
+    /// All is there and right but its place among the others.
+    Seqno,
 }
 
-/// Where the batch that starts here ends.
-fn batch(journal: &[u8], start: usize) -> Result<usize, Broken> {
+struct Batch {
+    seqno: u64,
+    /// Where the next one starts.
+    end: usize,
+}
+
+/// The batch that starts here.
+fn batch(journal: &[u8], start: usize) -> Result<Batch, Broken> {
     const SHAPE: Broken = Broken::Content;
     let byte = |at: usize| journal.get(at).copied().ok_or(SHAPE);
     if byte(start)? != START {
         return Err(SHAPE);
     }
     let count = u32::from_le_bytes(*journal.get(start + 1..).and_then(<[u8]>::first_chunk).ok_or(SHAPE)?);
+    let seqno = number_at(journal, start + 5).ok_or(SHAPE)?;
     let items = start + 13;
     let mut at = items;
     for _ in 0..count {
@@ -259,7 +284,7 @@ fn batch(journal: &[u8], start: usize) -> Result<usize, Broken> {
         return Err(SHAPE);
     }
     match journal.get(at + 9..at + 13) {
-        Some(trailer) if trailer == TRAILER => Ok(at + 13),
+        Some(trailer) if trailer == TRAILER => Ok(Batch { seqno, end: at + 13 }),
         Some(trailer) if !trailer.contains(&0) => Err(Broken::Trailer),
         _ => Err(SHAPE),
     }

@@ -100,7 +100,7 @@ impl Embedded {
         let (lock, tables, session) = directory::open(directory, config)?;
         let announced = read::announced_seqs(&tables).map_err(|source| OpenError::Engine {
             directory: directory.to_owned(),
-            why: format!("its list of announcements cannot be read: {source}"),
+            why: format!("its list of announcements cannot be read: {}", engine::in_words(&source)),
         })?;
         let meter = Arc::new(Meter::new());
         let space = commit::Space::new(directory.to_owned(), config.free_space_min.get(), Arc::clone(&free));
@@ -256,7 +256,7 @@ impl Watch {
         while !*closed {
             parking_lot::MutexGuard::unlocked(&mut closed, || {
                 if let Err(error) = tables.check() {
-                    committer.fail(format!("the log's engine has stopped after an earlier failure: {error}"));
+                    committer.fail(format!("the log can no longer be written: {}", engine::in_words(&error)));
                 }
                 meter.disk(tables.disk_bytes(), free(directory).ok());
             });

@@ -10,7 +10,10 @@ use chappe_schema::{
 use fjall::{Guard, Iter, Readable};
 use parking_lot::{Condvar, Mutex};
 
-use super::{engine::Tables, key};
+use super::{
+    engine::{Tables, in_words},
+    key,
+};
 use crate::store::{Error, Page, PageRequest, Recovered, slice::Slice};
 
 /// A read, as it waits. `None` when the store closed first.
@@ -205,7 +208,7 @@ pub(super) fn find_id(
 
 /// The entities that are listed for announcement.
 pub(super) fn announced(tables: &Tables) -> Result<Vec<EntityId>, Error> {
-    let unreadable = |error: fjall::Error| Error::Unavailable(error.to_string());
+    let unreadable = |error: fjall::Error| Error::Unavailable(in_words(&error));
     let listed = tables.announce.iter().map(|guard| {
         let key = guard.key().map_err(unreadable)?;
         EntityId::from_key(&key).map_err(|error| Error::Unavailable(format!("the list of announcements is damaged: {error}")))
@@ -258,6 +261,6 @@ fn failed(entity: &EntityId, error: &fjall::Error) -> Error {
             tracing::error!(event = "store_file_damaged", %error, "a file of the log is damaged");
             corrupt(entity, Corrupt::Checksum)
         }
-        _ => Error::Unavailable(error.to_string()),
+        _ => Error::Unavailable(in_words(error)),
     }
 }
