@@ -7,7 +7,8 @@
 //! 2. The caller sends SIGKILL to the processes.
 //! 3. [`Power::go_dark`]: those who wait are let go, with an error that they do not live to see.
 //! 4. The caller waits for the end of the processes.
-//! 5. [`Power::restore`]: what survives is mounted at the same place.
+//! 5. [`Power::restore`]: what survives is mounted at the same place. Or [`Power::thaw`]: only the processes died, at a
+//!    chosen operation, and all that they wrote is there.
 //!
 //! The kernel caches no writes here: each is seen when it is made, and each sync reaches us. Needs `/dev/fuse` and root;
 //! no libfuse. The mount ends with the value. If a tester is killed its mounts stay behind, dead; the next one that
@@ -172,6 +173,13 @@ impl Power {
     /// Lets go of those who wait, with an error. Their processes must have been sent SIGKILL.
     pub fn go_dark(&self) {
         self.shared.state.lock().phase = Phase::Dark;
+        self.shared.changed.notify_all();
+    }
+
+    /// Goes on as if nothing had been: only processes ended, the kernel has kept what they wrote. They must have ended.
+    pub fn thaw(&self) {
+        let mut state = self.shared.state.lock();
+        (state.phase, state.freeze_at) = (Phase::On, None);
         self.shared.changed.notify_all();
     }
 

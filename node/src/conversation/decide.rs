@@ -154,13 +154,12 @@ impl Case<'_> {
         Verdict::Answer(Ok(Reply::Changed { seq: self.state.head, changed: false }))
     }
 
-    /// The message that an edit or deletion is about, or the question for it.
-    pub(super) fn target(&self, seq: Seq) -> Result<&Target, Verdict> {
+    /// The message that an edit or deletion is about; `None` when it must be looked at first.
+    pub(super) fn target(&self, seq: Seq) -> Option<&Target> {
         let visible = self.state.member(&self.actor.user).map(|member| member.visible(self.state.settings.history).contains(seq));
         if !visible.unwrap_or(false) || seq > self.state.head || seq <= self.state.floor {
-            return Ok(&Target::Missing);
+            return Some(&Target::Missing);
         }
-        let hot = self.state.hot.as_ref().ok_or(Verdict::NeedHot)?;
-        hot.targets.get(&seq).ok_or(Verdict::NeedTarget(seq))
+        self.state.hot.as_ref()?.targets.get(&seq)
     }
 }

@@ -15,9 +15,9 @@ impl Case<'_> {
     pub(super) fn delete(&self, seq: Seq) -> Result<Verdict, Error> {
         let member = self.state.member(&self.actor.user)?;
         let (message, overlay) = match self.target(seq) {
-            Err(question) => return Ok(question),
-            Ok(Target::Missing) => return Err(Code::MessageNotFound.into()),
-            Ok(Target::Message(message, overlay)) => (message, overlay),
+            None => return Ok(Verdict::NeedTarget(seq)),
+            Some(Target::Missing) => return Err(Code::MessageNotFound.into()),
+            Some(Target::Message(message, overlay)) => (message, overlay),
         };
         if message.sender != self.actor.user && member.role < Role::Admin {
             return Err(Error::new(Code::Forbidden).with_detail("only its author or an admin deletes a message"));

@@ -16,9 +16,9 @@ impl Case<'_> {
     pub(super) fn edit(&self, seq: Seq, body: &Body) -> Result<Verdict, Error> {
         self.state.member(&self.actor.user)?;
         let (message, overlay) = match self.target(seq) {
-            Err(question) => return Ok(question),
-            Ok(Target::Missing) => return Err(Code::MessageNotFound.into()),
-            Ok(Target::Message(message, overlay)) => (message, overlay),
+            None => return Ok(Verdict::NeedTarget(seq)),
+            Some(Target::Missing) => return Err(Code::MessageNotFound.into()),
+            Some(Target::Message(message, overlay)) => (message, overlay),
         };
         if message.sender != self.actor.user {
             return Err(Error::new(Code::Forbidden).with_detail("only its author edits a message"));

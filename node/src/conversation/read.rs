@@ -124,7 +124,7 @@ impl Conversation {
             events: Vec::new(),
             overlays: Vec::new(),
         };
-        if let Some(reply) = read.from_memory(self) {
+        if let Some(reply) = read.recall(self) {
             return Ok(Verdict::Answer(Ok(reply)));
         }
         Ok(Verdict::Read(read))
@@ -133,7 +133,7 @@ impl Conversation {
 
 impl Read {
     /// The answer without the store, where the last events are all that is asked for.
-    fn from_memory(&mut self, state: &Conversation) -> Option<Reply> {
+    fn recall(&mut self, state: &Conversation) -> Option<Reply> {
         let Shape::Events { after, limit } = self.shape else { return None };
         let first = after + 1;
         if first > self.head {

@@ -458,7 +458,7 @@ fn the_audience_is_the_members_before_and_whoever_it_is_about() {
         let Audience::Users(users) = audience else { panic!("{audience:?}") };
         users.iter().map(ToString::to_string).collect()
     };
-    let mut audience_of = |talk: &mut Talk, who: &str, command: Command| {
+    let audience_of = |talk: &mut Talk, who: &str, command: Command| {
         let Verdict::Append(event, _) = talk.state.decide(&actor(who), fresh(), &command, Evidence::default(), T) else { panic!("refused") };
         let audience = talk.state.audience(&event);
         talk.state.apply(&event);

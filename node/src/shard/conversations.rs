@@ -148,7 +148,7 @@ impl Shard {
         } else if let Parked::Head(user) = parked {
             // A user who is not answered would wait for ever; what is known so far is the honest answer.
             let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
-            self.to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+            self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
         }
     }
 
@@ -266,7 +266,7 @@ impl Shard {
                 let done = self.answer(move |page| StoreMail::Target { conversation: id, seq, page });
                 self.store.page(request, done);
             }
-            Release::Head(user, known) => self.to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
+            Release::Head(user, known) => self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
         }
     }
 
@@ -321,7 +321,7 @@ impl Shard {
                 by_shard[shard_of(&EntityId::User(user.clone()), shards)].push(user.clone());
             }
             for (shard, users) in by_shard.into_iter().enumerate().filter(|(_, users)| !users.is_empty()) {
-                self.to_shard(shard, PeerMail::News { news: Arc::clone(&news), users });
+                self.send_to_shard(shard, PeerMail::News { news: Arc::clone(&news), users });
             }
         }
     }
@@ -329,10 +329,10 @@ impl Shard {
     fn broadcast(&mut self, id: ConversationId, news: &News) {
         let Some(gateways) = self.interest.get(&id).cloned() else { return };
         for gateway in gateways {
-            self.to_gateway(gateway, ToGateway::Broadcast { conversation: id, events: Arc::clone(&news.events) });
+            self.send_to_gateway(gateway, ToGateway::Broadcast { conversation: id, events: Arc::clone(&news.events) });
             for event in news.events.iter() {
                 if let Fact::MemberLeft { user } = &event.fact {
-                    self.to_gateway(gateway, ToGateway::Removed { conversation: id, user: user.clone() });
+                    self.send_to_gateway(gateway, ToGateway::Removed { conversation: id, user: user.clone() });
                 }
             }
         }
@@ -348,7 +348,7 @@ impl Shard {
             }
             slot.announcing.insert(pending.event.seq, facts.len());
             for (user, fact) in facts {
-                self.to_entity(&user.clone().into(), PeerMail::Tell { user, fact, conversation: id });
+                self.send_to_entity(&user.clone().into(), PeerMail::Tell { user, fact, conversation: id });
             }
         }
     }
@@ -552,7 +552,7 @@ impl Shard {
             Phase::Loading => self.park(id, Parked::Head(user)),
             Phase::Withdrawn { .. } => {
                 let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
-                self.to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+                self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
             }
         }
     }
@@ -669,7 +669,7 @@ impl Shard {
                 Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(error.clone())),
                 Parked::Head(user) => {
                     let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
-                    self.to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+                    self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
                 }
             }
         }

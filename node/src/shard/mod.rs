@@ -446,7 +446,7 @@ impl Shard {
 
     // === to gateways and other shards
 
-    fn to_gateway(&mut self, gateway: GatewayId, message: ToGateway) {
+    fn send_to_gateway(&mut self, gateway: GatewayId, message: ToGateway) {
         // Who is gone needs no answer.
         if let Some(slot) = self.gateways.iter_mut().find(|slot| slot.id == gateway) {
             slot.batch.push(message);
@@ -454,15 +454,15 @@ impl Shard {
     }
 
     fn reply(&mut self, gateway: GatewayId, correlation: Correlation, result: Result<Reply, Error>) {
-        self.to_gateway(gateway, ToGateway::Reply(correlation, result));
+        self.send_to_gateway(gateway, ToGateway::Reply(correlation, result));
     }
 
-    fn to_entity(&mut self, entity: &EntityId, mail: PeerMail) {
+    fn send_to_entity(&mut self, entity: &EntityId, mail: PeerMail) {
         let shard = shard_of(entity, self.peers.len());
-        self.to_shard(shard, mail);
+        self.send_to_shard(shard, mail);
     }
 
-    fn to_shard(&mut self, shard: usize, mail: PeerMail) {
+    fn send_to_shard(&mut self, shard: usize, mail: PeerMail) {
         if shard == self.index {
             self.local.push_back(mail);
         } else {

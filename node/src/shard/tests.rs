@@ -31,6 +31,9 @@ const T: Millis = 1_700_000_000_000;
 const GATEWAY: GatewayId = GatewayId(1);
 const CONVERSATION: ConversationId = ConversationId(uuid::Uuid::from_u128(7));
 
+/// Work that answers when it is done.
+type Work = Box<dyn FnOnce(&mut Held) -> Box<dyn FnOnce() + Send> + Send>;
+
 /// What a store holds, and what it has not answered yet.
 #[derive(Default)]
 struct Held {
@@ -42,7 +45,7 @@ struct Held {
     announced: BTreeMap<(EntityId, Seq), ()>,
     appends: VecDeque<(Vec<Append>, Done<Vec<Written>>)>,
     confirms: VecDeque<Done<Confirmation>>,
-    others: VecDeque<Box<dyn FnOnce(&mut Held) -> Box<dyn FnOnce() + Send> + Send>>,
+    others: VecDeque<Work>,
     recoveries: usize,
     appended: usize,
     projected: usize,

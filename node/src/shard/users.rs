@@ -93,7 +93,7 @@ impl Shard {
     fn refuse(&mut self, user: &UserId, parked: Parked, error: &Error) {
         match parked {
             Parked::Connect(gateway, connecting) => {
-                self.to_gateway(gateway, ToGateway::Connected(connecting.correlation, Err(error.clone())));
+                self.send_to_gateway(gateway, ToGateway::Connected(connecting.correlation, Err(error.clone())));
             }
             Parked::Inbox(gateway, asked) => self.reply(gateway, asked.correlation, Err(error.clone())),
             // Told again after the next start: the conversation keeps its announcement.
@@ -109,7 +109,7 @@ impl Shard {
         let id = connecting.actor.user.clone();
         if self.is_stopping() {
             let error = Error::new(Code::GoingAway).after_ms(1000);
-            return self.to_gateway(from, ToGateway::Connected(connecting.correlation, Err(error)));
+            return self.send_to_gateway(from, ToGateway::Connected(connecting.correlation, Err(error)));
         }
         let Some(Parked::Connect(from, connecting)) = self.user_or_park(&id, Parked::Connect(from, connecting)) else { return };
         if !asked && self.heads_needed(&id) {
@@ -201,7 +201,7 @@ impl Shard {
             by_shard.entry(shard_of(&conversation.into(), self.peers.len())).or_default().push(conversation);
         }
         for (shard, conversations) in by_shard {
-            self.to_shard(shard, PeerMail::AskHeads { user: id.clone(), conversations });
+            self.send_to_shard(shard, PeerMail::AskHeads { user: id.clone(), conversations });
         }
     }
 
@@ -264,7 +264,7 @@ impl Shard {
         self.next_change = next;
         for (gateway, connections) in recipients {
             let events = Arc::clone(&news.events);
-            self.to_gateway(gateway, ToGateway::Deliver { conversation: news.conversation, events, connections });
+            self.send_to_gateway(gateway, ToGateway::Deliver { conversation: news.conversation, events, connections });
         }
     }
 
@@ -312,9 +312,9 @@ impl Shard {
         match release {
             UserRelease::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
             UserRelease::Connected(gateway, correlation, result) => {
-                self.to_gateway(gateway, ToGateway::Connected(correlation, result));
+                self.send_to_gateway(gateway, ToGateway::Connected(correlation, result));
             }
-            UserRelease::Told(conversation, at) => self.to_entity(&conversation.into(), PeerMail::Told { conversation, at }),
+            UserRelease::Told(conversation, at) => self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at }),
         }
     }
 
@@ -481,7 +481,7 @@ impl Shard {
             match release {
                 UserRelease::Reply(gateway, correlation, _) => self.reply(gateway, correlation, Err(error.clone())),
                 UserRelease::Connected(gateway, correlation, _) => {
-                    self.to_gateway(gateway, ToGateway::Connected(correlation, Err(error.clone())));
+                    self.send_to_gateway(gateway, ToGateway::Connected(correlation, Err(error.clone())));
                 }
                 UserRelease::Told(..) => {}
             }

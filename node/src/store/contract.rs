@@ -263,9 +263,9 @@ fn a_repetition_changes_nothing(harness: &mut dyn Harness) {
     let entity: EntityId = conversation(1).into();
     let session = session(harness);
     let one = rows(session, &entity, 0, vec![message(1, "a"), message(2, "b")]);
-    make_durable(harness, &[one.clone()]);
+    make_durable(harness, std::slice::from_ref(&one));
     make_durable(harness, &[rows(session, &entity, 2, vec![message(3, "c")])]);
-    make_durable(harness, &[one.clone()]);
+    make_durable(harness, std::slice::from_ref(&one));
     make_durable(harness, &[one.clone(), one]);
     assert_eq!(events(&recover(harness, &entity).rows), [message(1, "a"), message(2, "b"), message(3, "c")]);
     harness.succeed();

@@ -251,7 +251,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn run(&self, tables: &Tables, committer: &Committer, meter: &Meter, directory: &PathBuf, free: &FreeSpace) {
+    fn run(&self, tables: &Tables, committer: &Committer, meter: &Meter, directory: &Path, free: &FreeSpace) {
         let mut closed = self.closed.lock();
         while !*closed {
             parking_lot::MutexGuard::unlocked(&mut closed, || {
