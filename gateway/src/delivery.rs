@@ -21,6 +21,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use crate::{
     connection::Table,
     gateway::{Gateway, wake},
+    listeners::SMALL,
     websocket::{
         encode::Encoded,
         outbox::{Outbox, Wakers},
@@ -164,11 +165,12 @@ impl Gateway {
                 Some(Item::Head(conversation, head)) => {
                     self.listeners.list(conversation, &mut listeners);
                     self.spread(&listeners, |outbox, after, wakers| {
-                        if head > after {
+                        if head > after || after == SMALL {
                             outbox.resync(conversation, head, wakers);
                         }
                     })
                     .await;
+                    self.listeners.grown(conversation, &listeners, head);
                 }
                 Some(Item::Events(conversation, events)) => {
                     self.listeners.list(conversation, &mut listeners);
@@ -177,12 +179,19 @@ impl Gateway {
                     }
                     let encoded: smallvec::SmallVec<[Arc<Encoded>; 8]> =
                         events.iter().map(|event| self.delivery.encode(conversation, event)).collect();
+                    let last = events.last().map_or(0, |event| event.seq);
                     self.spread(&listeners, |outbox, after, wakers| {
+                        if after == SMALL {
+                            return outbox.resync(conversation, last, wakers);
+                        }
                         for event in encoded.iter().filter(|event| event.seq > after) {
                             outbox.event(event, wakers);
                         }
                     })
                     .await;
+                    if listeners.iter().any(|(_, after)| *after == SMALL) {
+                        self.listeners.grown(conversation, &listeners, last);
+                    }
                     let now = self.clock.now_ms();
                     events.iter().for_each(|event| observe(&self.meters.delivery_large, now, event));
                 }

@@ -163,6 +163,7 @@ impl Gateway {
                     Ok(Reply::Opened { head, large: true, .. }) => {
                         self.listeners.listen(conversation, asking.connection, *head);
                     }
+                    Ok(Reply::Opened { .. }) => self.listeners.listen_small(conversation, asking.connection),
                     Ok(_) => self.listeners.leave(conversation, asking.connection, &self.link),
                     // It was open before, and trouble that passes does not change that.
                     Err(error) if error.code.row().retryable && self.listeners.listens(conversation, asking.connection) => {}

@@ -28,6 +28,9 @@ type Audience = HashMap<ConnectionSlot, Seq, foldhash::fast::RandomState>;
 
 const NOT_YET: Seq = Seq::MAX;
 
+/// The conversation was small when it was opened: its events come through the user, until it grows.
+pub(crate) const SMALL: Seq = Seq::MAX - 1;
+
 impl Listeners {
     pub(crate) fn new() -> Self {
         Self { shards: std::array::from_fn(|_| Mutex::new(Shard::default())) }
@@ -53,6 +56,25 @@ impl Listeners {
             && *after == NOT_YET
         {
             *after = head;
+        }
+    }
+
+    /// The node said that the conversation is a small one. Should it grow, the listener is told to fetch what it may
+    /// have missed between the two ways of delivery, and hears of everything after.
+    pub(crate) fn listen_small(&self, conversation: ConversationId, slot: ConnectionSlot) {
+        self.listen(conversation, slot, SMALL);
+    }
+
+    /// The conversation has grown: these listeners were told to fetch everything up to `head`.
+    pub(crate) fn grown(&self, conversation: ConversationId, told: &[(ConnectionSlot, Seq)], head: Seq) {
+        if let Some(audience) = self.shard(conversation).get_mut(&conversation) {
+            for (slot, _) in told.iter().filter(|(_, after)| *after == SMALL) {
+                if let Some(after) = audience.get_mut(slot)
+                    && *after == SMALL
+                {
+                    *after = head;
+                }
+            }
         }
     }
 

@@ -157,7 +157,7 @@ catalogue! {
             {route: OPEN, method: OPEN, status_class: &["1xx", "2xx", "3xx", "4xx", "5xx"]},
             "Time from a request's head to its response's head, by route template.";
         RATE_LIMIT_DECISIONS_TOTAL = "chappe_rate_limit_decisions_total", Kind::Counter, Count,
-            {scope: OPEN, backend: &["memory", "redis"], decision: &["allowed", "denied", "failed_open"]},
+            {scope: OPEN, backend: &["local"], decision: &["allowed", "refused", "exempt"]},
             "Tokens asked of the limiter, by what it said.";
         GATEWAY_ROUTES_TOTAL = "chappe_gateway_routes_total", Kind::Counter, Count,
             {result: &["ok", "moved", "stale_epoch", "no_owner", "timeout"]},

@@ -136,3 +136,33 @@ async fn a_large_group_is_live_where_it_is_open() {
         client.stop().await;
     }
 }
+
+/// A conversation that outgrows the small way of delivery while it is open: nobody misses anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_grows_large_under_its_listeners() {
+    let server = super::server().await;
+    let url = server.url();
+    let (ada, _) = join(&url, "ada").await;
+    let (bob, mut bob_hears) = join(&url, "bob").await;
+    let names: Vec<String> = (0..254).map(|n| format!("user-{n:03}")).collect();
+    let members: Vec<&str> = names.iter().map(String::as_str).chain(["bob"]).collect();
+    let group = ada.create_group("hall", &members).await.unwrap();
+    let opened = bob.request("conversation.open", json!({ "conversation": group })).await.unwrap();
+    assert_eq!(opened["large"], json!(false));
+    for n in 0..5 {
+        ada.send(group, &json!({ "text": "small" })).await.unwrap();
+        if n == 2 {
+            ada.request("member.add", json!({ "conversation": group, "user": "eve" })).await.unwrap();
+        }
+    }
+    let last = ada.send(group, &json!({ "text": "large" })).await.unwrap().seq;
+    let mut heard = 0;
+    while heard < last {
+        let event = bob_hears.event(SOON).await.unwrap_or_else(|| panic!("nothing after {heard}"));
+        assert!(heard == 0 || event.seq == heard + 1, "{} after {heard}", event.seq);
+        heard = event.seq;
+    }
+    for client in [ada, bob] {
+        client.stop().await;
+    }
+}
