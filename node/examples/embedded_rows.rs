@@ -4,7 +4,9 @@
 //!
 //! Each line is a fresh store. A group is one call with that many appends, each to another conversation out of a hundred
 //! thousand; as in a server, the next call is made when the last is answered. `packs of 8` puts eight events into each
-//! append. The CPU is that of the whole process: sealing, journal, memtable, flush and merges, until all is merged.
+//! append. The CPU is that of the whole process: sealing, journal, memtable, flush and merges.
+//!
+//! Then what a page of one long conversation costs, at its beginning, in its middle and at its end.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +15,7 @@ use std::{
 };
 
 use chappe_node::store::{
-    Append, Store, Written,
+    Append, PageRequest, Store, Written,
     embedded::{Config, Embedded},
 };
 use chappe_schema::{
@@ -55,6 +57,69 @@ fn main() {
         measure(&directory, &format!("of {group}, {packs}"), rows, group, pack);
         std::fs::remove_dir_all(&directory).expect("the directory was just written");
     }
+    if only.is_none() {
+        let directory = directory.join(format!("chappe-embedded-pages-{}", std::process::id()));
+        pages(&directory, rows as Seq);
+        std::fs::remove_dir_all(&directory).expect("the directory was just written");
+    }
+}
+
+/// Writes one conversation of so many messages, opens it anew and reads pages of fifty.
+fn pages(directory: &Path, messages: Seq) {
+    let open = || Embedded::open(directory, &Config::default(), Arc::new(|why: String| panic!("{why}"))).unwrap_or_else(|error| panic!("{error}"));
+    let store = open();
+    let (entity, sender) = (ConversationId(Uuid::new_v4()), UserId::new("ada").expect("it is a name"));
+    let bodies: Vec<Body> = (0..1024).map(body).collect();
+    let (tx, rx) = mpsc::channel();
+    for first in (1..=messages).step_by(512) {
+        let events = |first: Seq| -> Vec<_> { (first..first + 8).map(|seq| event(seq, &sender, &bodies[seq as usize % 1024])).collect() };
+        let row = |first| Append { entity: entity.into(), epoch: 1, cw: first - 1, adopted: false, events: events(first).into(), announce: false };
+        let tx = tx.clone();
+        store.append((first..first + 512).step_by(8).map(row).collect(), Box::new(move |_| tx.send(()).expect("main waits")));
+        rx.recv().expect("the store answers");
+    }
+    store.close();
+    let began = Instant::now();
+    let store = open();
+    println!("\na conversation of {messages} messages; opened again in {:.1} ms", began.elapsed().as_secs_f64() * 1e3);
+    println!("{:<28} {:>12} {:>12}", "page of 50", "first, µs", "again, µs");
+    for (name, upto) in [("beginning", 50), ("middle", messages / 2), ("end", messages)] {
+        let read = || {
+            let request = PageRequest {
+                entity: entity.into(),
+                from: 1,
+                upto,
+                newest_first: true,
+                messages: true,
+                limit: 50,
+                bytes_max: 256 * 1024,
+            };
+            let (tx, rx) = mpsc::channel();
+            let began = Instant::now();
+            store.page(request, Box::new(move |page| tx.send(page).expect("main waits")));
+            let page = rx.recv().expect("the store answers").unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(page.events.len(), 50);
+            began.elapsed().as_secs_f64() * 1e6
+        };
+        let first = read();
+        let mut again: Vec<f64> = (0..101).map(|_| read()).collect();
+        again.sort_by(f64::total_cmp);
+        println!("{name:<28} {first:>12.0} {:>12.0}", again[50]);
+    }
+}
+
+fn event(seq: Seq, sender: &UserId, body: &Body) -> Arc<Event> {
+    Arc::new(Event {
+        seq,
+        n: seq,
+        sender: sender.clone(),
+        device: None,
+        id: CommandId(Uuid::from_u128(u128::from(seq))),
+        target: 0,
+        created_at: 1_700_000_000_000,
+        hash: seq,
+        fact: Fact::MessageNew { body: body.clone() },
+    })
 }
 
 fn measure(directory: &Path, name: &str, rows: usize, group: usize, pack: usize) {
@@ -74,17 +139,7 @@ fn measure(directory: &Path, name: &str, rows: usize, group: usize, pack: usize)
         let events: Vec<_> = (0..pack)
             .map(|_| {
                 log.head += 1;
-                Arc::new(Event {
-                    seq: log.head,
-                    n: log.head,
-                    sender: log.sender.clone(),
-                    device: None,
-                    id: CommandId(Uuid::from_u128(index as u128)),
-                    target: 0,
-                    created_at: 1_700_000_000_000,
-                    hash: index as u64,
-                    fact: Fact::MessageNew { body: bodies[(index * 31 + log.head as usize) % bodies.len()].clone() },
-                })
+                event(log.head, &log.sender, &bodies[(index * 31 + log.head as usize) % bodies.len()])
             })
             .collect();
         Append { entity: log.entity.into(), epoch, cw: log.head - pack as u64, adopted: false, events: events.into(), announce: false }

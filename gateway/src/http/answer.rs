@@ -12,6 +12,14 @@ pub(crate) fn json(status: u16, body: Vec<u8>) -> Response {
     typed(status, body, "application/json")
 }
 
+/// A page that loads nothing from elsewhere and talks to nobody but this server.
+pub(crate) fn page(html: &'static str) -> Response {
+    let mut response = typed(200, html.as_bytes().to_vec(), "text/html; charset=utf-8");
+    let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    response
+}
+
 /// An error in the one shape (RFC 9457).
 pub(crate) fn problem(error: &Error, request_id: &str) -> Response {
     let row = error.code.row();

@@ -45,14 +45,27 @@ pub(crate) fn of(gateway: &Arc<Gateway>) -> Routes {
         let handler = move |request| watched.clone().time(request, gateway.clone(), dev_tokens::issue);
         router = router.route("/v1/dev/tokens", post(handler));
     }
+    // The page needs tokens that anybody may have.
+    let has_page = gateway.auth.dev_tokens().is_some();
     let unmatched = Arc::new(Watched::new("unmatched", "any"));
     let (missing, wrong) = (unmatched.clone(), unmatched);
     let (gateway, same) = (Arc::clone(gateway), Arc::clone(gateway));
     router
-        .route("/", get(async || answer::json(200, GREETING.as_bytes().to_vec())))
+        .route("/", get(move |headers: HeaderMap| async move { greet(&headers, has_page) }))
         .fallback(move |request| missing.clone().time(request, gateway.clone(), not_found))
         .method_not_allowed_fallback(move |request| wrong.clone().time(request, same.clone(), not_allowed))
 }
+
+/// A person gets a page to try the server with, a program where to go on.
+fn greet(headers: &HeaderMap, has_page: bool) -> Response {
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if has_page && accepts.contains("text/html") {
+        return answer::page(PAGE);
+    }
+    answer::json(200, GREETING.as_bytes().to_vec())
+}
+
+const PAGE: &str = include_str!("page.html");
 
 const GREETING: &str = concat!(
     r#"{"service":"chappe","version":""#,

@@ -109,9 +109,14 @@ enum Damage {
 }
 
 impl Damage {
-    fn any(dice: &mut Dice, length: u64) -> Self {
-        // The end is where crashes happen; the middle is where disks rot.
-        let at = if dice.chance(0.4) { length - 1 - dice.below(length.min(1500)) } else { dice.below(length) };
+    /// `seams` are places where one record ends and the next begins.
+    fn any(dice: &mut Dice, length: u64, seams: &[u64]) -> Self {
+        // The end is where crashes happen; the middle is where disks rot; and a reader is most easily misled at a seam.
+        let at = match dice.below(5) {
+            0 | 1 => length - 1 - dice.below(length.min(1500)),
+            2 if !seams.is_empty() => (dice.pick(seams) + dice.below(40)).saturating_sub(20).min(length - 1),
+            _ => dice.below(length),
+        };
         match dice.below(6) {
             0 | 1 => Self::Truncated(at),
             2 | 3 => Self::Flipped(at, 1 << dice.below(8)),
@@ -243,12 +248,15 @@ async fn a_damaged_journal_is_repaired_or_refused() {
     };
     let places: Vec<u64> = corpse.told.iter().map(|(text, ..)| place(text)).collect();
     assert!(places.is_sorted());
-    println!("a journal of {written} bytes, {} messages", places.len());
+    // What the engine writes behind each batch.
+    let seams: Vec<u64> = (4..written as usize).filter(|at| &bytes[at - 4..*at] == b"FJL\x03").map(|at| at as u64).collect();
+    assert!(seams.len() >= places.len(), "each message is a batch of its own");
+    println!("a journal of {written} bytes, {} messages in {} batches", places.len(), seams.len());
     let mut outcomes: BTreeMap<(&str, Outcome), u32> = BTreeMap::new();
     for index in 0..size("CHAPPE_TEST_DAMAGES", 24) {
         let home = tempfile::Builder::new().prefix("chappe-").tempdir().unwrap();
         let data = corpse.copy(home.path());
-        let damage = Damage::any(&mut dice, written);
+        let damage = Damage::any(&mut dice, written, &seams);
         damage.inflict(&data.join("log").join(journal.file_name().unwrap()), &mut dice);
         let what = format!("{damage:?} of {written}");
         let (outcome, served) = examine(&corpse, &data, &what, index % 3 == 0).await;
@@ -295,7 +303,7 @@ async fn damage_anywhere_is_never_served() {
         let data = corpse.copy(home.path());
         let file = dice.pick(&files).strip_prefix(&root).unwrap();
         let path = data.join("log").join(file);
-        let damage = Damage::any(&mut dice, fs::metadata(&path).unwrap().len());
+        let damage = Damage::any(&mut dice, fs::metadata(&path).unwrap().len(), &[]);
         damage.inflict(&path, &mut dice);
         let what = format!("{}: {damage:?}", file.display());
         let (outcome, served) = examine(&corpse, &data, &what, false).await;
