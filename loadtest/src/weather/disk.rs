@@ -48,12 +48,12 @@ pub enum Names {
 }
 
 /// What a power cut leaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// What was synced and nothing else.
     Synced,
-    /// What was synced, and some of the rest, by chance.
-    Torn(Dice),
+    /// What was synced, and some of the rest, by chance; the seed of that chance.
+    Torn(u64),
 }
 
 /// Why something cannot be done.
@@ -394,7 +394,8 @@ impl Disk {
     /// What a power cut at this moment leaves, as a disk that is in the machine when the power is back.
     pub fn survivors(&self, cut: Cut) -> Self {
         let mut disk = self.clone();
-        if let Cut::Torn(mut dice) = cut {
+        if let Cut::Torn(seed) = cut {
+            let mut dice = Dice::of(seed);
             let first = dice.below(disk.pending.len() as u64 + 1) as usize;
             for change in disk.pending.clone().iter().take(first) {
                 disk.settle(change);
@@ -443,7 +444,10 @@ impl Disk {
     pub fn forget(&mut self, ino: Ino) {
         let named = |entries: &Entries| entries.values().any(|named| *named == ino);
         let pending = self.pending.iter().flat_map(|change| &change.0).any(|(_, _, named)| *named == Some(ino));
-        let kept = pending || self.nodes.values().any(|node| matches!(&node.kind, Kind::Folder(folder) if named(&folder.live) || named(&folder.durable)));
+        let kept = pending
+            || self.nodes.values().any(
+                |node| matches!(&node.kind, Kind::Folder(folder) if named(&folder.live) || named(&folder.durable)),
+            );
         if let (false, Some(Node { kind: Kind::File(file), .. })) = (kept, self.nodes.get(&ino)) {
             self.used -= file.live.pages.len() as u64;
             self.nodes.remove(&ino);
@@ -629,7 +633,7 @@ mod tests {
             disk.write(file, 0, &[1; 2048]).unwrap();
             disk.sync(file).unwrap();
             disk.write(file, 2048, &[2; 2 * PAGE]).unwrap();
-            let after = content(&disk.survivors(Cut::Torn(Dice::of(seed))), "a").unwrap();
+            let after = content(&disk.survivors(Cut::Torn(seed)), "a").unwrap();
             assert!(after[..2048].iter().all(|byte| *byte == 1));
             assert!(after.len() == 2048 || after.len() == 2048 + 2 * PAGE);
             let sectors: Vec<u8> = after[2048..].chunks(SECTOR).map(|sector| sector[0]).collect();
@@ -647,8 +651,10 @@ mod tests {
             for called in ["a", "b", "c"] {
                 create(&mut disk, ROOT, called);
             }
-            let after = disk.survivors(Cut::Torn(Dice::of(seed)));
-            seen.insert(after.list(ROOT).unwrap().into_iter().map(|(name, _)| name.into_string().unwrap()).collect::<String>());
+            let after = disk.survivors(Cut::Torn(seed));
+            seen.insert(
+                after.list(ROOT).unwrap().into_iter().map(|(name, _)| name.into_string().unwrap()).collect::<String>(),
+            );
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["", "a", "ab", "abc"]);
     }

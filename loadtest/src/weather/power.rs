@@ -24,9 +24,9 @@ use std::{
 };
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
-    MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use hashbrown::HashMap;
 use parking_lot::{Condvar, MappedMutexGuard, Mutex, MutexGuard};
@@ -125,7 +125,8 @@ impl Power {
 
     fn mount(&mut self) -> io::Result<()> {
         let mut config = Config::default();
-        config.mount_options = vec![MountOption::FSName(source()), MountOption::NoAtime, MountOption::NoDev, MountOption::NoSuid];
+        config.mount_options =
+            vec![MountOption::FSName(source()), MountOption::NoAtime, MountOption::NoDev, MountOption::NoSuid];
         config.n_threads = Some(THREADS);
         self.session = Some(fuser::spawn_mount(Front(Arc::clone(&self.shared)), &self.mountpoint, &config)?);
         Ok(())
@@ -342,9 +343,22 @@ impl Filesystem for Front {
     }
 
     fn setattr(
-        &self, _: &Request, ino: INodeNo, mode: Option<u32>, _: Option<u32>, _: Option<u32>, size: Option<u64>, _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>, _: Option<SystemTime>, _: Option<FileHandle>, _: Option<SystemTime>, _: Option<SystemTime>,
-        _: Option<SystemTime>, _: Option<fuser::BsdFileFlags>, reply: ReplyAttr,
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
     ) {
         match self.set(ino, mode, size) {
             Ok(attributes) => reply.attr(&TRUSTED, &attributes),
@@ -368,7 +382,14 @@ impl Filesystem for Front {
     }
 
     fn rename(
-        &self, _: &Request, parent: INodeNo, name: &OsStr, to: INodeNo, new_name: &OsStr, flags: RenameFlags, reply: ReplyEmpty,
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        to: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
     ) {
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
@@ -377,7 +398,15 @@ impl Filesystem for Front {
     }
 
     fn read(
-        &self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>, reply: ReplyData,
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
     ) {
         match self.look().and_then(|disk| Ok(disk.read(ino.0, offset, size as usize)?)) {
             Ok(bytes) => reply.data(&bytes),
@@ -386,7 +415,15 @@ impl Filesystem for Front {
     }
 
     fn write(
-        &self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, bytes: &[u8], _: WriteFlags, _: OpenFlags, _: Option<LockOwner>,
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        bytes: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         match self.change().and_then(|mut disk| Ok(disk.write(ino.0, offset, bytes)?)) {
@@ -550,7 +587,7 @@ mod tests {
             file.write_all_at(b"1", 0).unwrap();
             file.sync_data().unwrap();
             file.write_all_at(b"2", 1).unwrap();
-            assert!(!file.sync_data().is_ok());
+            assert!(file.sync_data().is_err());
         });
         while !power.is_frozen() {
             thread::sleep(Duration::from_millis(1));

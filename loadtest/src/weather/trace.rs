@@ -39,7 +39,15 @@ impl Trace {
     /// example `fdatasync` and `delay_enter=200000` (microseconds) or `error=EIO`. What it sees goes to `log`.
     pub fn inject(pid: u32, calls: &str, injection: &str, log: &Path) -> io::Result<Self> {
         let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-ttt", "-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{injection}")]);
+        command.args([
+            "-f",
+            "-qq",
+            "-ttt",
+            "-e",
+            &format!("trace={calls}"),
+            "-e",
+            &format!("inject={calls}:{injection}"),
+        ]);
         command.arg("-o").arg(log).args(["-p", &pid.to_string()]);
         let strace = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
         let mut trace = Self { strace, log: log.to_owned() };

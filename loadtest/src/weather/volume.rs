@@ -20,7 +20,13 @@ impl Volume {
     /// Mounts one of this many bytes on a folder.
     pub fn mount(mountpoint: &Path, bytes: u64) -> io::Result<Self> {
         let options = std::ffi::CString::new(format!("size={bytes},mode=0755"))?;
-        rustix::mount::mount(power::source(), mountpoint, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))?;
+        rustix::mount::mount(
+            power::source(),
+            mountpoint,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            Some(options.as_c_str()),
+        )?;
         Ok(Self { mountpoint: mountpoint.to_owned() })
     }
 

@@ -42,7 +42,9 @@ impl Corpse {
             told.push((text, conversation, ack.seq));
         }
         let mut logs = BTreeMap::new();
-        for (conversation, reader) in [(&world.conversations[0], "fay"), (&world.conversations[1], "cyd"), (&world.conversations[2], "eve")] {
+        for (conversation, reader) in
+            [(&world.conversations[0], "fay"), (&world.conversations[1], "cyd"), (&world.conversations[2], "eve")]
+        {
             let events = events(&world.server, reader, conversation.id).await.unwrap();
             assert!(!events.is_empty());
             logs.insert(conversation.id, (reader, events));
@@ -187,7 +189,13 @@ async fn examine(corpse: &Corpse, data: &Path, what: &str, go_on: bool) -> (Outc
         match events(&server, reader, *conversation).await {
             Ok(found) => {
                 let same = found.iter().zip(canon).take_while(|(found, canon)| found == canon).count();
-                assert!(same == found.len(), "{what}: served something else at seq {}: {:?} instead of {:?}", same + 1, found[same], canon.get(same));
+                assert!(
+                    same == found.len(),
+                    "{what}: served something else at seq {}: {:?} instead of {:?}",
+                    same + 1,
+                    found[same],
+                    canon.get(same)
+                );
                 if found.len() < canon.len() {
                     outcome = outcome.max(Outcome::Beginning);
                 }
@@ -243,13 +251,17 @@ async fn a_damaged_journal_is_repaired_or_refused() {
     let bytes = fs::read(&journal).unwrap();
     let written = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     let place = |text: &str| {
-        let at = bytes.windows(11).position(|window| window == &text.as_bytes()[..11]).unwrap_or_else(|| panic!("{text} is not in the journal"));
+        let at = bytes
+            .windows(11)
+            .position(|window| window == &text.as_bytes()[..11])
+            .unwrap_or_else(|| panic!("{text} is not in the journal"));
         at as u64
     };
     let places: Vec<u64> = corpse.told.iter().map(|(text, ..)| place(text)).collect();
     assert!(places.is_sorted());
     // What the engine writes behind each batch.
-    let seams: Vec<u64> = (4..written as usize).filter(|at| &bytes[at - 4..*at] == b"FJL\x03").map(|at| at as u64).collect();
+    let seams: Vec<u64> =
+        (4..written as usize).filter(|at| &bytes[at - 4..*at] == b"FJL\x03").map(|at| at as u64).collect();
     assert!(seams.len() >= places.len(), "each message is a batch of its own");
     println!("a journal of {written} bytes, {} messages in {} batches", places.len(), seams.len());
     let mut outcomes: BTreeMap<(&str, Outcome), u32> = BTreeMap::new();
@@ -274,11 +286,19 @@ async fn a_damaged_journal_is_repaired_or_refused() {
         // A message whose successor begins before the damage was whole before the damage.
         let safe = places.iter().filter(|place| **place < damage.at()).count().saturating_sub(1);
         for (text, conversation, seq) in &corpse.told[..safe] {
-            assert!(served[conversation] as u64 >= *seq, "{what}: acknowledged before the damage, and gone: {}", &text[..11]);
+            assert!(
+                served[conversation] as u64 >= *seq,
+                "{what}: acknowledged before the damage, and gone: {}",
+                &text[..11]
+            );
         }
         // A cut tail cannot be told from one that was never written; a changed one can.
         if let Damage::Flipped(..) = damage {
-            assert_ne!(outcome, Outcome::Beginning, "{what}: what was changed after it had been synced was cut off in silence");
+            assert_ne!(
+                outcome,
+                Outcome::Beginning,
+                "{what}: what was changed after it had been synced was cut off in silence"
+            );
         }
     }
     for ((kind, outcome), count) in outcomes {
@@ -295,7 +315,9 @@ async fn damage_anywhere_is_never_served() {
     let root = corpse.data().join("log");
     let mut files = Vec::new();
     collect(&root, &mut files);
-    files.retain(|path| path.extension().is_none_or(|extension| extension != "jnl") && fs::metadata(path).unwrap().len() > 0);
+    files.retain(|path| {
+        path.extension().is_none_or(|extension| extension != "jnl") && fs::metadata(path).unwrap().len() > 0
+    });
     println!("{} files beside the journals", files.len());
     let mut outcomes: BTreeMap<Outcome, u32> = BTreeMap::new();
     for _ in 0..size("CHAPPE_TEST_DAMAGES", 24).div_ceil(2) {

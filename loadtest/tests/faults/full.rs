@@ -72,7 +72,11 @@ async fn a_full_disk_refuses_sends_and_recovers() {
             }
         };
         let (status, error) = timeout(Duration::from_secs(5), refused).await.expect("a full disk is noticed");
-        assert_eq!((status, &error["code"], &error["retryable"]), (503, &json!("unavailable"), &json!(true)), "{error}");
+        assert_eq!(
+            (status, &error["code"], &error["retryable"]),
+            (503, &json!("unavailable"), &json!(true)),
+            "{error}"
+        );
         // Whoever was let in before has his answer by now.
         sleep(Duration::from_millis(200)).await;
         let before = load.acked.load(Relaxed);
@@ -127,11 +131,20 @@ async fn a_write_without_room_ends_the_process() {
         let status = timeout(PATIENCE, world.server.ended()).await.expect("it ends").unwrap();
         let words = world.server.last_words();
         assert_eq!(status.code(), Some(1), "{status}: {words}");
-        let sentence = words.lines().find(|line| line.starts_with("chappe-node: ")).unwrap_or_else(|| panic!("no sentence in:\n{words}"));
+        let sentence = words
+            .lines()
+            .find(|line| line.starts_with("chappe-node: "))
+            .unwrap_or_else(|| panic!("no sentence in:\n{words}"));
         println!("{sentence}");
         // It may find that it cannot start either, and says so, or find room enough.
         let started = world.server.restart().await;
-        println!("on the full disk: {}", started.map_or_else(|error| error.to_string().lines().last().unwrap_or("").to_owned(), |()| "it starts".into()));
+        println!(
+            "on the full disk: {}",
+            started.map_or_else(
+                |error| error.to_string().lines().last().unwrap_or("").to_owned(),
+                |()| "it starts".into()
+            )
+        );
         plugged.power.with(|disk| disk.resize(whole));
         world.server.restart().await.unwrap();
     }

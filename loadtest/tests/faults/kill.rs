@@ -74,7 +74,11 @@ async fn members_hear_of_a_conversation_that_was_created_just_before_a_kill() {
         for member in told {
             let listed = async {
                 loop {
-                    let list = world.members[member].client.request("conversation.list", json!({ "limit": 100 })).await.unwrap();
+                    let list = world.members[member]
+                        .client
+                        .request("conversation.list", json!({ "limit": 100 }))
+                        .await
+                        .unwrap();
                     if list["conversations"].as_array().unwrap().iter().any(|shown| shown["id"] == id.to_string()) {
                         break;
                     }

@@ -43,7 +43,9 @@ async fn found(server: &Server, user: &str, conversation: Uuid, id: Uuid) -> Vec
         let events = page["events"].as_array().unwrap();
         let Some(last) = events.last() else { return found };
         after = last["seq"].as_u64().unwrap();
-        found.extend(events.iter().filter(|event| event["id"] == id.to_string()).map(|event| event["seq"].as_u64().unwrap()));
+        found.extend(
+            events.iter().filter(|event| event["id"] == id.to_string()).map(|event| event["seq"].as_u64().unwrap()),
+        );
     }
 }
 
@@ -85,7 +87,8 @@ async fn after_a_lost_reply_the_first_answer_comes_back() {
             wire.hang_up();
             seq
         };
-        let (sent, seq) = timeout(PATIENCE, async { tokio::join!(sending, breaking) }).await.expect("the retry is answered");
+        let (sent, seq) =
+            timeout(PATIENCE, async { tokio::join!(sending, breaking) }).await.expect("the retry is answered");
         assert_eq!(sent.unwrap(), Ack { seq, duplicate: true });
     }
     assert!(ada.counters().await.retries >= 10);

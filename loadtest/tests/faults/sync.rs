@@ -49,7 +49,9 @@ async fn no_acknowledgement_comes_before_its_sync() {
     assert!(quickest < DELAY / 4, "without a delay a send takes {quickest:?}");
 
     let (listener, mut heard) = connect_heard(&world.server, "eve", None).await;
-    let trace = Trace::inject(world.server.pid().unwrap(), SYNCS, &format!("delay_enter={}", DELAY.as_micros()), &log(&world)).unwrap();
+    let trace =
+        Trace::inject(world.server.pid().unwrap(), SYNCS, &format!("delay_enter={}", DELAY.as_micros()), &log(&world))
+            .unwrap();
     let mut took: Vec<(&str, Duration)> = Vec::new();
 
     // Alone, so that no other's sync is under way.
@@ -137,7 +139,10 @@ async fn a_failing_sync_acknowledges_nothing_and_ends_the_process() {
         assert_eq!(load.acked.load(std::sync::atomic::Ordering::Relaxed), 0, "acknowledged without a sync");
         assert_eq!(status.code(), Some(1), "{status}");
         let words = world.server.last_words();
-        let sentence = words.lines().find(|line| line.starts_with("chappe-node: ")).unwrap_or_else(|| panic!("no sentence in:\n{words}"));
+        let sentence = words
+            .lines()
+            .find(|line| line.starts_with("chappe-node: "))
+            .unwrap_or_else(|| panic!("no sentence in:\n{words}"));
         println!("{calls}: {sentence}");
         assert!(sentence.contains("the log cannot be written"), "{sentence}");
         let failed = trace.detach().unwrap();
@@ -168,7 +173,10 @@ async fn a_sync_that_fails_once_is_not_tried_again() {
         // The file must not be synced again as if nothing had happened: the kernel would say yes.
         let calls = trace.detach().unwrap();
         let failed = calls.iter().position(|call| call.text.contains("EIO")).expect("it was injected");
-        let later: Vec<_> = calls[failed + 1..].iter().filter(|call| call.text.contains("fdatasync") && call.text.contains("= 0")).collect();
+        let later: Vec<_> = calls[failed + 1..]
+            .iter()
+            .filter(|call| call.text.contains("fdatasync") && call.text.contains("= 0"))
+            .collect();
         assert!(later.is_empty(), "synced again after a failure: {later:?}");
         world.server.restart().await.unwrap();
     }

@@ -116,7 +116,10 @@ impl World {
         }
         let ada = &members[0].client;
         let conversations = vec![
-            Conversation { id: ada.create_group("all", &["bob", "cyd", "dan", "eve", "fay"]).await.unwrap(), members: (0..6).collect() },
+            Conversation {
+                id: ada.create_group("all", &["bob", "cyd", "dan", "eve", "fay"]).await.unwrap(),
+                members: (0..6).collect(),
+            },
             Conversation { id: ada.create_group("three", &["bob", "cyd"]).await.unwrap(), members: vec![0, 1, 2] },
             Conversation { id: members[3].client.direct("eve").await.unwrap(), members: vec![3, 4] },
         ];
@@ -131,7 +134,8 @@ impl World {
 
     fn add_lanes(&self, mut load: Load, lanes: usize, dice: &mut Dice) -> Load {
         for (index, member) in self.members.iter().enumerate() {
-            let mine: Vec<Uuid> = self.conversations.iter().filter(|c| c.members.contains(&index)).map(|c| c.id).collect();
+            let mine: Vec<Uuid> =
+                self.conversations.iter().filter(|c| c.members.contains(&index)).map(|c| c.id).collect();
             for _ in 0..lanes {
                 let (client, mine, mut dice) = (Arc::clone(&member.client), mine.clone(), dice.fork());
                 let (stop, acked) = (Arc::clone(&load.stop), Arc::clone(&load.acked));
@@ -200,7 +204,9 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(PATIENCE, arrived).await.unwrap_or_else(|_| panic!("no progress; last words:\n{}", self.server.last_words()));
+        timeout(PATIENCE, arrived)
+            .await
+            .unwrap_or_else(|_| panic!("no progress; last words:\n{}", self.server.last_words()));
     }
 }
 

@@ -645,6 +645,11 @@ impl Shard {
                 .filter(|event| is_announced(&event.fact))
                 .map(|event| Pending { event, audience: None, announce: true, adopted: false })
                 .collect();
+            if owed.is_empty() {
+                // Everybody had heard; only the note of it was lost.
+                self.unannounced.remove(&EntityId::Conversation(id));
+                self.project(Projected::Other, Projection::Announced { entity: id.into(), upto: committed });
+            }
             self.announce(id, &owed);
         }
         self.project_conversation(id);

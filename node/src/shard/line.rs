@@ -143,6 +143,11 @@ impl<R> Line<R> {
         None
     }
 
+    /// Drops what waits and is not wanted any more.
+    pub(super) fn forget(&mut self, unwanted: impl Fn(&R) -> bool) {
+        self.waiting.retain(|(_, release)| !unwanted(release));
+    }
+
     /// The events on their way, sent or not.
     pub(super) fn unwritten(&self) -> impl Iterator<Item = &Arc<Event>> {
         let flying = self.flight.iter().flat_map(|flight| &flight.pending);

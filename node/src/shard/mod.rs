@@ -24,7 +24,7 @@ use chappe_schema::{
     limit::{PANICS_PER_MINUTE_MAX, RECOVERIES_MAX},
     reply::Reply,
     stored::{StoredId, StoredOverlay},
-    wire::{Correlation, Head, Heads, ToGateway, ToNode},
+    wire::{Connecting, Correlation, Head, ToGateway, ToNode},
 };
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
@@ -185,7 +185,7 @@ enum Release {
 #[derive(Debug)]
 enum UserRelease {
     Reply(GatewayId, Correlation, Result<Reply, Error>),
-    Connected(GatewayId, Correlation, Result<Heads, Error>),
+    Connect(GatewayId, Box<Connecting>),
     Told(ConversationId, Seq),
 }
 
@@ -236,6 +236,7 @@ pub(crate) struct Shard {
     flush: Vec<EntityId>,
     groups: HashMap<u64, Vec<EntityId>, foldhash::fast::FixedState>,
     projections: Vec<(Projected, Projection)>,
+    failed_projections: Vec<(Projected, Projection)>,
     projecting: HashMap<u64, (Vec<Projected>, Vec<Projection>), foldhash::fast::FixedState>,
     reads: HashMap<u64, conversations::Reading, foldhash::fast::FixedState>,
     next_token: u64,
@@ -303,6 +304,7 @@ impl Shard {
             flush: Vec::new(),
             groups: HashMap::default(),
             projections: Vec::new(),
+            failed_projections: Vec::new(),
             projecting: HashMap::default(),
             reads: HashMap::default(),
             next_token: 0,
@@ -618,8 +620,8 @@ impl Shard {
         let Some((then, writes)) = self.projecting.remove(&token) else { return };
         if let Err(error) = result {
             tracing::warn!(event = "projection_failed", %error);
-            // Written again with the next tick's turn: projections may be repeated at will.
-            self.projections.extend(then.into_iter().zip(writes));
+            // Written again with the next tick: projections may be repeated at will, but not without a pause.
+            self.failed_projections.extend(then.into_iter().zip(writes));
             return;
         }
         for done in then {
@@ -676,6 +678,7 @@ impl Shard {
             looks -= 1;
             self.look_at_oldest();
         }
+        self.projections.append(&mut self.failed_projections);
         self.measures.entities(self.conversations.len(), self.users.len());
     }
 

@@ -553,6 +553,32 @@ fn members_hear_and_the_removed_hear_no_more() {
     assert_eq!(bench.connected().last().unwrap().positions[0].1, None);
 }
 
+/// A connection's answer comes before its first event, even while the user's own log is being written.
+#[test]
+fn no_event_overtakes_the_answer_to_connect() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.connect("bob", 4);
+    bench.settle();
+    // Bob's log is about to hear of leaving; the row is on its way and stays there.
+    bench.ask("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("bob") });
+    bench.append(Written::Durable);
+    bench.ask("ada", Command::MemberAdd { conversation: CONVERSATION, user: user("bob"), role: Default::default() });
+    bench.reads();
+    assert_eq!(bench.store.held.lock().appends.len(), 2, "bob's row and the conversation's");
+    bench.connect("bob", 5);
+    bench.reads();
+    bench.store.held.lock().appends.swap(0, 1);
+    bench.append(Written::Durable);
+    bench.reads();
+    assert_eq!((bench.connected().len(), bench.delivered(4), bench.delivered(5)), (1, vec![2, 3], vec![]));
+    bench.settle();
+    assert_eq!(bench.connected().len(), 2);
+    let head = bench.connected()[1].positions[0].1.unwrap().seq;
+    let Ok(Reply::Sent(sent)) = bench.done("ada", send("next")) else { panic!("no answer") };
+    assert_eq!((head, sent.seq, bench.delivered(5)), (3, 4, vec![4]));
+}
+
 #[test]
 fn the_inbox_shows_heads_that_nobody_wrote_down() {
     let mut bench = Bench::new(false);

@@ -115,16 +115,32 @@ impl Shard {
         if !asked && self.heads_needed(&id) {
             return self.wait_for_heads(&id, Parked::Connect(from, connecting));
         }
-        let Some(slot) = self.users.get_mut(&id) else { return };
-        let Some(user) = slot.slot.ready() else { return };
+        let Some(user) = self.users.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
+        let head = user.head;
+        self.wait_user(&id, head, UserRelease::Connect(from, connecting));
+    }
+
+    /// Everything that the user's state shows is committed: the connection is registered and answered in one step, so
+    /// that no event reaches it before its answer, and none is missed after.
+    fn register(&mut self, from: GatewayId, connecting: Box<Connecting>) {
+        let id = &connecting.actor.user;
+        let Some(slot) = self.users.get_mut(id) else { return };
+        let committed = slot.line.committed();
+        let Some(user) = slot.slot.ready() else {
+            slot.slot.parked.push_back(Parked::Connect(from, connecting));
+            return;
+        };
+        if user.head > committed {
+            let (head, id) = (user.head, id.clone());
+            return self.wait_user(&id, head, UserRelease::Connect(from, connecting));
+        }
         let connection = Connection { gateway: from, slot: connecting.connection };
         let result = if user.connect(connection, USER_CONNECTIONS_MAX) {
             Ok(user.heads(&connecting.positions, CONNECT_INBOX_MAX))
         } else {
             Err(Error::new(Code::ConnectionLimit).with_detail(format!("at most {USER_CONNECTIONS_MAX} connections of one user")))
         };
-        let head = user.head;
-        self.wait_user(&id, head, UserRelease::Connected(from, connecting.correlation, result));
+        self.send_to_gateway(from, ToGateway::Connected(connecting.correlation, result));
     }
 
     /// A connection of the user is gone.
@@ -138,6 +154,9 @@ impl Shard {
         };
         slot.slot.parked.retain(|parked| !same(parked));
         slot.unanswered.retain(|parked| !same(parked));
+        slot.slot.line.forget(|release| {
+            matches!(release, UserRelease::Connect(from, connecting) if *from == connection.gateway && connecting.connection == connection.slot)
+        });
         if let Some(user) = slot.ready() {
             user.disconnect(connection);
         }
@@ -311,9 +330,7 @@ impl Shard {
     pub(super) fn release_user(&mut self, _id: &UserId, release: UserRelease) {
         match release {
             UserRelease::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
-            UserRelease::Connected(gateway, correlation, result) => {
-                self.send_to_gateway(gateway, ToGateway::Connected(correlation, result));
-            }
+            UserRelease::Connect(gateway, connecting) => self.register(gateway, connecting),
             UserRelease::Told(conversation, at) => self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at }),
         }
     }
@@ -480,8 +497,8 @@ impl Shard {
         for release in released {
             match release {
                 UserRelease::Reply(gateway, correlation, _) => self.reply(gateway, correlation, Err(error.clone())),
-                UserRelease::Connected(gateway, correlation, _) => {
-                    self.send_to_gateway(gateway, ToGateway::Connected(correlation, Err(error.clone())));
+                UserRelease::Connect(gateway, connecting) => {
+                    self.send_to_gateway(gateway, ToGateway::Connected(connecting.correlation, Err(error.clone())));
                 }
                 UserRelease::Told(..) => {}
             }

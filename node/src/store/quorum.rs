@@ -699,3 +699,257 @@ impl Store for Quorum {
 const fn bucket_of(seq: Seq) -> u64 {
     seq.saturating_sub(1) >> BUCKET_BITS
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, sync::mpsc};
+
+    use chappe_schema::{body::Body, event::Fact};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::recovery::{Basis, resolve};
+
+    fn entity() -> EntityId {
+        ConversationId(Uuid::from_u128(1)).into()
+    }
+
+    fn event(seq: Seq, id: u128) -> Arc<Event> {
+        Arc::new(Event {
+            seq,
+            n: seq,
+            sender: UserId::new("ada").unwrap(),
+            device: None,
+            id: CommandId(Uuid::from_u128(id)),
+            target: 0,
+            created_at: 1,
+            hash: 0,
+            fact: Fact::MessageNew { body: Body::parse("{}").unwrap() },
+        })
+    }
+
+    fn append(session: Session, cw: Seq, adopted: bool, events: Vec<Arc<Event>>) -> Append {
+        Append { entity: entity(), epoch: session.epoch, cw, adopted, events: events.into(), announce: false }
+    }
+
+    /// Asks and runs the world until the answer comes; what else is under way goes on meanwhile.
+    fn ask<T: Send + 'static>(replicas: &Replicas, question: impl FnOnce(Done<T>)) -> T {
+        let (tx, rx) = mpsc::channel();
+        question(Box::new(move |answer| tx.send(answer).unwrap()));
+        loop {
+            if let Ok(answer) = rx.try_recv() {
+                return answer;
+            }
+            assert!(replicas.step(), "nothing is under way, and nobody was answered");
+        }
+    }
+
+    fn confirm(owner: &Quorum) -> Confirmation {
+        ask(&owner.replicas, |done| assert_eq!(owner.confirm(done), None))
+    }
+
+    #[test]
+    fn without_a_quorum_nobody_is_told_anything() {
+        let replicas = Replicas::new(1, Weather::default());
+        let owner = replicas.begin_session();
+        let session = owner.session();
+        replicas.set_down(0, true);
+        replicas.set_down(2, true);
+        let written = ask(&replicas, |done| owner.append(vec![append(session, 0, false, vec![event(1, 1)])], done));
+        assert_eq!(written, [Written::Unknown]);
+        assert_eq!(replicas.now(), Weather::default().timeout, "it waited as long as it may");
+        assert_eq!(confirm(&owner), Confirmation::Unknown);
+        assert!(matches!(ask(&replicas, |done| owner.recover(entity(), done)), Err(Error::Unavailable(_))));
+        assert!(matches!(ask(&replicas, |done| owner.announced(done)), Err(Error::Unavailable(_))));
+        let later = replicas.begin_session();
+        assert!(!ask(&replicas, |done| later.fence_predecessors(done)));
+        // What was missed arrives when they are back.
+        replicas.set_down(0, false);
+        replicas.set_down(2, false);
+        replicas.run_until_quiet();
+        assert_eq!(ask(&replicas, |done| later.recover(entity(), done)).unwrap().rows.len(), 1);
+        assert_eq!(confirm(&owner), Confirmation::Fenced, "the fence arrived too");
+    }
+
+    #[test]
+    fn an_append_across_a_bucket_may_arrive_in_part() {
+        let last = 1u64 << BUCKET_BITS;
+        let events = || vec![event(last, 1), event(last + 1, 2)];
+        let mut parts = BTreeSet::new();
+        for seed in 0..60 {
+            let replicas = Replicas::new(seed, Weather { loss: 0.5, ..Weather::default() });
+            let owner = replicas.begin_session();
+            let written = ask(&replicas, |done| owner.append(vec![append(owner.session(), 0, false, events())], done));
+            replicas.set_weather(Weather::default());
+            let found = ask(&replicas, |done| owner.recover(entity(), done)).unwrap().rows.len();
+            assert!(written != [Written::Durable] || found == 2, "seed {seed}");
+            parts.insert(found);
+        }
+        assert!(parts.contains(&1), "{parts:?}");
+    }
+
+    #[test]
+    fn what_no_owner_may_do_is_noticed() {
+        let replicas = Replicas::new(1, Weather::default());
+        let owner = replicas.begin_session();
+        let session = owner.session();
+        for (cw, id) in [(0, 1), (0, 1), (0, 2)] {
+            assert!(replicas.violations().is_empty());
+            ask(&replicas, |done| owner.append(vec![append(session, cw, false, vec![event(1, id)])], done));
+            replicas.run_until_quiet();
+        }
+        assert!(replicas.violations()[0].contains("another content under seq 1 and epoch 1"));
+    }
+
+    /// An owner as the shards' pure half sees it: what it believes of the log, and how far that is committed.
+    struct Owner {
+        store: Arc<Quorum>,
+        log: Vec<Arc<Event>>,
+        committed: Seq,
+        alive: bool,
+    }
+
+    /// What clients were told.
+    #[derive(Default)]
+    struct Told {
+        by_seq: BTreeMap<Seq, CommandId>,
+        by_id: HashMap<CommandId, Seq>,
+        wrong: Vec<String>,
+    }
+
+    impl Told {
+        fn acknowledged(&mut self, event: &Event) {
+            let there = *self.by_seq.entry(event.seq).or_insert(event.id);
+            if there != event.id {
+                self.wrong.push(format!("seq {} was acknowledged twice", event.seq));
+            }
+            let before = *self.by_id.entry(event.id).or_insert(event.seq);
+            if before != event.seq {
+                self.wrong.push(format!("a command was acknowledged at {before} and at {}", event.seq));
+            }
+        }
+    }
+
+    impl Owner {
+        /// A session that comes after all others. `None` when the log is out of reach.
+        fn begin(replicas: &Replicas, is_careful: bool, told: &mut Told) -> Option<Self> {
+            let store = replicas.begin_session();
+            if is_careful && !(0..5).any(|_| ask(replicas, |done| store.fence_predecessors(done))) {
+                return None;
+            }
+            let found = (0..5).find_map(|_| ask(replicas, |done| store.recover(entity(), done)).ok())?;
+            let basis = Basis { own_epoch: store.session().epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
+            let resolved = match resolve(basis, |_, _| false, found.rows) {
+                Ok(resolved) => resolved,
+                Err(trouble) => {
+                    if is_careful {
+                        told.wrong.push(trouble.to_string());
+                    }
+                    return None;
+                }
+            };
+            let committed = resolved.committed.len() as Seq;
+            let adopted = resolved.adopted;
+            let log: Vec<_> = resolved.committed.into_iter().chain(adopted.iter().cloned()).collect();
+            for (seq, id) in &told.by_seq {
+                if log.get(*seq as usize - 1).map(|event| event.id) != Some(*id) {
+                    told.wrong.push(format!("acknowledged event {seq} is lost to session {}", store.session().id));
+                }
+            }
+            let mut owner = Self { store, log, committed, alive: true };
+            if !adopted.is_empty() && owner.write(true, adopted) {
+                owner.commit();
+            }
+            Some(owner)
+        }
+
+        fn write(&mut self, adopted: bool, events: Vec<Arc<Event>>) -> bool {
+            let row = append(self.store.session(), self.committed, adopted, events);
+            self.alive &= (0..6).any(|_| ask(self.store.replicas(), |done| self.store.append(vec![row.clone()], done)) == [Written::Durable]);
+            self.alive
+        }
+
+        fn commit(&mut self) {
+            match (0..6).map(|_| confirm(&self.store)).find(|confirmation| *confirmation != Confirmation::Unknown) {
+                Some(Confirmation::Clean) => self.committed = self.log.len() as Seq,
+                _ => self.alive = false,
+            }
+        }
+
+        /// A client sends a command, maybe again.
+        fn send(&mut self, id: u128, told: &mut Told) {
+            if !self.alive {
+                return;
+            }
+            let known = self.log.iter().find(|event| event.id.0.as_u128() == id).cloned();
+            let event = known.clone().unwrap_or_else(|| event(self.log.len() as Seq + 1, id));
+            if known.is_none() {
+                self.log.push(Arc::clone(&event));
+                if !self.write(false, vec![Arc::clone(&event)]) {
+                    return;
+                }
+            }
+            // Also what is known is told only after a clean read of the fence that began after the question.
+            self.commit();
+            if self.alive {
+                told.acknowledged(&event);
+            }
+        }
+    }
+
+    /// Owners that come after each other in bad weather, each of which does not know that it was succeeded.
+    fn live_through(seed: u64, is_careful: bool) -> (Told, Replicas) {
+        let replicas = Replicas::new(seed, Weather::stormy());
+        let mut luck = StdRng::seed_from_u64(seed ^ 0xC0FFEE);
+        let (mut told, mut owners) = (Told::default(), Vec::new());
+        for _ in 0..6 {
+            owners.extend(Owner::begin(&replicas, is_careful, &mut told));
+            for _ in 0..luck.random_range(0..6) {
+                let count = owners.len();
+                if count == 0 {
+                    break;
+                }
+                // Mostly the newest; sometimes one that should know better.
+                let index = if luck.random_bool(0.6) { count - 1 } else { luck.random_range(0..count) };
+                owners[index].send(luck.random_range(1..8), &mut told);
+                if luck.random_bool(0.1) {
+                    owners[index].alive = false;
+                }
+            }
+            replicas.set_down(luck.random_range(0..REPLICAS), luck.random_bool(0.3));
+            replicas.run_for(luck.random_range(0..30_000_000));
+        }
+        for replica in 0..REPLICAS {
+            replicas.set_down(replica, false);
+        }
+        replicas.set_weather(Weather::default());
+        replicas.run_until_quiet();
+        Owner::begin(&replicas, is_careful, &mut told);
+        told.wrong.extend(replicas.violations());
+        (told, replicas)
+    }
+
+    #[test]
+    fn owners_in_a_storm_keep_what_they_said() {
+        let mut acknowledged = 0;
+        for seed in 0..400 {
+            let (told, _) = live_through(seed, true);
+            assert!(told.wrong.is_empty(), "seed {seed}: {:?}", told.wrong);
+            acknowledged += told.by_seq.len();
+        }
+        assert!(acknowledged > 400, "only {acknowledged} events were acknowledged: the storm is too strong to show anything");
+    }
+
+    #[test]
+    fn without_fences_they_do_not() {
+        let wrong = (0..400).filter(|seed| !live_through(*seed, false).0.wrong.is_empty()).count();
+        assert!(wrong > 0, "the storm shows nothing");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_trace() {
+        let trace = |seed| live_through(seed, true).1.trace();
+        assert_eq!(trace(5), trace(5));
+        assert_ne!(trace(5), trace(6));
+    }
+}
