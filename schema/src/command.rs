@@ -681,6 +681,43 @@ mod tests {
         assert_ne!(send("a").hash(), send("b").hash());
     }
 
+    /// A minimal request for every operation; the row, the conversation and the kind of change follow from it.
+    #[test]
+    fn every_operation_is_decoded_from_its_fields() {
+        use crate::operation::{Identity, OPERATIONS, Owner};
+        let mut hashes = std::collections::HashMap::new();
+        for row in OPERATIONS {
+            let json = match row.op {
+                Op::ConversationCreate => r#"{"kind":"group","members":["bob"],"data":{"a":1}}"#.to_owned(),
+                Op::ConversationList => r#"{"cursor":"ff","limit":3}"#.to_owned(),
+                _ => format!(
+                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t"}}"#
+                ),
+            };
+            let decoded = decode(row.op, &json).unwrap_or_else(|error| panic!("{}: {error}", row.name));
+            assert_eq!(decoded.command.op(), row.op);
+            assert_eq!(decoded.command.conversation().is_some(), row.owner == Owner::Conversation, "{}", row.name);
+            let reads = matches!(row.identity, Identity::ReadOnly | Identity::Connection);
+            assert_eq!(decoded.command.is_mutation(), !reads, "{}", row.name);
+            if !reads {
+                assert_eq!(hashes.insert(decoded.command.hash(), row.name), None, "two commands with one hash");
+                assert_eq!(decoded.command.hash(), decode(row.op, &json).unwrap().command.hash(), "{}", row.name);
+            }
+        }
+    }
+
+    #[test]
+    fn positions_are_bounded() {
+        let positions = |count: usize| {
+            let one = |n: usize| format!(r#""{}":["ff",{n}]"#, ConversationId(Uuid::from_u128(n as u128)));
+            format!(r#"{{"token":"t","device":"d","positions":{{{}}}}}"#, (0..count).map(one).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(Connect::decode(&positions(200), &mut Vec::new()).unwrap().positions.len(), 200);
+        assert_eq!(Connect::decode(&positions(201), &mut Vec::new()).unwrap_err().field.as_deref(), Some("positions"));
+        assert_eq!(Connect::decode(r#"{"token":"t","device":"d d"}"#, &mut Vec::new()).unwrap_err().field.as_deref(), Some("device"));
+        assert_eq!(Connect::decode("{}", &mut Vec::new()).unwrap_err().field.as_deref(), Some("token"));
+    }
+
     proptest::proptest! {
         #[test]
         fn no_text_makes_it_panic(json in ".{0,200}", index in 0..crate::operation::OPERATIONS.len()) {

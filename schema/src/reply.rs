@@ -291,3 +291,130 @@ impl MessageView {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        body::Body,
+        event::{Fact, HistoryAccess},
+    };
+    use serde_json::{Value, json};
+
+    fn shown(reply: &Reply) -> Value {
+        let mut out = Vec::new();
+        reply.write_json(&mut out, &[]);
+        serde_json::from_slice(&out).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&out)))
+    }
+
+    fn user(name: &str) -> UserId {
+        UserId::new(name).unwrap()
+    }
+
+    const ID: ConversationId = ConversationId(uuid::Uuid::nil());
+
+    fn message() -> MessageView {
+        MessageView {
+            seq: 2,
+            n: 1,
+            sender: user("ada"),
+            device: Some(DeviceId::new("laptop").unwrap()),
+            id: CommandId(uuid::Uuid::nil()),
+            created_at: 0,
+            body: Some(Bytes::from_static(br#"{"text":"x"}"#)),
+            edited: Some((4, 1)),
+            deleted: None,
+        }
+    }
+
+    #[test]
+    fn a_message_shows_its_edit_or_its_tombstone() {
+        let edited = shown(&Reply::Message(Box::new(message())));
+        assert_eq!(edited["message"]["body"], json!({ "text": "x" }));
+        assert_eq!((&edited["message"]["edit"], &edited["message"]["edited_at"]), (&json!(4), &json!("1970-01-01T00:00:00.001Z")));
+        let deleted = MessageView { body: None, edited: None, deleted: Some(5), device: None, ..message() };
+        let page = shown(&Reply::Messages { items: vec![message(), deleted], head: 9, more: (true, false) });
+        assert_eq!((&page["messages"][1]["body"], &page["messages"][1]["deleted"]), (&Value::Null, &json!(5)));
+        assert_eq!((&page["more_before"], &page["more_after"], &page["head"]), (&json!(true), &json!(false), &json!(9)));
+        assert!(page["messages"][1].get("edit").is_none() && page["messages"][1].get("device").is_none());
+    }
+
+    #[test]
+    fn a_conversation_shows_what_its_member_may_know() {
+        let view = ConversationView {
+            id: ID,
+            kind: ConversationKind::Direct,
+            encryption: Encryption::None,
+            settings: Settings { title: "a \"b\"".into(), data: Bytes::new(), history: HistoryAccess::All },
+            members: 2,
+            with: Some(user("bob")),
+            role: Role::Member,
+            head: 7,
+            n: 3,
+            floor: 0,
+            created_at: 0,
+            last_at: 0,
+            existed: true,
+        };
+        let shown = shown(&Reply::Conversation(Box::new(view)));
+        assert_eq!(
+            shown,
+            json!({"conversation": {"id": ID, "kind": "direct", "encryption": "none", "title": "a \"b\"", "data": {}, "history": "all",
+                "with": "bob", "members": 2, "role": "member", "head": 7, "n": 3, "floor": 0,
+                "created_at": "1970-01-01T00:00:00.000Z", "last_at": "1970-01-01T00:00:00.000Z"}, "existed": true})
+        );
+    }
+
+    #[test]
+    fn lists_say_where_the_next_page_begins() {
+        let item = InboxView { id: ID, kind: ConversationKind::Group, head: 9, n: 4, unread: 2, change: 255 };
+        let inbox = shown(&Reply::Conversations { items: vec![item], next_cursor: Some(255) });
+        assert_eq!((&inbox["conversations"][0]["unread"], &inbox["next_cursor"]), (&json!(2), &json!("ff")));
+        let last = shown(&Reply::Conversations { items: Vec::new(), next_cursor: None });
+        assert_eq!(last, json!({ "conversations": [] }));
+        let members = shown(&Reply::Members { items: vec![(user("ada"), Role::Owner)], next_cursor: Some(user("ada")) });
+        assert_eq!(members, json!({ "members": [{ "user": "ada", "role": "owner" }], "next_cursor": "ada" }));
+    }
+
+    #[test]
+    fn the_rest_is_what_the_page_for_clients_says() {
+        assert_eq!(shown(&Reply::Changed { seq: 3, changed: false }), json!({ "seq": 3, "changed": false }));
+        assert_eq!(shown(&Reply::Opened { head: 3, n: 1, large: true }), json!({ "head": 3, "n": 1, "large": true }));
+        assert_eq!(shown(&Reply::Closed), json!({}));
+        let edit = EditView { seq: 2, at: 0, body: None };
+        let edits = shown(&Reply::Edits { items: vec![edit], deleted: Some(9) });
+        assert_eq!(edits, json!({ "history": [{ "seq": 2, "at": "1970-01-01T00:00:00.000Z", "body": null }], "deleted": 9 }));
+        let event = |seq, target, fact| {
+            Arc::new(Event { seq, n: 1, sender: user("ada"), device: DeviceId::new("d").ok(), id: CommandId(uuid::Uuid::nil()), target, created_at: 0, hash: 0, fact })
+        };
+        let body = || Body::parse("{}").unwrap();
+        let settings = || Settings { title: "t".into(), ..Settings::default() };
+        let facts = [
+            Fact::ConversationCreated {
+                kind: ConversationKind::Group,
+                encryption: Encryption::None,
+                settings: settings(),
+                members: vec![(user("ada"), Role::Owner)],
+            },
+            Fact::MessageNew { body: body() },
+            Fact::MessageUpdated { body: body(), previous: 0 },
+            Fact::MessageDeleted { previous: 3 },
+            Fact::ConversationUpdated { settings: settings() },
+            Fact::MemberJoined { user: user("bob"), role: Role::Admin },
+            Fact::MemberRole { user: user("bob"), role: Role::Member },
+            Fact::MemberLeft { user: user("bob") },
+            Fact::ConversationDeleted,
+            Fact::UserJoined { conversation: ID, kind: ConversationKind::Direct, at: 1 },
+            Fact::UserLeft { conversation: ID, at: 2 },
+            Fact::ChangesReserved { upto: 9 },
+        ];
+        let names: Vec<&str> = facts.iter().map(Fact::name).collect();
+        let items = facts.iter().enumerate().map(|(index, fact)| event(index as u64 + 1, index as u64, fact.clone())).collect();
+        let page = shown(&Reply::Events { conversation: ID, items, head: 12, floor: 0 });
+        let events = page["events"].as_array().unwrap();
+        assert_eq!(events.iter().map(|event| event["event"].as_str().unwrap()).collect::<Vec<_>>(), names);
+        assert!(events[0].get("target").is_none());
+        assert_eq!((&events[3]["target"], &events[3]["data"]["previous"], &events[5]["data"]["role"]), (&json!(3), &json!(3), &json!("admin")));
+        assert_eq!(events[0]["data"]["members"][0]["role"], "owner");
+    }
+}
