@@ -44,7 +44,10 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let rows = arguments.next().and_then(|rows| rows.parse().ok()).unwrap_or(1_000_000);
     let directory = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
-    println!("{:<28} {:>10} {:>12} {:>12} {:>12} {:>10}", "groups", "rows", "rows/s", "events/s", "CPU µs/row", "ms/group");
+    println!(
+        "{:<28} {:>10} {:>12} {:>12} {:>12} {:>10} {:>10}",
+        "groups", "rows", "rows/s", "events/s", "CPU µs/row", "ms/group", "worst ms"
+    );
     let only: Option<usize> = arguments.next().and_then(|group| group.parse().ok());
     for (group, pack) in [(1, 1), (64, 1), (512, 1), (1, 8), (64, 8), (512, 8)] {
         if only.is_some_and(|only| only != group) {
@@ -66,16 +69,31 @@ fn main() {
 
 /// Writes one conversation of so many messages, opens it anew and reads pages of fifty.
 fn pages(directory: &Path, messages: Seq) {
-    let open = || Embedded::open(directory, &Config::default(), Arc::new(|why: String| panic!("{why}"))).unwrap_or_else(|error| panic!("{error}"));
+    let open = || {
+        Embedded::open(directory, &Config::default(), Arc::new(|why: String| panic!("{why}")))
+            .unwrap_or_else(|error| panic!("{error}"))
+    };
     let store = open();
     let (entity, sender) = (ConversationId(Uuid::new_v4()), UserId::new("ada").expect("it is a name"));
     let bodies: Vec<Body> = (0..1024).map(body).collect();
     let (tx, rx) = mpsc::channel();
     for first in (1..=messages).step_by(512) {
-        let events = |first: Seq| -> Vec<_> { (first..first + 8).map(|seq| event(seq, &sender, &bodies[seq as usize % 1024])).collect() };
-        let row = |first| Append { entity: entity.into(), epoch: 1, cw: first - 1, adopted: false, events: events(first).into(), announce: false };
+        let events = |first: Seq| -> Vec<_> {
+            (first..first + 8).map(|seq| event(seq, &sender, &bodies[seq as usize % 1024])).collect()
+        };
+        let row = |first| Append {
+            entity: entity.into(),
+            epoch: 1,
+            cw: first - 1,
+            adopted: false,
+            events: events(first).into(),
+            announce: false,
+        };
         let tx = tx.clone();
-        store.append((first..first + 512).step_by(8).map(row).collect(), Box::new(move |_| tx.send(()).expect("main waits")));
+        store.append(
+            (first..first + 512).step_by(8).map(row).collect(),
+            Box::new(move |_| tx.send(()).expect("main waits")),
+        );
         rx.recv().expect("the store answers");
     }
     store.close();
@@ -142,14 +160,21 @@ fn measure(directory: &Path, name: &str, rows: usize, group: usize, pack: usize)
                 event(log.head, &log.sender, &bodies[(index * 31 + log.head as usize) % bodies.len()])
             })
             .collect();
-        Append { entity: log.entity.into(), epoch, cw: log.head - pack as u64, adopted: false, events: events.into(), announce: false }
+        Append {
+            entity: log.entity.into(),
+            epoch,
+            cw: log.head - pack as u64,
+            adopted: false,
+            events: events.into(),
+            announce: false,
+        }
     };
 
     // Two calls at a time, as two shards would: while one group is being synced the next one waits.
     let (tx, rx) = mpsc::channel();
     let (mut next, mut answered) = (0, 0);
     let (began, cpu) = (Instant::now(), cpu_time());
-    let mut busy = Duration::ZERO;
+    let (mut busy, mut worst) = (Duration::ZERO, Duration::ZERO);
     while answered < rows {
         while next < rows && next < answered + 2 * group {
             let made = own_cpu_time();
@@ -159,7 +184,9 @@ fn measure(directory: &Path, name: &str, rows: usize, group: usize, pack: usize)
             let tx = tx.clone();
             store.append(appends, Box::new(move |outcomes| tx.send(outcomes).expect("main waits")));
         }
+        let waited = Instant::now();
         let outcomes = rx.recv().expect("the store answers");
+        worst = worst.max(waited.elapsed());
         assert!(outcomes.iter().all(|outcome| *outcome == Written::Durable));
         answered += outcomes.len();
     }
@@ -170,16 +197,18 @@ fn measure(directory: &Path, name: &str, rows: usize, group: usize, pack: usize)
     let spent = cpu_time() - cpu - busy;
     let per_second = answered as f64 / took.as_secs_f64();
     println!(
-        "{name:<28} {answered:>10} {per_second:>12.0} {:>12.0} {:>12.2} {:>10.3}",
+        "{name:<28} {answered:>10} {per_second:>12.0} {:>12.0} {:>12.2} {:>10.3} {:>10.0}",
         per_second * pack as f64,
         spent.as_secs_f64() * 1e6 / answered as f64,
         took.as_secs_f64() * 1e3 * group as f64 / answered as f64,
+        worst.as_secs_f64() * 1e3,
     );
 }
 
 /// Something that compresses about as well as talk does.
 fn body(seed: u64) -> Body {
-    const WORDS: &str = "well the so you then I maybe tomorrow coffee know yes meeting at think would not really send it over please";
+    const WORDS: &str =
+        "well the so you then I maybe tomorrow coffee know yes meeting at think would not really send it over please";
     let words: Vec<&str> = WORDS.split(' ').collect();
     let mut text = String::new();
     let mut state = seed;

@@ -101,7 +101,11 @@ struct Slot {
 ///
 /// # Errors
 /// See [`Trouble`].
-pub fn resolve(basis: Basis, known: impl Fn(&UserId, CommandId) -> bool, rows: Vec<LogRow>) -> Result<Resolved, Trouble> {
+pub fn resolve(
+    basis: Basis,
+    known: impl Fn(&UserId, CommandId) -> bool,
+    rows: Vec<LogRow>,
+) -> Result<Resolved, Trouble> {
     let own = basis.own_epoch;
     if let Some(newest) = rows.iter().map(|row| row.epoch).max().filter(|epoch| *epoch > own) {
         return Err(Trouble::Superseded { epoch: newest, own });
@@ -150,7 +154,8 @@ fn slots(basis: Basis, rows: Vec<LogRow>) -> (BTreeMap<Seq, Slot>, Seq) {
             if basis.trusting {
                 base = base.max(event.seq);
             }
-            let slot = slots.entry(event.seq).or_insert_with(|| Slot { epoch: row.epoch, event: Arc::clone(&event), fresh });
+            let slot =
+                slots.entry(event.seq).or_insert_with(|| Slot { epoch: row.epoch, event: Arc::clone(&event), fresh });
             slot.fresh = slot.fresh.max(fresh);
             if row.epoch > slot.epoch {
                 (slot.epoch, slot.event) = (row.epoch, event);
@@ -344,7 +349,12 @@ mod tests {
     /// Any rows at all: several owners, slots and commands, watermarks that fit nothing.
     fn any_rows() -> impl Strategy<Value = Vec<LogRow>> {
         let row = (1..=OWN, 1..6u64, 1..6u128, 0..5u64, any::<bool>());
-        let row = row.prop_map(|(epoch, seq, id, cw, adopted)| LogRow { epoch, cw: cw.min(seq - 1), adopted, events: vec![event(seq, id)] });
+        let row = row.prop_map(|(epoch, seq, id, cw, adopted)| LogRow {
+            epoch,
+            cw: cw.min(seq - 1),
+            adopted,
+            events: vec![event(seq, id)],
+        });
         proptest::collection::vec(row, 0..12).prop_map(|mut rows| {
             // What stands at a slot under an epoch never changes.
             let mut seen = HashSet::new();

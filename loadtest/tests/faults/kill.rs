@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use chappe_loadtest::client::Client;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use crate::world::{World, setup, size, turn};
 
@@ -72,16 +74,9 @@ async fn members_hear_of_a_conversation_that_was_created_just_before_a_kill() {
         world.server.kill().await.unwrap();
         world.server.restart().await.unwrap();
         for member in told {
+            let client = &world.members[member].client;
             let listed = async {
-                loop {
-                    let list = world.members[member]
-                        .client
-                        .request("conversation.list", json!({ "limit": 100 }))
-                        .await
-                        .unwrap();
-                    if list["conversations"].as_array().unwrap().iter().any(|shown| shown["id"] == id.to_string()) {
-                        break;
-                    }
+                while !lists(client, id).await {
                     sleep(Duration::from_millis(5)).await;
                 }
             };
@@ -90,4 +85,23 @@ async fn members_hear_of_a_conversation_that_was_created_just_before_a_kill() {
         }
     }
     world.judge_clean().await;
+}
+
+/// Whether a conversation stands anywhere in somebody's list.
+async fn lists(client: &Client, id: Uuid) -> bool {
+    let mut cursor = None;
+    loop {
+        let mut asked = json!({ "limit": 100 });
+        if let Some(cursor) = cursor {
+            asked["cursor"] = cursor;
+        }
+        let page = client.request("conversation.list", asked).await.unwrap();
+        if page["conversations"].as_array().unwrap().iter().any(|shown| shown["id"] == id.to_string()) {
+            return true;
+        }
+        cursor = page.get("next_cursor").filter(|cursor| !cursor.is_null()).cloned();
+        if cursor.is_none() {
+            return false;
+        }
+    }
 }

@@ -21,7 +21,9 @@ use chappe_schema::{
 };
 use uuid::Uuid;
 
-use super::{Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Recovered, Session, Store, Written};
+use super::{
+    Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Recovered, Session, Store, Written,
+};
 use crate::recovery::{Basis, resolve};
 
 /// A store under test, and its surroundings.
@@ -93,10 +95,17 @@ pub fn ask<T: Send + 'static>(harness: &mut dyn Harness, question: impl FnOnce(&
 }
 
 /// [`ask`], of any store.
-pub fn ask_of<T: Send + 'static>(harness: &mut dyn Harness, store: &dyn Store, question: impl FnOnce(&dyn Store, Done<T>)) -> T {
+pub fn ask_of<T: Send + 'static>(
+    harness: &mut dyn Harness,
+    store: &dyn Store,
+    question: impl FnOnce(&dyn Store, Done<T>),
+) -> T {
     let (tx, rx) = mpsc::channel();
     // The one who asks waits below, or has failed already.
-    question(store, Box::new(move |answer| drop(tx.send(answer))));
+    let tell = move |answer| {
+        let _ = tx.send(answer);
+    };
+    question(store, Box::new(tell));
     let patience = Instant::now() + Duration::from_secs(30);
     loop {
         if let Ok(answer) = rx.try_recv() {
@@ -137,7 +146,10 @@ fn page(harness: &mut dyn Harness, request: PageRequest) -> Page {
 
 fn confirm(harness: &mut dyn Harness, store: &dyn Store) -> Confirmation {
     let (tx, rx) = mpsc::channel();
-    if let Some(at_once) = store.confirm(Box::new(move |confirmation| drop(tx.send(confirmation)))) {
+    let tell = move |confirmation| {
+        let _ = tx.send(confirmation);
+    };
+    if let Some(at_once) = store.confirm(Box::new(tell)) {
         return at_once;
     }
     let patience = Instant::now() + Duration::from_secs(30);
@@ -176,7 +188,17 @@ fn edit(seq: Seq, target: Seq) -> Arc<Event> {
 }
 
 fn event(seq: Seq, id: u128, fact: Fact) -> Arc<Event> {
-    Arc::new(Event { seq, n: seq, sender: user("ada"), device: None, id: CommandId(Uuid::from_u128(id)), target: 0, created_at: seq, hash: seq, fact })
+    Arc::new(Event {
+        seq,
+        n: seq,
+        sender: user("ada"),
+        device: None,
+        id: CommandId(Uuid::from_u128(id)),
+        target: 0,
+        created_at: seq,
+        hash: seq,
+        fact,
+    })
 }
 
 /// An append of these events.
@@ -204,7 +226,15 @@ fn write_log(harness: &mut dyn Harness, entity: &EntityId, from: Seq, upto: Seq,
 }
 
 fn wanted(entity: &EntityId, from: Seq, upto: Seq) -> PageRequest {
-    PageRequest { entity: entity.clone(), from, upto, newest_first: false, messages: false, limit: 10, bytes_max: usize::MAX }
+    PageRequest {
+        entity: entity.clone(),
+        from,
+        upto,
+        newest_first: false,
+        messages: false,
+        limit: 10,
+        bytes_max: usize::MAX,
+    }
 }
 
 fn seqs(page: &Page) -> Vec<Seq> {
@@ -301,13 +331,16 @@ fn recovery_begins_at_the_snapshot(harness: &mut dyn Harness) {
     }
     // In the middle of a packed row: what stands above it must be there, what stands below it may.
     project(harness, vec![snapshot(&entity, 10, "ten")]);
-    let above: Vec<Seq> = events(&recover(harness, &entity).rows).iter().map(|event| event.seq).filter(|seq| *seq > 10).collect();
+    let above: Vec<Seq> =
+        events(&recover(harness, &entity).rows).iter().map(|event| event.seq).filter(|seq| *seq > 10).collect();
     assert_eq!(above, [11, 12]);
 }
 
 fn snapshots_never_go_back(harness: &mut dyn Harness) {
     let entity: EntityId = conversation(1).into();
-    let newest = |harness: &mut dyn Harness| recover(harness, &entity).snapshot.map(|(seq, bytes)| (seq, String::from_utf8(bytes.to_vec()).unwrap()));
+    let newest = |harness: &mut dyn Harness| {
+        recover(harness, &entity).snapshot.map(|(seq, bytes)| (seq, String::from_utf8(bytes.to_vec()).unwrap()))
+    };
     project(harness, vec![snapshot(&entity, 5, "five")]);
     project(harness, vec![snapshot(&entity, 3, "three")]);
     assert_eq!(newest(harness), Some((5, "five".to_owned())));
@@ -319,7 +352,12 @@ fn snapshots_never_go_back(harness: &mut dyn Harness) {
 }
 
 fn overlay(entity: &EntityId, target: Seq, as_of: Seq, body: &'static str) -> Projection {
-    let overlay = StoredOverlay { as_of, body: Some(Bytes::from_static(body.as_bytes())), edit: as_of, ..StoredOverlay::default() };
+    let overlay = StoredOverlay {
+        as_of,
+        body: Some(Bytes::from_static(body.as_bytes())),
+        edit: as_of,
+        ..StoredOverlay::default()
+    };
     Projection::Overlay { entity: entity.clone(), target, overlay }
 }
 
@@ -486,7 +524,9 @@ fn ids_are_found_as_far_back_as_asked(harness: &mut dyn Harness) {
     for _ in 0..2 {
         let mut find = |sender, id: u128, not_before| {
             let id = CommandId(Uuid::from_u128(id));
-            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, not_before, done)).unwrap().map(|found| (found.seq, found.hash))
+            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, not_before, done))
+                .unwrap()
+                .map(|found| (found.seq, found.hash))
         };
         assert_eq!(find("ada", 12, 0), Some((12, 12)));
         assert_eq!(find("ada", 5, 0), Some((5, 5)));
@@ -501,11 +541,18 @@ fn ids_are_found_as_far_back_as_asked(harness: &mut dyn Harness) {
 fn names_that_begin_alike_are_kept_apart(harness: &mut dyn Harness) {
     let names = ["a", "aa", "aaa", "aaaaaaaaaaaaaaaa", "b", "a\u{10ffff}"];
     let session = session(harness);
-    let entities: Vec<EntityId> = names.iter().map(|name| user(name).into()).chain([conversation(0x6161_6161).into()]).collect();
+    let entities: Vec<EntityId> =
+        names.iter().map(|name| user(name).into()).chain([conversation(0x6161_6161).into()]).collect();
     for (index, entity) in entities.iter().enumerate() {
         let text = format!("of {index}");
         make_durable(harness, &[rows(session, entity, 0, (1..=3).map(|seq| message(seq, &text)).collect())]);
-        project(harness, vec![overlay(entity, 2, 3, "x"), Projection::IdBlock { entity: entity.clone(), end: 3, block: block(&text, 1, 3) }]);
+        project(
+            harness,
+            vec![
+                overlay(entity, 2, 3, "x"),
+                Projection::IdBlock { entity: entity.clone(), end: 3, block: block(&text, 1, 3) },
+            ],
+        );
         if let EntityId::User(user) = entity {
             let position = StoredInbox { last_seq: index as u64 + 1, ..StoredInbox::default() };
             project(harness, vec![Projection::Inbox { user: user.clone(), conversation: conversation(1), position }]);
@@ -524,18 +571,27 @@ fn names_that_begin_alike_are_kept_apart(harness: &mut dyn Harness) {
             assert_eq!(whole.overlays.len(), 1);
         }
         let id = CommandId(Uuid::from_u128(2));
-        let mut found = |sender| ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, 0, done)).unwrap().is_some();
+        let mut found = |sender| {
+            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, 0, done)).unwrap().is_some()
+        };
         assert!(found(&text) && !found("of 99"));
     }
 }
 
 fn announcements_are_owed_until_they_are_made(harness: &mut dyn Harness) {
-    let (one, other, silent): (EntityId, EntityId, EntityId) = (conversation(1).into(), user("ada").into(), conversation(3).into());
-    let announced = |session, entity: &EntityId, seq| Append { announce: true, ..rows(session, entity, 0, vec![message(seq, "joined")]) };
-    let owed = |harness: &mut dyn Harness| ask(harness, |store, done| store.announced(done)).unwrap().into_iter().collect::<BTreeSet<_>>();
+    let (one, other, silent): (EntityId, EntityId, EntityId) =
+        (conversation(1).into(), user("ada").into(), conversation(3).into());
+    let announced = |session, entity: &EntityId, seq| Append {
+        announce: true,
+        ..rows(session, entity, 0, vec![message(seq, "joined")])
+    };
+    let owed = |harness: &mut dyn Harness| {
+        ask(harness, |store, done| store.announced(done)).unwrap().into_iter().collect::<BTreeSet<_>>()
+    };
     let told = |entity: &EntityId, upto| Projection::Announced { entity: entity.clone(), upto };
     let first = session(harness);
-    let group = [announced(first, &one, 1), announced(first, &other, 1), rows(first, &silent, 0, vec![message(1, "hello")])];
+    let group =
+        [announced(first, &one, 1), announced(first, &other, 1), rows(first, &silent, 0, vec![message(1, "hello")])];
     make_durable(harness, &group);
     make_durable(harness, &[announced(first, &one, 2)]);
     // A repetition does not take the place of what came after it.

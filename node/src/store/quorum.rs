@@ -28,7 +28,9 @@ use chappe_schema::{
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written, slice::Slice};
+use super::{
+    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written, slice::Slice,
+};
 
 /// How many there are.
 const REPLICAS: usize = 3;
@@ -178,7 +180,14 @@ enum Then {
 impl Default for Weather {
     /// A calm day: a millisecond each way, nothing lost.
     fn default() -> Self {
-        Self { delay: 500..=1_500, loss: 0.0, reply_loss: 0.0, lateness: 0.0, late: 5_000_000..=60_000_000, timeout: 1_500_000 }
+        Self {
+            delay: 500..=1_500,
+            loss: 0.0,
+            reply_loss: 0.0,
+            lateness: 0.0,
+            late: 5_000_000..=60_000_000,
+            timeout: 1_500_000,
+        }
     }
 }
 
@@ -279,7 +288,8 @@ impl Replicas {
         if !down {
             for request in std::mem::take(&mut world.replicas[replica].hints) {
                 let delay = world.late();
-                world.send(delay, Parcel::Request { operation: NOBODY, statement: 0, replica, request, replied: false });
+                world
+                    .send(delay, Parcel::Request { operation: NOBODY, statement: 0, replica, request, replied: false });
             }
         }
     }
@@ -327,7 +337,10 @@ impl World {
                 let late = slow || (request.is_write() && self.rng.random_bool(self.weather.lateness));
                 let delay = if late { self.late() } else { self.rng.random_range(self.weather.delay.clone()) };
                 let replied = !mute && !self.rng.random_bool(self.weather.reply_loss);
-                self.send(delay, Parcel::Request { operation, statement, replica, request: Arc::clone(&request), replied });
+                self.send(
+                    delay,
+                    Parcel::Request { operation, statement, replica, request: Arc::clone(&request), replied },
+                );
             }
         }
     }
@@ -389,7 +402,9 @@ impl World {
                 Answer::Written
             }
             Request::ReadFence(session) => Answer::Fenced(replica.fences.contains(session)),
-            Request::Read(entity, part) => Answer::Shelf(replica.shelves.get(entity).map(|shelf| shelf.part(part)).unwrap_or_default()),
+            Request::Read(entity, part) => {
+                Answer::Shelf(replica.shelves.get(entity).map(|shelf| shelf.part(part)).unwrap_or_default())
+            }
             Request::ReadAnnounced => {
                 let listed = replica.shelves.iter().map(|(entity, shelf)| (entity.clone(), shelf.announce));
                 Answer::Announced(listed.filter(|(_, (listed, _))| *listed > 0).collect())
@@ -482,12 +497,17 @@ impl Shelf {
                 Self { snapshot: self.snapshot.clone(), rows, inbox: self.inbox.clone(), ..Self::default() }
             }
             Part::Log { from, upto } => {
-                let rows = self.rows.range((*from, 0)..=(*upto, Epoch::MAX)).map(|(place, row)| (*place, row.clone())).collect();
+                let rows = self
+                    .rows
+                    .range((*from, 0)..=(*upto, Epoch::MAX))
+                    .map(|(place, row)| (*place, row.clone()))
+                    .collect();
                 let overlays = self.overlays.range(from..=upto).map(|(seq, overlay)| (*seq, overlay.clone())).collect();
                 Self { rows, overlays, ..Self::default() }
             }
             Part::Overlay(target) => {
-                let overlays = self.overlays.get(target).map(|overlay| (*target, overlay.clone())).into_iter().collect();
+                let overlays =
+                    self.overlays.get(target).map(|overlay| (*target, overlay.clone())).into_iter().collect();
                 Self { overlays, ..Self::default() }
             }
             Part::Ids => Self { ids: self.ids.clone(), ..Self::default() },
@@ -516,7 +536,8 @@ impl Shelf {
     fn recovered(self) -> Recovered {
         let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq);
         let rows = self.rows.into_iter().filter(|((seq, _), _)| *seq > above);
-        let row = |((_, epoch), row): (_, Row)| LogRow { epoch, cw: row.cw, adopted: row.adopted, events: vec![row.event] };
+        let row =
+            |((_, epoch), row): (_, Row)| LogRow { epoch, cw: row.cw, adopted: row.adopted, events: vec![row.event] };
         Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox: self.inbox.into_iter().collect() }
     }
 
@@ -553,7 +574,9 @@ impl Operation {
         let complete = self.answered.iter().all(has_quorum);
         let unavailable = || Error::Unavailable("too few replicas answered in time".to_owned());
         let shelf = |answers: Vec<Answer>| {
-            let shelves = answers.into_iter().filter_map(|answer| if let Answer::Shelf(shelf) = answer { Some(shelf) } else { None });
+            let shelves = answers
+                .into_iter()
+                .filter_map(|answer| if let Answer::Shelf(shelf) = answer { Some(shelf) } else { None });
             if complete { Ok(shelves.fold(Shelf::default(), Shelf::merge)) } else { Err(unavailable()) }
         };
         match self.then {
@@ -601,7 +624,8 @@ impl Operation {
                     let entry = all.entry(entity).or_default();
                     *entry = (entry.0.max(listed), entry.1.max(told));
                 }
-                let owed = all.into_iter().filter(|(_, (listed, told))| listed > told).map(|(entity, _)| entity).collect();
+                let owed =
+                    all.into_iter().filter(|(_, (listed, told))| listed > told).map(|(entity, _)| entity).collect();
                 let result = if complete { Ok(owed) } else { Err(unavailable()) };
                 Box::new(move || done(result))
             }
@@ -621,7 +645,8 @@ impl Quorum {
     /// Writes the fences of all earlier sessions. `true` when a quorum has them; not before may a log be read.
     pub fn fence_predecessors(&self, done: Done<bool>) {
         let mut world = self.replicas.0.lock();
-        let earlier: Vec<_> = world.sessions.iter().filter(|id| **id < self.session.id).map(|id| Request::Fence(*id)).collect();
+        let earlier: Vec<_> =
+            world.sessions.iter().filter(|id| **id < self.session.id).map(|id| Request::Fence(*id)).collect();
         if earlier.is_empty() {
             drop(world);
             done(true);
@@ -682,7 +707,14 @@ impl Store for Quorum {
         self.read(entity, Part::Overlay(target), Then::Overlay(target, done));
     }
 
-    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, not_before: Millis, done: Done<Result<Option<StoredId>, Error>>) {
+    fn find_id(
+        &self,
+        entity: EntityId,
+        sender: UserId,
+        id: CommandId,
+        not_before: Millis,
+        done: Done<Result<Option<StoredId>, Error>>,
+    ) {
         self.read(entity, Part::Ids, Then::FindId(sender, id, not_before, done));
     }
 
@@ -806,6 +838,8 @@ mod tests {
         store: Arc<Quorum>,
         log: Vec<Arc<Event>>,
         committed: Seq,
+        /// Appends that were sent and of which nothing was heard yet.
+        flights: Vec<Append>,
         alive: bool,
     }
 
@@ -838,7 +872,8 @@ mod tests {
                 return None;
             }
             let found = (0..5).find_map(|_| ask(replicas, |done| store.recover(entity(), done)).ok())?;
-            let basis = Basis { own_epoch: store.session().epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
+            let basis =
+                Basis { own_epoch: store.session().epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
             let resolved = match resolve(basis, |_, _| false, found.rows) {
                 Ok(resolved) => resolved,
                 Err(trouble) => {
@@ -856,43 +891,60 @@ mod tests {
                     told.wrong.push(format!("acknowledged event {seq} is lost to session {}", store.session().id));
                 }
             }
-            let mut owner = Self { store, log, committed, alive: true };
-            if !adopted.is_empty() && owner.write(true, adopted) {
-                owner.commit();
+            let mut owner = Self { store, log, committed, flights: Vec::new(), alive: true };
+            for event in adopted {
+                owner.fly(true, event);
             }
             Some(owner)
         }
 
-        fn write(&mut self, adopted: bool, events: Vec<Arc<Event>>) -> bool {
-            let row = append(self.store.session(), self.committed, adopted, events);
-            self.alive &= (0..6).any(|_| ask(self.store.replicas(), |done| self.store.append(vec![row.clone()], done)) == [Written::Durable]);
-            self.alive
+        /// Sends a row and does not wait.
+        fn fly(&mut self, adopted: bool, event: Arc<Event>) {
+            let row = append(self.store.session(), self.committed, adopted, vec![event]);
+            self.store.append(vec![row.clone()], Box::new(|_| ()));
+            self.flights.push(row);
         }
 
-        fn commit(&mut self) {
-            match (0..6).map(|_| confirm(&self.store)).find(|confirmation| *confirmation != Confirmation::Unknown) {
-                Some(Confirmation::Clean) => self.committed = self.log.len() as Seq,
+        /// Repeats what flew until it is durable, then reads the fence: what it had by then is committed.
+        fn land(&mut self) {
+            for row in std::mem::take(&mut self.flights) {
+                let is_durable = |_| {
+                    ask(self.store.replicas(), |done| self.store.append(vec![row.clone()], done)) == [Written::Durable]
+                };
+                self.alive &= (0..6).any(is_durable);
+            }
+            let confirmation =
+                (0..6).map(|_| confirm(&self.store)).find(|confirmation| *confirmation != Confirmation::Unknown);
+            match confirmation {
+                Some(Confirmation::Clean) if self.alive => self.committed = self.log.len() as Seq,
                 _ => self.alive = false,
             }
         }
 
-        /// A client sends a command, maybe again.
-        fn send(&mut self, id: u128, told: &mut Told) {
+        /// Clients send commands, some of them again, all before any is answered.
+        fn send(&mut self, ids: &[u128], is_patient: bool, told: &mut Told) {
             if !self.alive {
                 return;
             }
-            let known = self.log.iter().find(|event| event.id.0.as_u128() == id).cloned();
-            let event = known.clone().unwrap_or_else(|| event(self.log.len() as Seq + 1, id));
-            if known.is_none() {
-                self.log.push(Arc::clone(&event));
-                if !self.write(false, vec![Arc::clone(&event)]) {
-                    return;
-                }
+            let mut asked = Vec::new();
+            for id in ids {
+                let known = self.log.iter().find(|event| event.id.0.as_u128() == *id).cloned();
+                asked.push(known.unwrap_or_else(|| {
+                    let event = event(self.log.len() as Seq + 1, *id);
+                    self.log.push(Arc::clone(&event));
+                    self.fly(false, Arc::clone(&event));
+                    event
+                }));
             }
-            // Also what is known is told only after a clean read of the fence that began after the question.
-            self.commit();
+            if !is_patient {
+                // It dies with rows in the air.
+                self.alive = false;
+                return;
+            }
+            self.land();
+            // Also what was known is told only after a clean read of the fence that began after the question.
             if self.alive {
-                told.acknowledged(&event);
+                asked.iter().for_each(|event| told.acknowledged(event));
             }
         }
     }
@@ -902,22 +954,20 @@ mod tests {
         let replicas = Replicas::new(seed, Weather::stormy());
         let mut luck = StdRng::seed_from_u64(seed ^ 0xC0FFEE);
         let (mut told, mut owners) = (Told::default(), Vec::new());
-        for _ in 0..6 {
+        for _ in 0..8 {
             owners.extend(Owner::begin(&replicas, is_careful, &mut told));
-            for _ in 0..luck.random_range(0..6) {
+            for _ in 0..luck.random_range(0..4) {
                 let count = owners.len();
                 if count == 0 {
                     break;
                 }
                 // Mostly the newest; sometimes one that should know better.
-                let index = if luck.random_bool(0.6) { count - 1 } else { luck.random_range(0..count) };
-                owners[index].send(luck.random_range(1..8), &mut told);
-                if luck.random_bool(0.1) {
-                    owners[index].alive = false;
-                }
+                let index = if luck.random_bool(0.7) { count - 1 } else { luck.random_range(0..count) };
+                let ids: Vec<u128> = (0..luck.random_range(1..4)).map(|_| luck.random_range(1..10)).collect();
+                owners[index].send(&ids, luck.random_bool(0.6), &mut told);
             }
             replicas.set_down(luck.random_range(0..REPLICAS), luck.random_bool(0.3));
-            replicas.run_for(luck.random_range(0..30_000_000));
+            replicas.run_for(luck.random_range(0..3_000_000));
         }
         for replica in 0..REPLICAS {
             replicas.set_down(replica, false);
@@ -937,7 +987,10 @@ mod tests {
             assert!(told.wrong.is_empty(), "seed {seed}: {:?}", told.wrong);
             acknowledged += told.by_seq.len();
         }
-        assert!(acknowledged > 400, "only {acknowledged} events were acknowledged: the storm is too strong to show anything");
+        assert!(
+            acknowledged > 400,
+            "only {acknowledged} events were acknowledged: the storm is too strong to show anything"
+        );
     }
 
     #[test]

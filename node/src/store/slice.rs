@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chappe_schema::{
-    event::Event,
-    id::Seq,
-    stored::StoredOverlay,
-};
+use chappe_schema::{event::Event, id::Seq, stored::StoredOverlay};
 
 use super::{Page, PageRequest};
 

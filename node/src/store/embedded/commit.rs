@@ -23,7 +23,7 @@ use fjall::OwnedWriteBatch as Batch;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    CLOSED, Fatal, FreeSpace,
+    CLOSED, Fatal, FreeSpace, Watch,
     engine::{Tables, in_words},
     key,
     meter::{Meter, Operation},
@@ -155,8 +155,8 @@ impl Committer {
     }
 
     /// The committer thread.
-    pub(super) fn run(&self, tables: Tables, announced: HashMap<Vec<u8>, Seq>, space: Space) {
-        let mut writer = Writer { tables, announced, space, meter: &self.meter };
+    pub(super) fn run(&self, tables: Tables, announced: HashMap<Vec<u8>, Seq>, space: Space, watch: &Watch) {
+        let mut writer = Writer { tables, announced, space, watch, meter: &self.meter };
         let work = || {
             while let Some(group) = self.next_group() {
                 if let Err(error) = writer.write(group) {
@@ -175,6 +175,7 @@ impl Committer {
     /// Waits for something to write; `None` at the end.
     fn next_group(&self) -> Option<Group> {
         let mut waiting = self.waiting.lock();
+        let mut until = None;
         loop {
             if self.has_failed() {
                 return None;
@@ -184,7 +185,10 @@ impl Committer {
             }
             if waiting.projections.is_empty() {
                 self.arrived.wait(&mut waiting);
-            } else if self.arrived.wait_for(&mut waiting, PROJECTIONS_WAIT).timed_out() {
+                continue;
+            }
+            let until = *until.get_or_insert_with(|| Instant::now() + PROJECTIONS_WAIT);
+            if self.arrived.wait_until(&mut waiting, until).timed_out() {
                 break;
             }
         }
@@ -204,7 +208,10 @@ impl Waiting {
         });
         let count = fits.count();
         let rest = self.appends.split_off(count);
-        Group { appends: std::mem::replace(&mut self.appends, rest), projections: std::mem::take(&mut self.projections) }
+        Group {
+            appends: std::mem::replace(&mut self.appends, rest),
+            projections: std::mem::take(&mut self.projections),
+        }
     }
 }
 
@@ -215,6 +222,7 @@ struct Writer<'a> {
     /// What table `announce` holds, so that no append needs to read it.
     announced: HashMap<Vec<u8>, Seq>,
     space: Space,
+    watch: &'a Watch,
     meter: &'a Meter,
 }
 
@@ -268,6 +276,9 @@ impl Writer<'_> {
         for job in group.projections {
             self.meter.answered(Operation::Project, job.asked, projected.as_ref().err());
             (job.done)(projected.clone());
+        }
+        if self.tables.is_full() {
+            self.watch.wake();
         }
         Ok(())
     }

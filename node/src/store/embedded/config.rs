@@ -16,9 +16,9 @@ pub struct Config {
     /// a second per 256 MiB. At least 64 MiB.
     pub journal_size_max: ByteSize,
     /// Rows of the log gathered in memory before they become a file. Larger: fewer merges, less CPU per row, more
-    /// memory. Takes effect when the directory is created; later changes are ignored.
+    /// memory.
     pub log_memtable_size: ByteSize,
-    /// The same for each of the other tables. Takes effect when the directory is created.
+    /// The same for each of the other tables.
     pub table_memtable_size: ByteSize,
     /// With less than this free on the volume nothing is accepted any more (`disk is full`): what was accepted before
     /// still has to be flushed and merged. Writes resume by themselves when there is space again.

@@ -65,7 +65,9 @@ pub enum OpenError {
         found: String,
     },
     /// A newer program wrote it.
-    #[error("the data directory {directory} has format {found}, this program knows {FORMAT}; run the program that wrote it")]
+    #[error(
+        "the data directory {directory} has format {found}, this program knows {FORMAT}; run the program that wrote it"
+    )]
     Newer {
         /// Which.
         directory: PathBuf,
@@ -199,7 +201,11 @@ fn create(directory: &Path, config: &Config, unfinished: &Path) -> Result<(), Op
     let written = batch.commit().and_then(|()| tables.sync());
     drop(tables);
     written.map_err(|error| OpenError::Engine { directory: directory.to_owned(), why: in_words(&error) })?;
-    journal::sync_tree(unfinished).map_err(|source| OpenError::Io { doing: "sync", path: unfinished.to_owned(), source })
+    journal::sync_tree(unfinished).map_err(|source| OpenError::Io {
+        doing: "sync",
+        path: unfinished.to_owned(),
+        source,
+    })
 }
 
 /// Opens the engine. It panics on some kinds of damage; here that is an error like the others.

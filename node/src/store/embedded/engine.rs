@@ -5,7 +5,7 @@
 use std::{path::Path, sync::Arc};
 
 use fjall::{
-    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch as Batch, PersistMode,
+    AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch as Batch, PersistMode,
     compaction::Leveled,
     config::{BlockSizePolicy, CompressionPolicy, FilterPolicy},
 };
@@ -26,6 +26,8 @@ pub(super) struct Tables {
     pub(super) inbox: Keyspace,
     pub(super) announce: Keyspace,
     pub(super) note: Keyspace,
+    log_memtable_size: u64,
+    table_memtable_size: u64,
 }
 
 /// Why the tables cannot be opened.
@@ -66,9 +68,9 @@ impl Tables {
     }
 
     fn with(db: Database, config: &Config) -> Result<Self, Failure> {
-        let table = |name| db.keyspace(name, || table_options(config));
+        let table = |name| db.keyspace(name, table_options);
         Ok(Self {
-            log: db.keyspace("log", || log_options(config))?,
+            log: db.keyspace("log", log_options)?,
             snapshot: table("snapshot")?,
             ids: table("ids")?,
             overlay: table("overlay")?,
@@ -76,6 +78,8 @@ impl Tables {
             announce: table("announce")?,
             note: table("note")?,
             db,
+            log_memtable_size: config.log_memtable_size.get(),
+            table_memtable_size: config.table_memtable_size.get(),
         })
     }
 
@@ -87,6 +91,23 @@ impl Tables {
     /// A view that does not change.
     pub(super) fn view(&self) -> fjall::Snapshot {
         self.db.snapshot()
+    }
+
+    /// Whether a memtable is to be flushed.
+    pub(super) fn is_full(&self) -> bool {
+        self.full().next().is_some()
+    }
+
+    /// Hands full memtables to the engine's worker.
+    pub(super) fn flush_full(&self) -> fjall::Result<()> {
+        self.full().try_for_each(|table| table.rotate_memtable().map(drop))
+    }
+
+    fn full(&self) -> impl Iterator<Item = &Keyspace> {
+        let others = [&self.snapshot, &self.ids, &self.overlay, &self.inbox, &self.announce, &self.note];
+        let sized = others.map(|table| (table, self.table_memtable_size)).into_iter();
+        let sized = std::iter::once((&self.log, self.log_memtable_size)).chain(sized);
+        sized.filter(|(table, size)| table.tree.active_memtable().size() > *size).map(|(table, _)| table)
     }
 
     /// Syncs the journal with its metadata.
@@ -121,21 +142,30 @@ fn database(path: &Path, config: &Config) -> fjall::Result<Database> {
 /// The engine refuses less.
 const JOURNALS_MIN: u64 = 64 * 1024 * 1024;
 
-fn log_options(config: &Config) -> KeyspaceCreateOptions {
+/// The engine is not asked to notice that a memtable is full. It would tell its worker so after every single write, in
+/// a queue of a thousand places, until the worker has time; and the worker, once it has, waits for a free place in that
+/// same queue: for ever, if it is the only one. [`Tables::flush_full`] does it once per memtable.
+const MEMTABLE_SIZE: u64 = u64::MAX;
+
+fn log_options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
-        .max_memtable_size(config.log_memtable_size.get())
+        .max_memtable_size(MEMTABLE_SIZE)
         // The log is read in ranges only; a filter answers point reads, and building it is work at every merge.
         .filter_policy(FilterPolicy::disabled())
         // A page of a conversation is a few of these; smaller ones cost more index and compress worse.
         .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
         // What is young is merged again soon; compressing it costs more than writing it.
-        .data_block_compression_policy(CompressionPolicy::new([CompressionType::None, CompressionType::None, CompressionType::Lz4]))
+        .data_block_compression_policy(CompressionPolicy::new([
+            CompressionType::None,
+            CompressionType::None,
+            CompressionType::Lz4,
+        ]))
         // Eight flushes to a merge instead of four: less merging, and reads look into a few more files.
         .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(8)))
 }
 
-fn table_options(config: &Config) -> KeyspaceCreateOptions {
-    KeyspaceCreateOptions::default().max_memtable_size(config.table_memtable_size.get())
+fn table_options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_SIZE)
 }
 
 /// The engine's errors in words.
@@ -143,7 +173,9 @@ pub(super) fn in_words(error: &fjall::Error) -> String {
     match error {
         fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => source.to_string(),
         fjall::Error::Poisoned => "the engine has stopped after an earlier failure".to_owned(),
-        fjall::Error::Storage(fjall::LsmError::ChecksumMismatch { .. }) => "a file is damaged (checksum mismatch)".to_owned(),
+        fjall::Error::Storage(fjall::LsmError::ChecksumMismatch { .. }) => {
+            "a file is damaged (checksum mismatch)".to_owned()
+        }
         other => other.to_string(),
     }
 }

@@ -30,7 +30,10 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 /// Why the files cannot be opened.
 #[derive(Debug)]
 pub(super) enum Error {
-    Io { path: PathBuf, source: io::Error },
+    Io {
+        path: PathBuf,
+        source: io::Error,
+    },
     /// What is damaged.
     Damaged(String),
 }
@@ -62,8 +65,12 @@ pub(super) fn check(log: &Path) -> Result<(), Error> {
     let mut journals = Vec::new();
     for path in folder(log)? {
         if path.extension().is_some_and(|extension| extension == "jnl") {
-            let number: Option<u64> = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            journals.push((number.ok_or_else(|| Error::Damaged(format!("{} is no journal's name", path.display())))?, path));
+            let number: Option<u64> =
+                path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            journals.push((
+                number.ok_or_else(|| Error::Damaged(format!("{} is no journal's name", path.display())))?,
+                path,
+            ));
         }
     }
     journals.sort();

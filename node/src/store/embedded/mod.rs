@@ -28,7 +28,7 @@ use chappe_schema::{
     id::{CommandId, EntityId, Millis, Seq, UserId},
     stored::{LogRow, StoredId, StoredOverlay},
 };
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::{Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written};
 
@@ -103,35 +103,38 @@ impl Embedded {
             why: format!("its list of announcements cannot be read: {}", engine::in_words(&source)),
         })?;
         let meter = Arc::new(Meter::new());
-        let space = commit::Space::new(directory.to_owned(), config.free_space_min.get(), Arc::clone(&free));
-        let committer = Arc::new(Committer::new(Arc::clone(&meter), fatal));
-        let readers = Arc::new(Readers::default());
         let watch = Arc::new(Watch::default());
-
-        let mut threads = Vec::with_capacity(READERS + 2);
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| OpenError::Io {
-                doing: "start a thread for",
-                path: directory.to_owned(),
-                source,
-            })
+        let running = Running { threads: Vec::with_capacity(READERS + 2), watch: Arc::clone(&watch), lock };
+        let store = Self {
+            session,
+            committer: Arc::new(Committer::new(Arc::clone(&meter), fatal)),
+            readers: Arc::new(Readers::default()),
+            meter: Arc::clone(&meter),
+            running: Mutex::new(Some(running)),
         };
-        {
-            let (committer, tables) = (Arc::clone(&committer), tables.clone());
-            threads.push(spawn("log-commit", Box::new(move || committer.run(tables, announced, space)))?);
+        // Dropped on an error, the store ends those threads that run already.
+        let space = commit::Space::new(directory.to_owned(), config.free_space_min.get(), Arc::clone(&free));
+        let (committer, own, alarm) = (Arc::clone(&store.committer), tables.clone(), Arc::clone(&watch));
+        store.spawn(directory, "log-commit", move || committer.run(own, announced, space, &alarm))?;
+        for _ in 0..READERS {
+            let (readers, own) = (Arc::clone(&store.readers), tables.clone());
+            store.spawn(directory, "log-read", move || readers.run(&own))?;
         }
-        for index in 0..READERS {
-            let (readers, tables) = (Arc::clone(&readers), tables.clone());
-            threads.push(spawn(&format!("log-read-{index}"), Box::new(move || readers.run(&tables)))?);
+        let (committer, watched) = (Arc::clone(&store.committer), directory.to_owned());
+        store.spawn(directory, "log-watch", move || watch.run(&tables, &committer, &meter, &watched, &free))?;
+        Ok(store)
+    }
+
+    fn spawn(&self, directory: &Path, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| OpenError::Io {
+            doing: "start a thread for",
+            path: directory.to_owned(),
+            source,
+        })?;
+        if let Some(running) = &mut *self.running.lock() {
+            running.threads.push(thread);
         }
-        {
-            let (watch, committer, meter) = (Arc::clone(&watch), Arc::clone(&committer), Arc::clone(&meter));
-            let directory = directory.to_owned();
-            let body = move || watch.run(&tables, &committer, &meter, &directory, &free);
-            threads.push(spawn("log-watch", Box::new(body))?);
-        }
-        let running = Mutex::new(Some(Running { threads, watch, lock }));
-        Ok(Self { session, committer, readers, meter, running })
+        Ok(())
     }
 
     /// Commits what is waiting, answers it, ends the threads, closes the engine and frees the directory. Appends that
@@ -221,8 +224,17 @@ impl Store for Embedded {
         self.read(meter::Operation::Overlay, done, move |tables| read::overlay(tables, &entity, target));
     }
 
-    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, not_before: Millis, done: Done<Result<Option<StoredId>, Error>>) {
-        self.read(meter::Operation::FindId, done, move |tables| read::find_id(tables, &entity, &sender, id, not_before));
+    fn find_id(
+        &self,
+        entity: EntityId,
+        sender: UserId,
+        id: CommandId,
+        not_before: Millis,
+        done: Done<Result<Option<StoredId>, Error>>,
+    ) {
+        self.read(meter::Operation::FindId, done, move |tables| {
+            read::find_id(tables, &entity, &sender, id, not_before)
+        });
     }
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {
@@ -242,32 +254,53 @@ fn free_space(directory: &Path) -> io::Result<u64> {
 
 // === the watch ===
 
-/// Looks at the disk and at the engine while nobody writes. A flush or a compaction that fails stops the engine for
-/// good, and says so only to the next who writes: without the watch an idle server would find out too late.
+/// Looks at the disk and at the engine once a second, and at once when the committer finds a memtable full.
+///
+/// A flush or a merge that fails stops the engine for good, and says so only to the next who writes: without the watch
+/// an idle server would find out too late.
 #[derive(Default)]
 struct Watch {
-    closed: Mutex<bool>,
-    changed: parking_lot::Condvar,
+    state: Mutex<Watched>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Watched {
+    is_full: bool,
+    closed: bool,
 }
 
 impl Watch {
     fn run(&self, tables: &Tables, committer: &Committer, meter: &Meter, directory: &Path, free: &FreeSpace) {
-        let mut closed = self.closed.lock();
-        while !*closed {
-            parking_lot::MutexGuard::unlocked(&mut closed, || {
-                if let Err(error) = tables.check() {
-                    committer.fail(format!("the log can no longer be written: {}", engine::in_words(&error)));
-                }
+        let mut look = Instant::now();
+        loop {
+            // Both find out about an engine that has stopped.
+            let mut health = tables.flush_full();
+            if Instant::now() >= look {
+                look = Instant::now() + WATCH;
+                health = health.and_then(|()| tables.check());
                 meter.disk(tables.disk_bytes(), free(directory).ok());
-            });
-            if !*closed {
-                self.changed.wait_for(&mut closed, WATCH);
+            }
+            if let Err(error) = health {
+                committer.fail(format!("the log can no longer be written: {}", engine::in_words(&error)));
+            }
+            let mut state = self.state.lock();
+            while !state.closed && !state.is_full && !self.changed.wait_until(&mut state, look).timed_out() {}
+            state.is_full = false;
+            if state.closed {
+                return;
             }
         }
     }
 
+    /// A memtable is full.
+    fn wake(&self) {
+        self.state.lock().is_full = true;
+        self.changed.notify_all();
+    }
+
     fn close(&self) {
-        *self.closed.lock() = true;
+        self.state.lock().closed = true;
         self.changed.notify_all();
     }
 }

@@ -211,7 +211,8 @@ pub(super) fn announced(tables: &Tables) -> Result<Vec<EntityId>, Error> {
     let unreadable = |error: fjall::Error| Error::Unavailable(in_words(&error));
     let listed = tables.announce.iter().map(|guard| {
         let key = guard.key().map_err(unreadable)?;
-        EntityId::from_key(&key).map_err(|error| Error::Unavailable(format!("the list of announcements is damaged: {error}")))
+        EntityId::from_key(&key)
+            .map_err(|error| Error::Unavailable(format!("the list of announcements is damaged: {error}")))
     });
     listed.collect()
 }
@@ -256,7 +257,9 @@ fn corrupt(entity: &EntityId, why: Corrupt) -> Error {
 /// What an error of the engine means for an entity.
 fn failed(entity: &EntityId, error: &fjall::Error) -> Error {
     match error {
-        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => Error::Unavailable(source.to_string()),
+        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => {
+            Error::Unavailable(source.to_string())
+        }
         fjall::Error::Storage(_) | fjall::Error::Decompress(_) => {
             tracing::error!(event = "store_file_damaged", %error, "a file of the log is damaged");
             corrupt(entity, Corrupt::Checksum)
