@@ -524,7 +524,8 @@ impl Command {
     #[must_use]
     pub fn hash(&self) -> u64 {
         let mut hash = Xxh3::new();
-        hash.update(&[self.op() as u8]);
+        // The hash is stored with the event: it is made of names, which stay, and not of places in a table.
+        hash.update(self.op().name().as_bytes());
         let mut text = |text: &str| {
             hash.update(&(text.len() as u32).to_le_bytes());
             hash.update(text.as_bytes());

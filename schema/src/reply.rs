@@ -56,6 +56,8 @@ pub enum Reply {
         items: Vec<EditView>,
         /// The deleting event, if there is one.
         deleted: Option<Seq>,
+        /// Whether there were more edits than one answer holds; the newest are there.
+        more: bool,
     },
     /// A page of the log, by seq.
     Events {
@@ -228,7 +230,7 @@ impl Reply {
                 });
                 object.number("head", *head).flag("more_before", more.0).flag("more_after", more.1);
             }
-            Self::Edits { items, deleted } => {
+            Self::Edits { items, deleted, more } => {
                 object.array("history", items, |out, edit| {
                     let mut object = Object::begin(out);
                     object.number("seq", edit.seq).display("at", Timestamp(edit.at)).raw("body", edit.body.as_deref().unwrap_or(b"null"));
@@ -236,6 +238,9 @@ impl Reply {
                 });
                 if let Some(seq) = deleted {
                     object.number("deleted", *seq);
+                }
+                if *more {
+                    object.flag("more_before", true);
                 }
             }
             Self::Events { conversation, items, head, floor } => {
@@ -382,7 +387,7 @@ mod tests {
         assert_eq!(shown(&Reply::Opened { head: 3, n: 1, large: true }), json!({ "head": 3, "n": 1, "large": true }));
         assert_eq!(shown(&Reply::Closed), json!({}));
         let edit = EditView { seq: 2, at: 0, body: None };
-        let edits = shown(&Reply::Edits { items: vec![edit], deleted: Some(9) });
+        let edits = shown(&Reply::Edits { items: vec![edit], deleted: Some(9), more: false });
         assert_eq!(edits, json!({ "history": [{ "seq": 2, "at": "1970-01-01T00:00:00.000Z", "body": null }], "deleted": 9 }));
         let event = |seq, target, fact| {
             Arc::new(Event { seq, n: 1, sender: user("ada"), device: DeviceId::new("d").ok(), id: CommandId(uuid::Uuid::nil()), target, created_at: 0, hash: 0, fact })

@@ -256,6 +256,9 @@ pub struct StoredMember {
     /// Pairs of joined and left seqs (snapshots only); an odd count means a member now.
     #[prost(uint64, repeated, tag = "3")]
     pub intervals: Vec<u64>,
+    /// Messages read (snapshots only).
+    #[prost(uint64, tag = "4")]
+    pub read_n: u64,
 }
 
 /// One id that a log knows.
@@ -448,7 +451,7 @@ impl From<&Event> for StoredEvent {
     fn from(event: &Event) -> Self {
         let mut body = Bytes::new();
         let mut meta = None;
-        let member = |user: &UserId, role: i32| StoredMember { user: user.as_str().to_owned(), role, intervals: Vec::new() };
+        let member = |user: &UserId, role: i32| StoredMember { user: user.as_str().to_owned(), role, intervals: Vec::new(), read_n: 0 };
         let about = |user: &UserId, role: i32| Some(Meta { members: vec![member(user, role)], ..Meta::default() });
         let kind = match &event.fact {
             Fact::MessageNew { body: content } => {

@@ -112,6 +112,8 @@ pub enum ToGateway {
 pub struct Heads {
     /// Of the conversations asked for; `None` where the user is no member.
     pub positions: Vec<(ConversationId, Option<Head>)>,
+    /// Those of them whose head nobody can tell at the moment.
+    pub unknown: Vec<ConversationId>,
     /// The most recently active others.
     pub others: Vec<(ConversationId, Head)>,
 }

@@ -38,8 +38,9 @@ pub enum Verdict {
 /// What was found out for a command that needed more than memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Evidence {
-    /// What the durable blocks say of the command's id, if they were asked.
-    pub id: Option<Option<Known>>,
+    /// What the durable blocks say of the command's id, if they were asked, and up to which seq there were blocks then:
+    /// a later block may hold what they did not.
+    pub id: Option<(Option<Known>, Seq)>,
 }
 
 /// A command with everything that judging it needs.
@@ -63,7 +64,8 @@ impl Conversation {
         if let Command::ConversationCreate(create) = command {
             return case.create(create);
         }
-        if !self.exists() || !self.knows(&actor.user) {
+        // A repetition is recognised even of what ended the caller's membership, or the conversation.
+        if self.head == 0 || !self.knows(&actor.user) {
             return Verdict::Answer(Err(Code::ConversationNotFound.into()));
         }
         if self.hot.is_none() {
@@ -111,9 +113,10 @@ impl Case<'_> {
         }
         let Some(hot) = &self.state.hot else { return Ok(Some(Verdict::NeedHot)) };
         let known = match (hot.ids.look_up(&self.actor.user, self.id), evidence.id) {
-            (Memory::Known(known), _) | (Memory::Ask(_), Some(Some(known))) => known,
-            (Memory::New, _) | (Memory::Ask(_), Some(None)) => return Ok(None),
-            (Memory::Ask(since), None) => return Ok(Some(Verdict::NeedId(since))),
+            (Memory::Known(known), _) | (Memory::Ask(_), Some((Some(known), _))) => known,
+            (Memory::New, _) => return Ok(None),
+            (Memory::Ask(_), Some((None, upto))) if upto == hot.ids.durable().0 => return Ok(None),
+            (Memory::Ask(since), _) => return Ok(Some(Verdict::NeedId(since))),
         };
         if known.hash != self.hash {
             return Err(Code::IdConflict.into());

@@ -15,6 +15,8 @@ pub struct Member {
     pub role: Role,
     /// The event by which they joined, 0 if they are no member now.
     pub joined: Seq,
+    /// Messages read, at least: up to their own last one, and what was written before they joined counts as read.
+    pub read_n: u64,
     /// Earlier stays: joined and left, both included. Rare, so it costs one word when empty.
     pub past: Option<Box<Vec<(Seq, Seq)>>>,
 }
@@ -76,18 +78,19 @@ impl Members {
     }
 
     /// `user` is a member from event `seq` on. Total: a member who joins again only changes the role.
-    pub fn join(&mut self, user: &UserId, role: Role, seq: Seq) {
+    pub fn join(&mut self, user: &UserId, role: Role, seq: Seq, n: u64) {
         match self.find(user) {
             Ok(index) => {
                 let member = &mut self.all[index];
                 member.role = role;
                 if member.joined == 0 {
                     member.joined = seq;
+                    member.read_n = n;
                     self.present += 1;
                 }
             }
             Err(index) => {
-                self.all.insert(index, Member { user: user.clone(), role, joined: seq, past: None });
+                self.all.insert(index, Member { user: user.clone(), role, joined: seq, read_n: n, past: None });
                 self.present += 1;
             }
         }
@@ -102,6 +105,14 @@ impl Members {
                 member.joined = 0;
                 self.present -= 1;
             }
+        }
+    }
+
+    /// `user` has read messages up to `n`.
+    pub fn read(&mut self, user: &UserId, n: u64) {
+        if let Ok(index) = self.find(user) {
+            let member = &mut self.all[index];
+            member.read_n = member.read_n.max(n);
         }
     }
 
@@ -130,7 +141,7 @@ impl Members {
             if member.joined != 0 {
                 intervals.push(member.joined);
             }
-            StoredMember { user: member.user.as_str().to_owned(), role: member.role as i32, intervals }
+            StoredMember { user: member.user.as_str().to_owned(), role: member.role as i32, intervals, read_n: member.read_n }
         };
         self.all.iter().map(stored).collect()
     }
@@ -143,7 +154,7 @@ impl Members {
             let past: Vec<(Seq, Seq)> = pairs.iter().map(|pair| (pair[0], pair[1])).collect();
             let joined = open.first().copied().unwrap_or(0);
             members.present += u32::from(joined != 0);
-            members.all.push(Member { user, role, joined, past: (!past.is_empty()).then(|| Box::new(past)) });
+            members.all.push(Member { user, role, joined, read_n: one.read_n, past: (!past.is_empty()).then(|| Box::new(past)) });
         }
         if !members.all.is_sorted_by(|a, b| a.user < b.user) {
             return Err(Corrupt::Content("the members of a snapshot are out of order"));
@@ -179,6 +190,12 @@ impl Visible {
         self.0.iter().any(|(low, high)| (*low..=*high).contains(&seq))
     }
 
+    /// The first visible seq at or above this one.
+    #[must_use]
+    pub fn next(&self, seq: Seq) -> Seq {
+        self.0.iter().find(|(_, high)| *high >= seq).map_or(seq, |(low, _)| seq.max(*low))
+    }
+
     /// Nothing at or below is visible.
     #[must_use]
     pub fn floor(&self) -> Seq {
@@ -197,11 +214,11 @@ mod tests {
     #[test]
     fn who_leaves_and_returns_sees_both_stays() {
         let mut members = Members::default();
-        members.join(&user("ada"), Role::Owner, 1);
-        members.join(&user("bob"), Role::Member, 5);
+        members.join(&user("ada"), Role::Owner, 1, 0);
+        members.join(&user("bob"), Role::Member, 5, 0);
         members.leave(&user("bob"), 9);
         assert_eq!((members.len(), members.get(&user("bob"))), (1, None));
-        members.join(&user("bob"), Role::Admin, 15);
+        members.join(&user("bob"), Role::Admin, 15, 0);
         let visible = members.get(&user("bob")).unwrap().visible(HistoryAccess::SinceJoin);
         let seen: Vec<Seq> = (1..20).filter(|seq| visible.contains(*seq)).collect();
         assert_eq!(seen, [5, 6, 7, 8, 9, 15, 16, 17, 18, 19]);
@@ -212,8 +229,8 @@ mod tests {
     #[test]
     fn repeated_facts_change_nothing() {
         let mut members = Members::default();
-        members.join(&user("ada"), Role::Owner, 1);
-        members.join(&user("ada"), Role::Owner, 2);
+        members.join(&user("ada"), Role::Owner, 1, 0);
+        members.join(&user("ada"), Role::Owner, 2, 0);
         members.leave(&user("eve"), 3);
         members.set_role(&user("eve"), Role::Admin);
         assert_eq!((members.len(), members.get(&user("ada")).unwrap().joined), (1, 1));
@@ -223,7 +240,7 @@ mod tests {
     fn members_come_back_from_a_snapshot() {
         let mut members = Members::default();
         for (name, seq) in [("zoe", 1), ("ada", 1), ("bob", 4)] {
-            members.join(&user(name), Role::Member, seq);
+            members.join(&user(name), Role::Member, seq, 0);
         }
         members.leave(&user("bob"), 7);
         assert_eq!(Members::from_stored(&members.to_stored()).unwrap(), members);
@@ -236,7 +253,7 @@ mod tests {
     fn pages_of_members_follow_the_cursor() {
         let mut members = Members::default();
         for name in ["a", "b", "c", "d"] {
-            members.join(&user(name), Role::Member, 1);
+            members.join(&user(name), Role::Member, 1, 0);
         }
         members.leave(&user("c"), 2);
         let after = |cursor: Option<&UserId>| -> Vec<String> { members.present_after(cursor).map(|m| m.user.to_string()).collect() };

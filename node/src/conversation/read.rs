@@ -7,7 +7,7 @@ use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
     id::{ConversationId, Seq},
-    limit::PAGE_BYTES_MAX,
+    limit::{PAGE_BYTES_MAX, PAGE_MAX},
     reply::{EditView, MessageView, Reply},
     stored::StoredOverlay,
     wire::Actor,
@@ -39,14 +39,14 @@ pub struct Read {
 enum Shape {
     Events { after: Seq, limit: usize },
     /// Messages at or below `upto`, newest first; `above` counts what still lies above.
-    Before { upto: Seq, limit: usize },
-    After { from: Seq, limit: usize },
+    Before { upto: Seq, limit: usize, above: bool },
+    After { from: Seq, limit: usize, below: bool },
     /// First the lower half, then the upper one.
     AroundBelow { at: Seq, limit: usize },
     AroundAbove { at: Seq, limit: usize, more_below: bool },
     One { seq: Seq },
     /// The chain of edits of a message, from the newest to the oldest.
-    History { message: Arc<Event>, next: Seq, deleted: Seq, edits: Vec<EditView> },
+    History { message: Arc<Event>, next: Seq, deleted: Seq, edits: Vec<EditView>, bytes: usize, more: bool },
 }
 
 /// What a read needs next.
@@ -91,9 +91,15 @@ impl Conversation {
                 Shape::Events { after: (*after).max(floor), limit: *limit }
             }
             Command::MessageList { page, .. } => match page.from {
-                From::Newest => Shape::Before { upto: self.head, limit: page.limit },
-                From::Before(seq) => Shape::Before { upto: seq.saturating_sub(1).min(self.head), limit: page.limit },
-                From::After(seq) => Shape::After { from: seq.saturating_add(1).max(floor + 1), limit: page.limit },
+                From::Newest => Shape::Before { upto: self.head, limit: page.limit, above: false },
+                From::Before(seq) => {
+                    let upto = seq.saturating_sub(1).min(self.head);
+                    Shape::Before { upto, limit: page.limit, above: upto < self.head }
+                }
+                From::After(seq) => {
+                    let from = seq.saturating_add(1).max(floor + 1);
+                    Shape::After { from, limit: page.limit, below: from > floor + 1 }
+                }
                 From::Around(seq) => Shape::AroundBelow { at: seq.clamp(floor + 1, self.head.max(floor + 1)), limit: page.limit },
             },
             Command::MessageGet { seq, .. } if visible.contains(*seq) && *seq <= self.head => Shape::One { seq: *seq },
@@ -107,6 +113,8 @@ impl Conversation {
                         next: overlay.edit,
                         deleted: overlay.deleted,
                         edits: Vec::new(),
+                        bytes: 0,
+                        more: false,
                     },
                 }
             }
@@ -135,13 +143,13 @@ impl Read {
     /// The answer without the store, where the last events are all that is asked for.
     fn recall(&mut self, state: &Conversation) -> Option<Reply> {
         let Shape::Events { after, limit } = self.shape else { return None };
-        let first = after + 1;
-        if first > self.head {
+        if after >= self.head {
             return Some(self.page_of_events());
         }
+        let first = self.visible.next(after + 1);
         let hot = state.hot.as_ref()?;
         hot.recent(first)?;
-        let upto = self.head.min(after.saturating_add(limit as u64));
+        let upto = self.head.min((first - 1).saturating_add(limit as u64));
         let mut bytes = 0;
         for seq in first..=upto {
             let event = hot.recent(seq)?;
@@ -152,6 +160,10 @@ impl Read {
             if self.visible.contains(seq) {
                 self.events.push(Arc::clone(event));
             }
+        }
+        // Nothing to be seen so far, but perhaps further on: that is the store's to find.
+        if self.events.is_empty() && upto < self.head {
+            return None;
         }
         Some(self.page_of_events())
     }
@@ -171,13 +183,17 @@ impl Read {
         let above = self.floor + 1;
         match &self.shape {
             Shape::Events { after, limit } if *after < self.head => {
-                Progress::More(self.request(after + 1, self.head, false, false, *limit))
+                let from = self.visible.next(after + 1).min(self.head);
+                Progress::More(self.request(from, self.head, false, false, *limit))
             }
             Shape::Events { .. } => Progress::Done(Ok(self.page_of_events())),
-            Shape::Before { upto, limit } if *upto >= above => Progress::More(self.request(above, *upto, true, true, *limit)),
-            Shape::Before { upto, .. } => Progress::Done(Ok(self.page_of_messages((false, *upto < self.head)))),
-            Shape::After { from, limit } if *from <= self.head => Progress::More(self.request(*from, self.head, false, true, *limit)),
-            Shape::After { from, .. } => Progress::Done(Ok(self.page_of_messages((*from > above, false)))),
+            Shape::Before { upto, limit, .. } if *upto >= above => Progress::More(self.request(above, *upto, true, true, *limit)),
+            Shape::Before { above, .. } => Progress::Done(Ok(self.page_of_messages((false, *above)))),
+            Shape::After { from, limit, .. } if *from <= self.head => {
+                let from = self.visible.next(*from).min(self.head);
+                Progress::More(self.request(from, self.head, false, true, *limit))
+            }
+            Shape::After { below, .. } => Progress::Done(Ok(self.page_of_messages((*below, false)))),
             Shape::AroundBelow { at, limit } if *at <= self.head => {
                 Progress::More(self.request(above, *at, true, true, limit.div_ceil(2)))
             }
@@ -200,20 +216,25 @@ impl Read {
     pub fn take(mut self, page: Page) -> (Self, Progress) {
         let count = page.events.len();
         let visible = &self.visible;
+        // A slice of which nothing may be shown is not the end: the next one is looked at.
+        let nothing = !page.complete && !page.events.iter().any(|event| visible.contains(event.seq));
         match &mut self.shape {
+            Shape::Events { after, .. } if nothing && page.reached > *after => *after = page.reached,
+            Shape::Before { upto, .. } if nothing && (1..=*upto).contains(&page.reached) => *upto = page.reached - 1,
+            Shape::After { from, .. } if nothing && page.reached >= *from => *from = page.reached + 1,
             Shape::Events { .. } => {
                 self.events.extend(page.events.into_iter().filter(|event| visible.contains(event.seq)));
                 let progress = Progress::Done(Ok(self.page_of_events()));
                 return (self, progress);
             }
-            Shape::Before { upto, limit } => {
-                let more = (count == *limit || !page.complete, *upto < self.head);
+            Shape::Before { above, limit, .. } => {
+                let more = (count == *limit || !page.complete, *above);
                 self.collect(page);
                 let progress = Progress::Done(Ok(self.page_of_messages(more)));
                 return (self, progress);
             }
-            Shape::After { from, limit } => {
-                let more = (*from > self.floor + 1, count == *limit || !page.complete);
+            Shape::After { below, limit, .. } => {
+                let more = (*below, count == *limit || !page.complete);
                 self.collect(page);
                 let progress = Progress::Done(Ok(self.page_of_messages(more)));
                 return (self, progress);
@@ -235,7 +256,7 @@ impl Read {
                 let message = self.messages().pop().ok_or(Error::new(Code::MessageNotFound));
                 return (self, Progress::Done(message.map(|view| Reply::Message(Box::new(view)))));
             }
-            Shape::History { next, deleted, edits, .. } => {
+            Shape::History { next, deleted, edits, bytes, more, .. } => {
                 let Some(event) = page.events.into_iter().next() else {
                     return (self, Progress::Done(Err(Error::new(Code::Internal).with_detail("an edit of the chain is missing"))));
                 };
@@ -243,8 +264,14 @@ impl Read {
                     return (self, Progress::Done(Err(Error::new(Code::Internal).with_detail("the chain of edits is broken"))));
                 };
                 let body = (*deleted == 0).then(|| body.bytes().clone());
+                *bytes += body.as_ref().map_or(0, bytes::Bytes::len);
                 edits.push(EditView { seq: event.seq, at: event.created_at, body });
                 *next = *previous;
+                // The newest are there; one answer is bounded like any page.
+                if *next != 0 && (edits.len() >= PAGE_MAX || *bytes >= PAGE_BYTES_MAX) {
+                    *next = 0;
+                    *more = true;
+                }
             }
         }
         let progress = self.next();
@@ -276,8 +303,8 @@ impl Read {
     }
 
     fn history(&mut self) -> Reply {
-        let Shape::History { message, deleted, edits, .. } = &mut self.shape else {
-            return Reply::Edits { items: Vec::new(), deleted: None };
+        let Shape::History { message, deleted, edits, more, .. } = &mut self.shape else {
+            return Reply::Edits { items: Vec::new(), deleted: None, more: false };
         };
         let mut items = std::mem::take(edits);
         let body = match &message.fact {
@@ -286,7 +313,7 @@ impl Read {
         };
         items.push(EditView { seq: message.seq, at: message.created_at, body });
         items.reverse();
-        Reply::Edits { items, deleted: (*deleted != 0).then_some(*deleted) }
+        Reply::Edits { items, deleted: (*deleted != 0).then_some(*deleted), more: *more }
     }
 }
 

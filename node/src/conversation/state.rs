@@ -161,7 +161,7 @@ impl Conversation {
                 self.creation_hash = event.hash;
                 self.created_at = event.created_at;
                 for (user, role) in members {
-                    self.members.join(user, *role, event.seq);
+                    self.members.join(user, *role, event.seq, event.n);
                 }
                 self.members.shrink();
                 audience_changes = true;
@@ -169,7 +169,7 @@ impl Conversation {
             Fact::ConversationUpdated { settings } => *self.settings = settings.clone(),
             Fact::ConversationDeleted => self.deleted = true,
             Fact::MemberJoined { user, role } => {
-                self.members.join(user, *role, event.seq);
+                self.members.join(user, *role, event.seq, event.n);
                 audience_changes = true;
             }
             Fact::MemberLeft { user } => {
@@ -177,7 +177,9 @@ impl Conversation {
                 audience_changes = true;
             }
             Fact::MemberRole { user, role } => self.members.set_role(user, *role),
-            Fact::MessageNew { .. } | Fact::MessageUpdated { .. } | Fact::MessageDeleted { .. } => {}
+            // Who writes has read up to their own message.
+            Fact::MessageNew { .. } => self.members.read(&event.sender, event.n),
+            Fact::MessageUpdated { .. } | Fact::MessageDeleted { .. } => {}
             // Facts of users' logs have no business here; they change nothing.
             Fact::UserJoined { .. } | Fact::UserLeft { .. } | Fact::ChangesReserved { .. } => {}
         }
@@ -201,8 +203,9 @@ impl Conversation {
             fact => fact.about(),
         };
         let large = self.is_large();
+        // Who is a member already hears of it like everybody else.
         if let Some(user) = about
-            && (large || self.members.get(user).is_none())
+            && self.members.get(user).is_none()
         {
             return Arc::new(if large {
                 Audience::Listeners(vec![user.clone()])

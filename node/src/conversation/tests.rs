@@ -105,8 +105,10 @@ impl Talk {
         }
         let complete = events.len() <= request.limit;
         events.truncate(request.limit);
+        let end = if request.newest_first { request.from } else { request.upto };
+        let reached = if complete { end } else { events.last().map_or(end, |event| event.seq) };
         events.sort_by_key(|event| event.seq);
-        Page { events, overlays: Vec::new(), complete, reached: 0 }
+        Page { events, overlays: Vec::new(), complete, reached }
     }
 
     fn ok(&mut self, who: &str, command: Command) -> Reply {
@@ -242,12 +244,14 @@ fn an_id_that_only_the_store_can_know_is_asked_for() {
     let ask = talk.state.decide(&actor("ada"), old.id, &command, Evidence::default(), talk.now);
     assert!(matches!(ask, Verdict::NeedId(_)), "{ask:?}");
     let stored = block.ids.iter().find(|stored| stored.id == old.id.0.as_bytes()).unwrap();
-    let evidence = Evidence { id: Some(Some(stored.into())) };
+    let evidence = Evidence { id: Some((Some(stored.into()), end)) };
     let Verdict::Answer(Ok(Reply::Sent(sent))) = talk.state.decide(&actor("ada"), old.id, &command, evidence, talk.now) else {
         panic!("a known id is answered")
     };
     assert_eq!((sent.seq, sent.duplicate), (10, true));
-    let none = Evidence { id: Some(None) };
+    let outdated = Evidence { id: Some((None, 0)) };
+    assert!(matches!(talk.state.decide(&actor("ada"), old.id, &command, outdated, talk.now), Verdict::NeedId(_)));
+    let none = Evidence { id: Some((None, end)) };
     assert!(matches!(talk.state.decide(&actor("ada"), old.id, &command, none, talk.now), Verdict::Append(..)));
 }
 
@@ -356,7 +360,7 @@ fn edits_form_a_chain_and_deletion_ends_it() {
     talk.ok("bob", edit(seq, "v2"));
     talk.ok("bob", edit(seq, "v3"));
     let history = Command::MessageHistory { conversation: CONVERSATION, seq };
-    let Reply::Edits { items, deleted: None } = talk.ok("ada", history.clone()) else { panic!("no history") };
+    let Reply::Edits { items, deleted: None, more: false } = talk.ok("ada", history.clone()) else { panic!("no history") };
     let bodies: Vec<_> = items.iter().map(|edit| String::from_utf8(edit.body.as_ref().unwrap().to_vec()).unwrap()).collect();
     assert_eq!(bodies, [r#"{"text":"v1"}"#, r#"{"text":"v2"}"#, r#"{"text":"v3"}"#]);
     let (messages, _) = talk.messages("ada", From::Newest, 9);
@@ -366,7 +370,7 @@ fn edits_form_a_chain_and_deletion_ends_it() {
     let (messages, _) = talk.messages("ada", From::Newest, 9);
     assert_eq!((messages[0].body.as_ref(), messages[0].deleted), (None, Some(5)));
     assert_eq!(talk.refused("bob", edit(seq, "v4")), Code::MessageDeleted);
-    let Reply::Edits { items, deleted: Some(5) } = talk.ok("ada", history) else { panic!("no history") };
+    let Reply::Edits { items, deleted: Some(5), .. } = talk.ok("ada", history) else { panic!("no history") };
     assert!(items.len() == 3 && items.iter().all(|edit| edit.body.is_none()));
 }
 
@@ -482,6 +486,11 @@ fn many_members_are_listeners() {
         panic!("refused")
     };
     assert_eq!(*talk.state.audience(&event), Audience::Listeners(vec![user("zoe")]));
+    // Who is a member hears of their own removal where they listen, and only there.
+    let Verdict::Append(event, _) = talk.state.decide(&actor("ada"), fresh(), &remove("user-007"), Evidence::default(), T) else {
+        panic!("refused")
+    };
+    assert_eq!(*talk.state.audience(&event), Audience::Listeners(Vec::new()));
 }
 
 #[test]
@@ -508,6 +517,38 @@ fn a_snapshot_and_the_tail_make_the_same_state() {
     let verdict = again.decide(&actor("ada"), first.id, &send("4"), Evidence::default(), T);
     assert!(matches!(verdict, Verdict::Answer(Ok(Reply::Sent(Sent { seq: 6, duplicate: true, .. })))), "{verdict:?}");
     assert!(Conversation::from_snapshot(CONVERSATION, bytes.slice(..bytes.len() - 1)).is_err());
+}
+
+/// Resuming across a time away: what may not be seen is skipped, not taken for the end.
+#[test]
+fn a_page_finds_what_lies_beyond_a_time_away() {
+    let mut talk = Talk::group(&["bob"]);
+    talk.ok("ada", remove("bob"));
+    for n in 0..100 {
+        talk.send("ada", &n.to_string());
+    }
+    let back = talk.state.head + 1;
+    talk.ok("ada", add("bob", Role::Member));
+    let said = talk.send("ada", "welcome back").seq;
+    let Reply::Events { items, .. } = talk.ok("bob", Command::EventList { conversation: CONVERSATION, after: 2, limit: 5 }) else {
+        panic!("no events")
+    };
+    assert_eq!(items.iter().map(|event| event.seq).collect::<Vec<_>>(), [back, said]);
+    assert_eq!(talk.seqs("bob", From::Before(said), 5), [0; 0]);
+    assert_eq!(talk.seqs("bob", From::After(1), 5), [said]);
+    for after in [u64::MAX, u64::MAX - 1] {
+        let list = Command::EventList { conversation: CONVERSATION, after, limit: 5 };
+        assert!(matches!(talk.ok("bob", list), Reply::Events { items, .. } if items.is_empty()));
+    }
+}
+
+#[test]
+fn a_retried_deletion_of_the_conversation_is_answered_like_the_first() {
+    let mut talk = Talk::group(&["bob"]);
+    let id = id_at(T, 77);
+    let first = talk.judge("ada", id, &DELETE);
+    assert_eq!(talk.judge("ada", id, &DELETE), first);
+    assert_eq!(talk.judge("bob", id, &DELETE), Err(Code::ConversationNotFound));
 }
 
 /// The promise of the issue: an idle, loaded conversation of ten members costs at most 1 KiB.

@@ -1,6 +1,9 @@
 //! Driving conversations.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use chappe_schema::{
     error::{Code, Error},
@@ -48,6 +51,8 @@ pub(super) struct ConversationSlot {
     projecting: BTreeMap<Seq, Seq>,
     /// The id block on its way to the store.
     id_block: Option<Seq>,
+    /// Mutations that wait, in order, for the id blocks to be asked: the first one's question is on its way.
+    asking_id: VecDeque<(GatewayId, Box<Asked>)>,
 }
 
 impl std::ops::Deref for ConversationSlot {
@@ -66,7 +71,8 @@ impl std::ops::DerefMut for ConversationSlot {
 /// A look into the store for a client.
 pub(super) enum Reading {
     Page(GatewayId, Correlation, Box<Read>, ConversationId),
-    Id(GatewayId, Box<Asked>),
+    /// The first of those that wait in `asking_id`; the last seq that had a durable block when it was asked.
+    Id(ConversationId, Seq),
 }
 
 impl ConversationSlot {
@@ -78,12 +84,13 @@ impl ConversationSlot {
             snapshot: None,
             projecting: BTreeMap::new(),
             id_block: None,
+            asking_id: VecDeque::new(),
         }
     }
 
     /// Whether nothing is on its way in or out, so that the slot may be dropped.
     fn may_go(&self) -> bool {
-        self.is_quiet() && self.targets.is_empty() && self.announcing.is_empty() && self.projecting.is_empty() && self.id_block.is_none()
+        self.is_quiet() && self.targets.is_empty() && self.asking_id.is_empty() && self.announcing.is_empty() && self.projecting.is_empty() && self.id_block.is_none()
     }
 }
 
@@ -129,7 +136,11 @@ impl Shard {
         slot.used = now;
         match slot.phase {
             Phase::Ready(_) => self.judge(id, from, asked, Evidence::default()),
-            Phase::Loading => self.park(id, Parked::Command(from, asked, Evidence::default())),
+            Phase::Loading => {
+                self.park(id, Parked::Command(from, asked, Evidence::default()));
+                // Already under way, unless an earlier attempt has failed.
+                self.reload(id);
+            }
             Phase::Withdrawn { until } if now >= until => {
                 slot.phase = Phase::Loading;
                 self.park(id, Parked::Command(from, asked, Evidence::default()));
@@ -141,15 +152,19 @@ impl Shard {
 
     fn park(&mut self, id: ConversationId, parked: Parked) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        if slot.parked.len() < WINDOW as usize {
-            slot.parked.push_back(parked);
-        } else if let Parked::Command(from, asked, _) = parked {
-            self.answer_now(from, &asked, Err(Error::new(Code::Overloaded).after_ms(500)));
-        } else if let Parked::Head(user) = parked {
-            // A user who is not answered would wait for ever; what is known so far is the honest answer.
-            let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
-            self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+        match parked {
+            Parked::Command(from, asked, _) if slot.parked.len() >= WINDOW as usize => {
+                self.answer_now(from, &asked, Err(Error::new(Code::Overloaded).after_ms(500)));
+            }
+            // Questions for the head are bounded by the members: each asks once and waits.
+            parked => slot.slot.parked.push_back(parked),
         }
+    }
+
+    /// Nobody can tell where the conversation stands.
+    fn head_unknown(&mut self, id: ConversationId, user: UserId) {
+        let known = HeadKnown { conversation: id, head: None, read_n: 0, last_at: 0, large: false };
+        self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
     }
 
     fn answer_now(&mut self, from: GatewayId, asked: &Asked, result: Result<Reply, Error>) {
@@ -161,9 +176,19 @@ impl Shard {
     fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>, evidence: Evidence) {
         let now = self.now;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let Phase::Ready(state) = &mut slot.slot.phase else {
-            return self.park(id, Parked::Command(from, asked, evidence));
+        let state = match &mut slot.slot.phase {
+            Phase::Ready(state) => state,
+            Phase::Loading => return self.park(id, Parked::Command(from, asked, evidence)),
+            Phase::Withdrawn { .. } => return self.answer_now(from, &asked, Err(Code::ConversationUnavailable.into())),
         };
+        // Sends keep their order: while one waits for the store, those behind it wait for it.
+        if !slot.asking_id.is_empty() && evidence.id.is_none() && asked.command.is_mutation() {
+            if slot.asking_id.len() >= WINDOW as usize {
+                return self.answer_now(from, &asked, Err(Error::new(Code::Overloaded).after_ms(100)));
+            }
+            slot.asking_id.push_back((from, asked));
+            return;
+        }
         let line = &mut slot.slot.line;
         let mut decide = || {
             let verdict = state.decide(&asked.actor, asked.id, &asked.command, evidence, now);
@@ -210,10 +235,14 @@ impl Shard {
             }
             Verdict::NeedId(since) => {
                 slot.slot.looks += 1;
+                let upto = state.hot.as_ref().map_or(0, |hot| hot.ids.durable().0);
+                let (user, command_id) = (asked.actor.user.clone(), asked.id);
+                // Whoever asks again stays in front.
+                slot.asking_id.push_front((from, asked));
                 let token = self.token();
                 let done = self.answer(move |found| StoreMail::Id { token, found });
-                self.store.find_id(id.into(), asked.actor.user.clone(), asked.id, since, done);
-                self.reads.insert(token, Reading::Id(from, asked));
+                self.store.find_id(id.into(), user, command_id, since, done);
+                self.reads.insert(token, Reading::Id(id, upto));
             }
             Verdict::NeedHot => {
                 slot.slot.phase = Phase::Loading;
@@ -302,7 +331,8 @@ impl Shard {
             let (Some(last), Some(audience)) = (run.last(), &run[0].audience) else { continue };
             let events: Arc<[Arc<Event>]> = run.iter().map(|pending| Arc::clone(&pending.event)).collect();
             let head = Head { seq: last.event.seq, n: last.event.n };
-            let news = Arc::new(News { conversation: id, head, events });
+            let large = self.conversations.get_mut(&id).and_then(|slot| slot.ready()).is_some_and(|state| state.is_large());
+            let news = Arc::new(News { conversation: id, head, events, large });
             let users = match &**audience {
                 Audience::Users(users) => users,
                 Audience::Listeners(about) => {
@@ -310,6 +340,7 @@ impl Shard {
                     about
                 }
             };
+            self.dismiss(id, &news);
             self.measures.fanned_out(users.len());
             let shards = self.peers.len();
             if shards == 1 {
@@ -330,10 +361,18 @@ impl Shard {
         let Some(gateways) = self.interest.get(&id).cloned() else { return };
         for gateway in gateways {
             self.send_to_gateway(gateway, ToGateway::Broadcast { conversation: id, events: Arc::clone(&news.events) });
-            for event in news.events.iter() {
-                if let Fact::MemberLeft { user } = &event.fact {
-                    self.send_to_gateway(gateway, ToGateway::Removed { conversation: id, user: user.clone() });
-                }
+        }
+    }
+
+    /// Who was removed listens no longer, however the conversation is delivered at the moment.
+    fn dismiss(&mut self, id: ConversationId, news: &News) {
+        let left = news.events.iter().filter_map(|event| match &event.fact {
+            Fact::MemberLeft { user } => Some(user),
+            _ => None,
+        });
+        for user in left {
+            for gateway in self.interest.get(&id).cloned().unwrap_or_default() {
+                self.send_to_gateway(gateway, ToGateway::Removed { conversation: id, user: user.clone() });
             }
         }
     }
@@ -402,7 +441,8 @@ impl Shard {
         if let Some((seq, _)) = &slot.snapshot
             && *seq <= committed
             && announced
-            && slot.projecting.values().all(|as_of| as_of > seq)
+            // A later edit takes an earlier one's place in memory: the snapshot waits until none is left.
+            && state.can_cool()
             && let Some((seq, bytes)) = slot.snapshot.take()
         {
             writes.push((Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes }));
@@ -467,17 +507,40 @@ impl Shard {
     }
 
     pub(super) fn id_found(&mut self, token: u64, found: Result<Option<StoredId>, store::Error>) {
-        let Some(Reading::Id(from, asked)) = self.reads.remove(&token) else { return };
-        let Some(id) = asked.command.conversation() else { return };
+        let Some(Reading::Id(id, upto)) = self.reads.remove(&token) else { return };
         self.looked(id);
+        let Some((from, asked)) = self.conversations.get_mut(&id).and_then(|slot| slot.asking_id.pop_front()) else { return };
         match found {
             Ok(found) => {
-                let evidence = Evidence { id: Some(found.as_ref().map(Into::into)) };
+                let evidence = Evidence { id: Some((found.as_ref().map(Into::into), upto)) };
                 self.judge(id, from, asked, evidence);
             }
             Err(error) => {
                 let error = self.store_failed(id, &error);
                 self.answer_now(from, &asked, Err(error));
+            }
+        }
+        self.judge_those_behind(id);
+    }
+
+    /// Judges what waited behind a question to the store, up to the next question.
+    fn judge_those_behind(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        // A question is on its way exactly as long as some read carries it.
+        let mut behind = std::mem::take(&mut slot.asking_id);
+        if self.reads.values().any(|read| matches!(read, Reading::Id(asked, _) if *asked == id)) {
+            if let Some(slot) = self.conversations.get_mut(&id) {
+                slot.asking_id = behind;
+            }
+            return;
+        }
+        while let Some((from, asked)) = behind.pop_front() {
+            self.judge(id, from, asked, Evidence::default());
+            if let Some(slot) = self.conversations.get_mut(&id)
+                && !slot.asking_id.is_empty()
+            {
+                slot.asking_id.append(&mut behind);
+                return;
             }
         }
     }
@@ -545,15 +608,17 @@ impl Shard {
         match &slot.slot.phase {
             Phase::Ready(state) => {
                 let head = Head { seq: state.head, n: state.n };
-                let known = HeadKnown { conversation: id, head, last_at: state.last_at, large: state.is_large() };
+                let read_n = state.members.get(&user).map_or(0, |member| member.read_n);
+                let known =
+                    HeadKnown { conversation: id, head: Some(head), read_n, last_at: state.last_at, large: state.is_large() };
                 self.wait_conversation(id, head.seq, Release::Head(user, known));
                 self.drop_if_absent(id);
             }
-            Phase::Loading => self.park(id, Parked::Head(user)),
-            Phase::Withdrawn { .. } => {
-                let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
-                self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+            Phase::Loading => {
+                self.park(id, Parked::Head(user));
+                self.reload(id);
             }
+            Phase::Withdrawn { .. } => self.head_unknown(id, user),
         }
     }
 
@@ -672,10 +737,7 @@ impl Shard {
         for parked in parked {
             match parked {
                 Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(error.clone())),
-                Parked::Head(user) => {
-                    let known = HeadKnown { conversation: id, head: Head::default(), last_at: 0, large: true };
-                    self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
-                }
+                Parked::Head(user) => self.head_unknown(id, user),
             }
         }
         for (from, asked, _) in targets.into_values().flatten() {

@@ -108,6 +108,8 @@ pub(crate) struct News {
     conversation: ConversationId,
     head: Head,
     events: Arc<[Arc<Event>]>,
+    /// Whether later heads will not come to the members by themselves.
+    large: bool,
 }
 
 /// How a shard behaves.
@@ -229,6 +231,10 @@ pub(crate) struct Shard {
     interest: HashMap<ConversationId, SmallVec<[GatewayId; 2]>, foldhash::fast::FixedState>,
     /// Entities whose earlier life may not have told others everything.
     unannounced: HashSet<EntityId, foldhash::fast::FixedState>,
+    /// Facts for users that could not be told; told again with the next tick.
+    postponed: Vec<(UserId, Fact, ConversationId)>,
+    /// Conversations that have cooled: looked at rarely, and the first to go when memory is short.
+    cold: VecDeque<Watched>,
     /// Mail to other shards (and this one), sent at the end of the turn.
     outgoing: Vec<Vec<Mail>>,
     local: VecDeque<PeerMail>,
@@ -300,6 +306,8 @@ impl Shard {
             gateways: Vec::new(),
             interest: HashMap::default(),
             unannounced: parts.unannounced.into_iter().collect(),
+            postponed: Vec::new(),
+            cold: VecDeque::new(),
             local: VecDeque::new(),
             flush: Vec::new(),
             groups: HashMap::default(),
@@ -673,19 +681,23 @@ impl Shard {
     // === time
 
     fn tick(&mut self) {
-        let mut looks = self.idle.len();
-        while looks > 0 && self.idle.front().is_some_and(|watched| watched.due <= self.now) {
+        let mut looks = self.idle.len() + self.cold.len();
+        let due = |queue: &VecDeque<Watched>, now| queue.front().is_some_and(|watched| watched.due <= now);
+        while looks > 0 && (due(&self.idle, self.now) || due(&self.cold, self.now)) {
             looks -= 1;
             self.look_at_oldest();
         }
         self.projections.append(&mut self.failed_projections);
+        for (user, fact, conversation) in std::mem::take(&mut self.postponed) {
+            self.local.push_back(PeerMail::Tell { user, fact, conversation });
+        }
         self.measures.entities(self.conversations.len(), self.users.len());
     }
 
     /// Over budget, the longest watched are put away, unless they were used meanwhile: a second chance for what is in
     /// use. Each turn looks at a few, so that no turn is long.
     fn make_room(&mut self) {
-        let mut looks = self.idle.len().min(EVICTIONS_PER_TURN);
+        let mut looks = (self.idle.len() + self.cold.len()).min(EVICTIONS_PER_TURN);
         while looks > 0 && self.is_crowded() {
             looks -= 1;
             self.look_at_oldest();
@@ -697,13 +709,16 @@ impl Shard {
     }
 
     fn look_at_oldest(&mut self) {
-        let Some(Watched { used, entity, .. }) = self.idle.pop_front() else { return };
+        let cold_first = self.is_crowded() || self.cold.front().is_some_and(|watched| watched.due <= self.now);
+        let next = if cold_first { self.cold.pop_front().or_else(|| self.idle.pop_front()) } else { self.idle.pop_front() };
+        let Some(Watched { used, entity, .. }) = next else { return };
         let again = match &entity {
             EntityId::Conversation(id) => self.rest_conversation(*id, used),
             EntityId::User(id) => self.rest_user(id, used),
         };
         if let Some((due, used)) = again {
-            self.idle.push_back(Watched { due, used, entity });
+            let queue = if due > self.now + 2 * self.settings.idle_ms { &mut self.cold } else { &mut self.idle };
+            queue.push_back(Watched { due, used, entity });
         }
     }
 

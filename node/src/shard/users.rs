@@ -85,7 +85,11 @@ impl Shard {
             Phase::Loading if slot.parked.len() >= WINDOW as usize && matches!(parked, Parked::Connect(..) | Parked::Inbox(..)) => {
                 self.refuse(id, parked, &Error::new(Code::Overloaded).after_ms(500));
             }
-            Phase::Loading => slot.slot.parked.push_back(parked),
+            Phase::Loading => {
+                slot.slot.parked.push_back(parked);
+                // Already under way, unless an earlier attempt has failed.
+                self.reload_user(id);
+            }
         }
         None
     }
@@ -96,8 +100,7 @@ impl Shard {
                 self.send_to_gateway(gateway, ToGateway::Connected(connecting.correlation, Err(error.clone())));
             }
             Parked::Inbox(gateway, asked) => self.reply(gateway, asked.correlation, Err(error.clone())),
-            // Told again after the next start: the conversation keeps its announcement.
-            Parked::Tell(..) => tracing::warn!(event = "announcement_failed", %user),
+            Parked::Tell(fact, conversation) => self.postponed.push((user.clone(), fact, conversation)),
             Parked::News(_) => {}
         }
     }
@@ -195,14 +198,15 @@ impl Shard {
     /// Whether heads must be asked for before an answer; large conversations' are asked for every time.
     fn heads_needed(&mut self, id: &UserId) -> bool {
         let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return false };
-        let verified = user.is_verified();
+        // Questions are on their way; whoever comes later waits for the same answers.
+        if !user.is_verified() {
+            return true;
+        }
         user.distrust_large();
         if user.is_verified() {
             return false;
         }
-        if verified {
-            self.ask_heads(id);
-        }
+        self.ask_heads(id);
         true
     }
 
@@ -264,6 +268,9 @@ impl Shard {
                         next
                     };
                     user.raise(news.conversation, news.head, &mut change);
+                    if news.large {
+                        user.grown_large(news.conversation);
+                    }
                     // Who writes has read up to their own message.
                     if let Some(own) = news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id) {
                         user.read_upto(news.conversation, own.n);
@@ -291,6 +298,7 @@ impl Shard {
     pub(super) fn tell(&mut self, id: UserId, fact: Fact, conversation: ConversationId) {
         let Some(Parked::Tell(fact, conversation)) = self.user_or_park(&id, Parked::Tell(fact, conversation)) else { return };
         let (Fact::UserJoined { at, .. } | Fact::UserLeft { at, .. }) = fact else { return };
+        let joined = matches!(fact, Fact::UserJoined { .. });
         let now = self.now;
         let Some(slot) = self.users.get_mut(&id) else { return };
         let line = &mut slot.slot.line;
@@ -300,9 +308,9 @@ impl Shard {
                 user.apply(&event);
                 line.push(Pending { event, audience: None, announce: false, adopted: false });
             }
-            (user.head, user.is_verified())
+            user.head
         }));
-        let Ok((head, is_verified)) = heard else {
+        let Ok(head) = heard else {
             slot.slot.parked.push_back(Parked::Tell(fact, conversation));
             return self.user_panicked(&id);
         };
@@ -310,10 +318,9 @@ impl Shard {
             Self::list_for_flush(&mut self.flush, &mut line.listed, id.clone());
         }
         self.wait_user(&id, head, UserRelease::Told(conversation, at));
-        if !is_verified {
-            // A conversation that the user has just joined: its owner says where it stands. Also when other heads are
-            // still awaited: nobody has asked for this one.
-            self.ask_heads(&id);
+        if joined {
+            // Its owner says where a conversation stands that the user has just joined.
+            self.send_to_entity(&conversation.into(), PeerMail::AskHeads { user: id, conversations: vec![conversation] });
         }
     }
 
@@ -491,9 +498,8 @@ impl Shard {
             .collect();
         let released = slot.slot.line.give_up();
         Self::lose_state(slot);
-        for (conversation, fact) in events {
-            slot.slot.parked.push_back(Parked::Tell(fact, conversation));
-        }
+        // Not at once: what was refused would be refused again.
+        self.postponed.extend(events.into_iter().map(|(conversation, fact)| (id.clone(), fact, conversation)));
         for release in released {
             match release {
                 UserRelease::Reply(gateway, correlation, _) => self.reply(gateway, correlation, Err(error.clone())),

@@ -18,8 +18,10 @@ use super::state::{Membership, User};
 pub struct HeadKnown {
     /// Which.
     pub conversation: ConversationId,
-    /// Where it stands.
-    pub head: Head,
+    /// Where it stands; `None` when its owner cannot tell at the moment.
+    pub head: Option<Head>,
+    /// Messages that the user has read there, as far as its log tells.
+    pub read_n: u64,
     /// When it last changed.
     pub last_at: Millis,
     /// Whether later heads will not come by themselves.
@@ -32,9 +34,13 @@ impl User {
         for (conversation, row) in rows {
             if let Some(known) = self.conversations.get_mut(&conversation) {
                 self.by_change.remove(&known.inbox.change);
-                known.inbox = row;
-                if known.joined && row.change != 0 {
-                    self.by_change.insert(row.change, conversation);
+                // A snapshot may be newer than the row; each number only grows.
+                known.inbox.last_seq = known.inbox.last_seq.max(row.last_seq);
+                known.inbox.last_n = known.inbox.last_n.max(row.last_n);
+                known.inbox.read_n = known.inbox.read_n.max(row.read_n);
+                known.inbox.change = known.inbox.change.max(row.change);
+                if known.joined && known.inbox.change != 0 {
+                    self.by_change.insert(known.inbox.change, conversation);
                 }
             }
         }
@@ -62,13 +68,37 @@ impl User {
         self.unverified.is_empty()
     }
 
-    /// A head was asked for and is known now. `change` hands out the next change number if it is news.
-    pub fn verify(&mut self, known: HeadKnown, change: impl FnOnce() -> u64) {
+    /// A head was asked for and is known now. When all are, they are taken in the order of their last activity;
+    /// `change` hands out the next change number for each that is news.
+    pub fn verify(&mut self, known: HeadKnown, mut change: impl FnMut() -> u64) {
         self.unverified.remove(&known.conversation);
-        if let Some(membership) = self.conversations.get_mut(&known.conversation) {
-            membership.large = known.large;
+        if known.head.is_some() {
+            self.unknown.remove(&known.conversation);
+        } else {
+            self.unknown.insert(known.conversation);
         }
-        self.raise(known.conversation, known.head, change);
+        self.answers.push(known);
+        if !self.unverified.is_empty() {
+            return;
+        }
+        let mut answers = std::mem::take(&mut self.answers);
+        answers.sort_by_key(|known| known.last_at);
+        for known in answers {
+            if let Some(membership) = self.conversations.get_mut(&known.conversation) {
+                membership.large = known.large;
+                membership.inbox.read_n = membership.inbox.read_n.max(known.read_n);
+            }
+            if let Some(head) = known.head {
+                self.raise(known.conversation, head, &mut change);
+            }
+        }
+    }
+
+    /// The conversation's later heads will not come by themselves.
+    pub fn grown_large(&mut self, conversation: ConversationId) {
+        if let Some(known) = self.conversations.get_mut(&conversation) {
+            known.large = true;
+        }
     }
 
     /// A conversation has moved on. Numbers only grow, so late news changes nothing.
@@ -100,9 +130,10 @@ impl User {
     pub fn heads(&self, positions: &[ConversationId], others_max: usize) -> Heads {
         let head = |id: &ConversationId| self.joined(id).map(|known| Head { seq: known.inbox.last_seq, n: known.inbox.last_n });
         let asked = positions.iter().map(|id| (*id, head(id))).collect();
+        let unknown = positions.iter().filter(|id| self.unknown.contains(*id)).copied().collect();
         let newest = self.by_change.values().rev().filter(|id| !positions.contains(id));
         let others = newest.take(others_max).filter_map(|id| head(id).map(|head| (*id, head))).collect();
-        Heads { positions: asked, others }
+        Heads { positions: asked, unknown, others }
     }
 
     /// A page of the inbox below change number `cursor`, and where the next one begins.
@@ -158,7 +189,7 @@ mod tests {
             let fact = Fact::UserJoined { conversation: conversation(n), kind: ConversationKind::Group, at: 1 };
             let event = user.hear(&fact, 0).unwrap();
             user.apply(&event);
-            let known = HeadKnown { conversation: conversation(n), head: Head { seq: 1, n: 0 }, last_at: 0, large: n == 3 };
+            let known = HeadKnown { conversation: conversation(n), head: Some(Head { seq: 1, n: 0 }), read_n: 0, last_at: 0, large: n == 3 };
             user.verify(known, || n);
         }
         user
@@ -201,6 +232,27 @@ mod tests {
         assert_eq!((heads.positions[1].1, heads.positions[2].1), (None, None));
         assert_eq!(heads.others, [(conversation(4), Head { seq: 1, n: 0 })]);
         user.raise(conversation(2), Head { seq: 10, n: 1 }, || unreachable!("who left hears nothing"));
+    }
+
+    #[test]
+    fn after_a_load_the_order_is_that_of_the_last_activity() {
+        let mut user = user(3);
+        user.distrust();
+        let mut next = 10;
+        for (n, last_at) in [(3, 50), (1, 70), (2, 60)] {
+            let known = HeadKnown { conversation: conversation(n), head: Some(Head { seq: 9, n: 5 }), read_n: 4, last_at, large: false };
+            user.verify(known, || {
+                next += 1;
+                next
+            });
+        }
+        assert_eq!(order(&user), [1, 2, 3]);
+        assert_eq!(user.page(None, 1).0[0].unread, 1);
+        user.distrust();
+        for n in 1..=3 {
+            user.verify(HeadKnown { conversation: conversation(n), head: None, read_n: 0, last_at: 0, large: false }, || unreachable!());
+        }
+        assert_eq!(user.heads(&[conversation(2)], 0).unknown, [conversation(2)]);
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub struct User {
     pub(super) by_change: BTreeMap<u64, ConversationId>,
     /// Conversations whose head was not yet asked of their owner, or must be asked again.
     pub(super) unverified: BTreeSet<ConversationId>,
+    /// Answers about heads that wait until all are there.
+    pub(super) answers: Vec<super::HeadKnown>,
+    /// Conversations whose owner could not tell the head.
+    pub(super) unknown: BTreeSet<ConversationId>,
     /// Where the user's clients are.
     pub connections: SmallVec<[Connection; 2]>,
 }
@@ -79,6 +83,8 @@ impl User {
             conversations: HashMap::default(),
             by_change: BTreeMap::new(),
             unverified: BTreeSet::new(),
+            answers: Vec::new(),
+            unknown: BTreeSet::new(),
             connections: SmallVec::new(),
         }
     }
