@@ -52,6 +52,8 @@ struct Lane {
 
 enum Item {
     Events(ConversationId, Arc<[Arc<Event>]>),
+    /// Events that came through users, for connections that listen as well: one queue keeps the two ways in order.
+    Few(ConversationId, Arc<[Arc<Event>]>, Vec<ConnectionSlot>),
     /// Events that found the queue full: only how far they went.
     Head(ConversationId, Seq),
     Removed(ConversationId, UserId),
@@ -110,14 +112,20 @@ impl Gateway {
     pub(crate) fn deliver(
         &self,
         conversation: ConversationId,
-        events: &[Arc<Event>],
+        events: &Arc<[Arc<Event>]>,
         connections: &[ConnectionSlot],
         table: &Table,
         wakers: &mut Wakers,
     ) {
-        for event in events {
+        let (listening, plain) = self.listeners.split(conversation, connections);
+        if !listening.is_empty() {
+            let lane = self.delivery.lane(conversation);
+            lane.queue.lock().push_back(Item::Few(conversation, Arc::clone(events), listening));
+            lane.more.notify_one();
+        }
+        for event in events.iter() {
             let encoded = self.delivery.encode(conversation, event);
-            for slot in connections {
+            for slot in plain.iter() {
                 if let Some(connection) = table.get(*slot) {
                     connection.outbox.lock().event(&encoded, wakers);
                 }
@@ -159,6 +167,15 @@ impl Gateway {
                     listeners.shrink_to(STEP);
                     lane.more.notified().await;
                 }
+                Some(Item::Few(conversation, events, slots)) => {
+                    self.listeners.list(conversation, &mut listeners);
+                    listeners.retain(|(slot, _)| slots.contains(slot));
+                    // Who no longer listens hears of it like everybody else.
+                    listeners.extend(slots.iter().filter(|slot| !self.listeners.listens(conversation, **slot)).map(|slot| (*slot, 0)));
+                    let encoded: smallvec::SmallVec<[Arc<Encoded>; 8]> =
+                        events.iter().map(|event| self.delivery.encode(conversation, event)).collect();
+                    self.hand_out(conversation, &encoded, &listeners).await;
+                }
                 Some(Item::Removed(conversation, user)) => {
                     self.listeners.remove_user(conversation, &user, &self.connections, &self.link);
                 }
@@ -170,7 +187,7 @@ impl Gateway {
                         }
                     })
                     .await;
-                    self.listeners.grown(conversation, &listeners, head);
+                    self.listeners.advance(conversation, &listeners, head);
                 }
                 Some(Item::Events(conversation, events)) => {
                     self.listeners.list(conversation, &mut listeners);
@@ -179,19 +196,7 @@ impl Gateway {
                     }
                     let encoded: smallvec::SmallVec<[Arc<Encoded>; 8]> =
                         events.iter().map(|event| self.delivery.encode(conversation, event)).collect();
-                    let last = events.last().map_or(0, |event| event.seq);
-                    self.spread(&listeners, |outbox, after, wakers| {
-                        if after == SMALL {
-                            return outbox.resync(conversation, last, wakers);
-                        }
-                        for event in encoded.iter().filter(|event| event.seq > after) {
-                            outbox.event(event, wakers);
-                        }
-                    })
-                    .await;
-                    if listeners.iter().any(|(_, after)| *after == SMALL) {
-                        self.listeners.grown(conversation, &listeners, last);
-                    }
+                    self.hand_out(conversation, &encoded, &listeners).await;
                     let now = self.clock.now_ms();
                     events.iter().for_each(|event| observe(&self.meters.delivery_large, now, event));
                 }
@@ -201,6 +206,27 @@ impl Gateway {
 }
 
 impl Gateway {
+    /// Events for listeners, each of whom has had everything up to their own seq: what is not above it is left out, and
+    /// a jump is a word to fetch what lies between.
+    async fn hand_out(&self, conversation: ConversationId, events: &[Arc<Encoded>], listeners: &[(ConnectionSlot, Seq)]) {
+        let Some(last) = events.last().map(|event| event.seq) else { return };
+        self.spread(listeners, |outbox, after, wakers| {
+            if last <= after && after != SMALL {
+                return;
+            }
+            let next = events.iter().find(|event| event.seq > after).map(|event| event.seq);
+            // 0: not a listener any more, for whom the user's own order holds.
+            if after == SMALL || (after != 0 && next != Some(after + 1)) {
+                return outbox.resync(conversation, last, wakers);
+            }
+            for event in events.iter().filter(|event| event.seq > after) {
+                outbox.event(event, wakers);
+            }
+        })
+        .await;
+        self.listeners.advance(conversation, listeners, last);
+    }
+
     /// Pushes to many connections, a step at a time, so that writers begin and others run meanwhile.
     async fn spread(&self, listeners: &[(ConnectionSlot, Seq)], mut push: impl FnMut(&mut Outbox, Seq, &mut Wakers)) {
         for step in listeners.chunks(STEP) {

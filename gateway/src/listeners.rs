@@ -4,6 +4,8 @@
 //! first listener's `conversation.open` is asked, and withdrawn when the last one goes, under the same lock as the
 //! list, so that a node hears the two in the order in which they happened.
 
+use std::borrow::Cow;
+
 use chappe_schema::{
     id::{ConnectionSlot, ConversationId, Seq, UserId},
     wire::ToNode,
@@ -65,17 +67,33 @@ impl Listeners {
         self.listen(conversation, slot, SMALL);
     }
 
-    /// The conversation has grown: these listeners were told to fetch everything up to `head`.
-    pub(crate) fn grown(&self, conversation: ConversationId, told: &[(ConnectionSlot, Seq)], head: Seq) {
+    /// These listeners have had everything up to `head`, or were told to fetch it.
+    pub(crate) fn advance(&self, conversation: ConversationId, told: &[(ConnectionSlot, Seq)], head: Seq) {
         if let Some(audience) = self.shard(conversation).get_mut(&conversation) {
-            for (slot, _) in told.iter().filter(|(_, after)| *after == SMALL) {
+            for (slot, _) in told {
                 if let Some(after) = audience.get_mut(slot)
-                    && *after == SMALL
+                    && *after != NOT_YET
+                    && (*after == SMALL || *after < head)
                 {
                     *after = head;
                 }
             }
         }
+    }
+
+    /// Parts connections into those that listen to what was a large conversation when they opened it (or has become one
+    /// since), and the others.
+    pub(crate) fn split<'a>(
+        &self,
+        conversation: ConversationId,
+        connections: &'a [ConnectionSlot],
+    ) -> (Vec<ConnectionSlot>, Cow<'a, [ConnectionSlot]>) {
+        let shard = self.shard(conversation);
+        // Nearly always nobody listens: then nothing is copied.
+        let Some(audience) = shard.get(&conversation) else { return (Vec::new(), Cow::Borrowed(connections)) };
+        let listens = |slot: &ConnectionSlot| audience.get(slot).is_some_and(|after| !matches!(*after, NOT_YET | SMALL));
+        let (listening, plain): (Vec<ConnectionSlot>, Vec<ConnectionSlot>) = connections.iter().partition(|slot| listens(slot));
+        (listening, Cow::Owned(plain))
     }
 
     /// Whether events are for the connection: its `open` has been answered.
@@ -106,6 +124,11 @@ impl Listeners {
             table.get(slot).and_then(|connection| connection.actor()).is_some_and(|actor| actor.user == *user)
         };
         let theirs: Vec<ConnectionSlot> = slots.into_iter().filter(|slot| is_theirs(*slot)).collect();
+        for slot in &theirs {
+            if let Some(connection) = table.get(*slot) {
+                connection.outbox.lock().shut(conversation);
+            }
+        }
         drop(table);
         self.retain(conversation, link, |listener| !theirs.contains(&listener));
     }

@@ -39,7 +39,12 @@ pub(crate) fn verdicts(resuming: &Resuming, heads: &Heads, generation: Generatio
     let mut outcome = Outcome { verdicts: Vec::new(), catch_up: CatchUp::default(), came_back: None };
     for (conversation, theirs, seq) in &resuming.positions {
         let found = heads.positions.iter().find(|(asked, _)| asked == conversation).and_then(|(_, head)| *head);
-        let verdict = judge(*theirs, *seq, found, generation);
+        let verdict = if heads.unknown.contains(conversation) {
+            // Nobody can tell what is missing: the client asks again later. Never a false alarm, never a false promise.
+            Verdict { reason: Some("unavailable"), ..Verdict::default() }
+        } else {
+            judge(*theirs, *seq, found, generation)
+        };
         let came_back = match (verdict.reason, found) {
             (Some(_), _) => CameBack::Rejected,
             _ if verdict.limited => CameBack::Resync,
@@ -204,7 +209,7 @@ mod tests {
     fn told(generation: Option<Generation>, seq: Seq, head: Option<Seq>) -> (Verdict, CatchUp, Option<CameBack>) {
         let resuming = Resuming { id: None, ignored: Vec::new(), positions: vec![(conversation(1), generation, seq)] };
         let head = head.map(|seq| Head { seq, n: seq });
-        let heads = Heads { positions: vec![(conversation(1), head)], others: Vec::new() };
+        let heads = Heads { positions: vec![(conversation(1), head)], unknown: Vec::new(), others: Vec::new() };
         let outcome = verdicts(&resuming, &heads, OURS);
         (outcome.verdicts[0].1, outcome.catch_up, outcome.came_back)
     }
@@ -240,7 +245,7 @@ mod tests {
     #[test]
     fn a_new_client_is_shown_its_inbox() {
         let resuming = Resuming { id: None, ignored: Vec::new(), positions: Vec::new() };
-        let heads = Heads { positions: Vec::new(), others: vec![(conversation(2), Head { seq: 9, n: 8 })] };
+        let heads = Heads { positions: Vec::new(), unknown: Vec::new(), others: vec![(conversation(2), Head { seq: 9, n: 8 })] };
         let outcome = verdicts(&resuming, &heads, OURS);
         assert_eq!(outcome.came_back, None);
         assert_eq!(outcome.verdicts, [(conversation(2), Verdict { head: Some(Head { seq: 9, n: 8 }), ..Verdict::default() })]);

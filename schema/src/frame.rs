@@ -189,7 +189,8 @@ pub struct Verdict {
     pub recovered: bool,
     /// Too much is missing to push it: the client fetches a range.
     pub limited: bool,
-    /// Why the client's position counts for nothing: `generation`, `ahead`, `not_found` or `purged`.
+    /// Why the client's position counts for nothing: `generation`, `ahead`, `not_found`, or `unavailable`
+    /// (nobody can tell at the moment; ask again later).
     pub reason: Option<&'static str>,
     /// Where the conversation stands, if the client may know.
     pub head: Option<Head>,

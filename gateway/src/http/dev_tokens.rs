@@ -34,6 +34,11 @@ pub(crate) async fn issue(gateway: Arc<Gateway>, about: About, request: Request)
     if !host.is_some_and(origin::is_loopback) {
         return Err(Error::new(Code::Forbidden).with_detail("development tokens are only for this machine, by its own name").into());
     }
+    // A proxy that speaks to this machine's loopback may speak for the whole internet.
+    let forwarded = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
+    if forwarded.iter().any(|name| parts.headers.contains_key(*name)) {
+        return Err(Error::new(Code::Forbidden).with_detail("development tokens are not for clients behind a proxy").into());
+    }
     let decision = gateway.limiter.check(Scope::DevTokens, Key::Address(about.client), 1).await;
     if !decision.allowed {
         return Err(Refused::limited(decision));

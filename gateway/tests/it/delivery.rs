@@ -32,12 +32,12 @@ async fn only_who_has_it_on_screen_hears_a_large_conversation() {
 }
 
 #[tokio::test]
-async fn a_small_conversation_needs_no_interest() {
+async fn a_small_conversation_keeps_its_listeners_for_when_it_grows() {
     let world = World::new().await;
     let chat = world.node.conversation(&["ada", "bob"], 0, false);
     let mut ada = world.client("ada").await;
     assert_eq!(ada.ask("conversation.open", json!({"conversation": chat})).await["ok"]["large"], false);
-    assert_eq!(world.node.heard(), ["connect", "interest true", "conversation.open", "interest false"]);
+    assert_eq!(world.node.heard(), ["connect", "interest true", "conversation.open"]);
     world.node.say(chat, "bob", "once");
     assert_eq!(ada.frame().await["seq"], 1);
     assert!(ada.all_within(Duration::from_millis(50)).await.is_empty());

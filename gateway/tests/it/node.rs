@@ -180,7 +180,7 @@ impl Node {
                 let others = state.conversations.iter().filter(|(id, conversation)| {
                     conversation.members.contains_key(&user) && !connecting.positions.contains(id)
                 });
-                let heads = Heads { others: others.map(|(id, found)| (*id, found.head())).collect(), positions };
+                let heads = Heads { unknown: Vec::new(), others: others.map(|(id, found)| (*id, found.head())).collect(), positions };
                 let result = match *self.mode.lock() {
                     Mode::Refusing(code) => Err(Error::new(code)),
                     _ => Ok(heads),
@@ -331,7 +331,7 @@ impl State {
                 return (message(conversation, seq).map(|event| Reply::Message(Box::new(view(&event)))), nobody);
             }
             Command::MessageHistory { seq, .. } => {
-                let edits = message(conversation, seq).map(|event| Reply::Edits {
+                let edits = message(conversation, seq).map(|event| Reply::Edits { more: false,
                     items: vec![EditView { seq, at: event.created_at, body: view(&event).body }],
                     deleted: None,
                 });

@@ -10,6 +10,8 @@
 //! 5. [`Power::restore`]: what survives is mounted at the same place. Or [`Power::thaw`]: only the processes died, at a
 //!    chosen operation, and all that they wrote is there.
 //!
+//! A tester must not touch a disk that may freeze under it: it would wait for itself.
+//!
 //! The kernel caches no writes here: each is seen when it is made, and each sync reaches us. Needs `/dev/fuse` and root;
 //! no libfuse. The mount ends with the value. If a tester is killed its mounts stay behind, dead; the next one that
 //! calls [`sweep`] removes them.
@@ -39,6 +41,9 @@ const SOURCE: &str = "chappe-weather-";
 
 /// The kernel may trust what we said of a file for this long: nobody else changes it.
 const TRUSTED: Duration = Duration::from_secs(3600);
+
+/// A freeze that nobody ends, ends by itself: whoever waits for a frozen disk cannot even be killed.
+const FROZEN_MAX: Duration = Duration::from_secs(60);
 
 /// Requests served at the same time, so that a slow sync does not hold up reads.
 const THREADS: usize = 3;
@@ -90,10 +95,12 @@ pub fn sweep() -> io::Result<usize> {
         let mut words = line.split(' ');
         let (Some(source), Some(mountpoint)) = (words.next(), words.next()) else { continue };
         let Some(pid) = source.strip_prefix(SOURCE) else { continue };
-        if !Path::new("/proc").join(pid).exists() {
-            rustix::mount::unmount(mountpoint, UnmountFlags::DETACH)?;
-            swept += 1;
+        // Who is gone has no command line, also where nobody has collected him yet.
+        if fs::read(Path::new("/proc").join(pid).join("cmdline")).is_ok_and(|line| !line.is_empty()) {
+            continue;
         }
+        rustix::mount::unmount(mountpoint, UnmountFlags::DETACH)?;
+        swept += 1;
     }
     Ok(swept)
 }
@@ -249,8 +256,11 @@ impl Front {
     }
 
     fn powered<'a>(&self, mut state: MutexGuard<'a, State>) -> Result<MappedMutexGuard<'a, Disk>, Errno> {
+        let until = Instant::now() + FROZEN_MAX;
         while state.phase == Phase::Frozen {
-            self.0.changed.wait(&mut state);
+            if self.0.changed.wait_until(&mut state, until).timed_out() {
+                state.phase = Phase::Dark;
+            }
         }
         match state.phase {
             Phase::On => Ok(MutexGuard::map(state, |state| &mut state.disk)),

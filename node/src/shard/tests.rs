@@ -598,7 +598,44 @@ fn the_inbox_shows_heads_that_nobody_wrote_down() {
     let Ok(Reply::Conversations { items: own, .. }) = next.done("ada", Command::ConversationList { cursor: None, limit: 10 }) else {
         panic!("no inbox")
     };
-    assert_eq!(own.len(), 1);
+    assert_eq!((own.len(), own[0].unread), (1, 0), "who wrote it has read it, crash or not");
+}
+
+/// Whoever asks while the heads of others' conversations are awaited gets an answer too.
+#[test]
+fn nobody_waits_for_ever_for_the_heads() {
+    let names: Vec<String> = (0..300).map(|n| format!("user-{n:03}")).collect();
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    let mut next = Bench::over(bench.store.clone());
+    let list = || Command::ConversationList { cursor: None, limit: 5 };
+    let first = next.ask("user-007", list());
+    next.store.answer_reads();
+    next.collect();
+    let second = next.ask("user-007", list());
+    next.settle();
+    let third = next.ask("user-007", list());
+    next.settle();
+    for asked in [first, second, third] {
+        assert!(next.answer(asked).is_some_and(|answer| answer.is_ok()));
+    }
+}
+
+/// Sends keep their order while the first of them waits for the id blocks.
+#[test]
+fn sends_that_wait_for_the_store_keep_their_order() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for n in 0..300 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    let mut next = Bench::over(bench.store.clone());
+    next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
+    next.asked = 10_000;
+    let asked: Vec<Correlation> = (0..20).map(|n| next.ask("ada", send(&n.to_string()))).collect();
+    next.settle();
+    let seqs: Vec<Seq> = asked.iter().map(|asked| sent(next.answer(*asked)).seq).collect();
+    assert_eq!(seqs, (302..322).collect::<Vec<_>>());
 }
 
 #[test]
