@@ -52,7 +52,8 @@ mod tests {
     fn a_configuration_is_partial_but_not_misspelt() {
         let read = |json: &str| serde_json::from_str::<Config>(json);
         assert_eq!(read("{}").unwrap(), Config::default());
-        let config = read(r#"{"listen":"0.0.0.0:1","trusted_proxies":["10.0.0.0/8","::1"],"drain_window":"3s"}"#).unwrap();
+        let config =
+            read(r#"{"listen":"0.0.0.0:1","trusted_proxies":["10.0.0.0/8","::1"],"drain_window":"3s"}"#).unwrap();
         assert_eq!(config.listen.port(), 1);
         assert_eq!(config.trusted_proxies.len(), 2);
         assert!(read(r#"{"listne":"0.0.0.0:1"}"#).is_err());

@@ -171,7 +171,12 @@ impl Gateway {
                     self.listeners.list(conversation, &mut listeners);
                     listeners.retain(|(slot, _)| slots.contains(slot));
                     // Who no longer listens hears of it like everybody else.
-                    listeners.extend(slots.iter().filter(|slot| !self.listeners.listens(conversation, **slot)).map(|slot| (*slot, 0)));
+                    listeners.extend(
+                        slots
+                            .iter()
+                            .filter(|slot| !self.listeners.listens(conversation, **slot))
+                            .map(|slot| (*slot, 0)),
+                    );
                     let encoded: smallvec::SmallVec<[Arc<Encoded>; 8]> =
                         events.iter().map(|event| self.delivery.encode(conversation, event)).collect();
                     self.hand_out(conversation, &encoded, &listeners).await;
@@ -208,7 +213,12 @@ impl Gateway {
 impl Gateway {
     /// Events for listeners, each of whom has had everything up to their own seq: what is not above it is left out, and
     /// a jump is a word to fetch what lies between.
-    async fn hand_out(&self, conversation: ConversationId, events: &[Arc<Encoded>], listeners: &[(ConnectionSlot, Seq)]) {
+    async fn hand_out(
+        &self,
+        conversation: ConversationId,
+        events: &[Arc<Encoded>],
+        listeners: &[(ConnectionSlot, Seq)],
+    ) {
         let Some(last) = events.last().map(|event| event.seq) else { return };
         self.spread(listeners, |outbox, after, wakers| {
             if last <= after && after != SMALL {

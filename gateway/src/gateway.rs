@@ -83,7 +83,8 @@ impl Gateway {
     /// Sends a command to the owner of its entity; the answer comes to `pending`.
     pub(crate) fn ask(&self, pending: Pending, actor: Actor, id: Option<CommandId>, command: Command) {
         // Whatever changes something has an id, so that it is never done twice.
-        let id = id.unwrap_or_else(|| if command.is_mutation() { CommandId::fresh() } else { CommandId(uuid::Uuid::nil()) });
+        let id =
+            id.unwrap_or_else(|| if command.is_mutation() { CommandId::fresh() } else { CommandId(uuid::Uuid::nil()) });
         let correlation = self.route.insert(pending, self.clock.seconds());
         let deadline = self.clock.now_ms() + COMMAND_DEADLINE_MS;
         self.link.send(ToNode::Command(Box::new(Asked { correlation, actor, id, command, deadline })));
@@ -166,7 +167,8 @@ impl Gateway {
                     Ok(Reply::Opened { .. }) => self.listeners.listen_small(conversation, asking.connection),
                     Ok(_) => self.listeners.leave(conversation, asking.connection, &self.link),
                     // It was open before, and trouble that passes does not change that.
-                    Err(error) if error.code.row().retryable && self.listeners.listens(conversation, asking.connection) => {}
+                    Err(error)
+                        if error.code.row().retryable && self.listeners.listens(conversation, asking.connection) => {}
                     Err(_) => {
                         self.listeners.leave(conversation, asking.connection, &self.link);
                         if let Some(connection) = table.get(asking.connection) {
@@ -219,7 +221,8 @@ impl Gateway {
         if let Some(came_back) = outcome.came_back {
             came_back.counter(&self.meters.resumes).increment(1);
             if came_back == CameBack::Rejected
-                && let Some((conversation, _)) = outcome.verdicts.iter().find(|(_, verdict)| verdict.reason == Some("ahead"))
+                && let Some((conversation, _)) =
+                    outcome.verdicts.iter().find(|(_, verdict)| verdict.reason == Some("ahead"))
             {
                 tracing::error!(
                     event = "client_ahead",

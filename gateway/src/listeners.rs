@@ -6,11 +6,11 @@
 
 use std::borrow::Cow;
 
+use chappe_cluster::link::memory::MemoryLink;
 use chappe_schema::{
     id::{ConnectionSlot, ConversationId, Seq, UserId},
     wire::ToNode,
 };
-use chappe_cluster::link::memory::MemoryLink;
 use hashbrown::{HashMap, hash_map::Entry};
 use parking_lot::Mutex;
 
@@ -91,8 +91,10 @@ impl Listeners {
         let shard = self.shard(conversation);
         // Nearly always nobody listens: then nothing is copied.
         let Some(audience) = shard.get(&conversation) else { return (Vec::new(), Cow::Borrowed(connections)) };
-        let listens = |slot: &ConnectionSlot| audience.get(slot).is_some_and(|after| !matches!(*after, NOT_YET | SMALL));
-        let (listening, plain): (Vec<ConnectionSlot>, Vec<ConnectionSlot>) = connections.iter().partition(|slot| listens(slot));
+        let listens =
+            |slot: &ConnectionSlot| audience.get(slot).is_some_and(|after| !matches!(*after, NOT_YET | SMALL));
+        let (listening, plain): (Vec<ConnectionSlot>, Vec<ConnectionSlot>) =
+            connections.iter().partition(|slot| listens(slot));
         (listening, Cow::Owned(plain))
     }
 

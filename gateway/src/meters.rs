@@ -107,9 +107,7 @@ impl Meters {
 
 impl Transport {
     fn new(transport: &'static str) -> Self {
-        let closed = |reason: Reason| {
-            counter!(GATEWAY_CONNECTIONS_CLOSED_TOTAL, "transport" => transport, "reason" => reason.name())
-        };
+        let closed = |reason: Reason| counter!(GATEWAY_CONNECTIONS_CLOSED_TOTAL, "transport" => transport, "reason" => reason.name());
         Self {
             open: gauge!(GATEWAY_CONNECTIONS, "transport" => transport),
             opened: counter!(GATEWAY_CONNECTIONS_OPENED_TOTAL, "transport" => transport),

@@ -245,10 +245,17 @@ mod tests {
     #[test]
     fn a_new_client_is_shown_its_inbox() {
         let resuming = Resuming { id: None, ignored: Vec::new(), positions: Vec::new() };
-        let heads = Heads { positions: Vec::new(), unknown: Vec::new(), others: vec![(conversation(2), Head { seq: 9, n: 8 })] };
+        let heads = Heads {
+            positions: Vec::new(),
+            unknown: Vec::new(),
+            others: vec![(conversation(2), Head { seq: 9, n: 8 })],
+        };
         let outcome = verdicts(&resuming, &heads, OURS);
         assert_eq!(outcome.came_back, None);
-        assert_eq!(outcome.verdicts, [(conversation(2), Verdict { head: Some(Head { seq: 9, n: 8 }), ..Verdict::default() })]);
+        assert_eq!(
+            outcome.verdicts,
+            [(conversation(2), Verdict { head: Some(Head { seq: 9, n: 8 }), ..Verdict::default() })]
+        );
     }
 
     #[test]

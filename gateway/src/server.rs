@@ -11,7 +11,12 @@ use std::{
 };
 
 use chappe_cluster::link::NodePort;
-use chappe_schema::{error::Code, frame, id::GatewayId, limit::{CLOSING_MS_MAX, COMMAND_DEADLINE_MS}};
+use chappe_schema::{
+    error::Code,
+    frame,
+    id::GatewayId,
+    limit::{CLOSING_MS_MAX, COMMAND_DEADLINE_MS},
+};
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::JoinSet,

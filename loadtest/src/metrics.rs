@@ -40,7 +40,8 @@ mod tests {
     #[test]
     fn labels_are_summed() {
         let earlier = Metrics::parse("a_total{shard=\"0\"} 1\n");
-        let metrics = Metrics::parse("# TYPE a_total counter\na_total{shard=\"0\"} 3\na_total{shard=\"1\"} 4\nb 2.5\nbad x\n");
+        let metrics =
+            Metrics::parse("# TYPE a_total counter\na_total{shard=\"0\"} 3\na_total{shard=\"1\"} 4\nb 2.5\nbad x\n");
         assert_eq!((metrics.get("a_total"), metrics.get("b"), metrics.get("c")), (7.0, 2.5, 0.0));
         assert_eq!(metrics.since(&earlier, "a_total"), 6.0);
     }

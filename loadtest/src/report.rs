@@ -19,7 +19,9 @@ pub fn page(outcome: &Outcome) -> anyhow::Result<String> {
          <h1>Chappe load test</h1>",
     );
     let plan = &outcome.plan;
-    let load = plan.rate.map_or_else(|| format!("{} in flight each", plan.window), |rate| format!("{rate} messages per second in all"));
+    let load = plan
+        .rate
+        .map_or_else(|| format!("{} in flight each", plan.window), |rate| format!("{rate} messages per second in all"));
     write!(
         page,
         "<p>{} clients in groups of {}, {} byte bodies, {load}, {:.1} s, seed {}, {} cores.</p>",
@@ -48,7 +50,11 @@ pub fn page(outcome: &Outcome) -> anyhow::Result<String> {
     // Nines on the x axis: 1 is p90, 2 is p99.
     let nines = |curve: &[(f64, f64)]| curve.iter().map(|(q, ms)| (-(1.0 - q).log10(), *ms)).collect::<Vec<_>>();
     let (ack, delivery) = (nines(&m.ack_curve), nines(&m.delivery_curve));
-    page += &plot("Latency in ms by nines (1 = p90, 2 = p99, 3 = p99.9)", "nines", &[("ack", &ack), ("delivery", &delivery)])?;
+    page += &plot(
+        "Latency in ms by nines (1 = p90, 2 = p99, 3 = p99.9)",
+        "nines",
+        &[("ack", &ack), ("delivery", &delivery)],
+    )?;
     match &outcome.verdict {
         Some(verdict) => {
             let class = if verdict.is_clean() { "good" } else { "bad" };
@@ -74,7 +80,12 @@ fn plot(title: &str, x: &str, lines: &[(&str, &[(f64, f64)])]) -> anyhow::Result
     Ok(svg)
 }
 
-fn draw(svg: &mut String, title: &str, x: &str, lines: &[(&str, &[(f64, f64)])]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(
+    svg: &mut String,
+    title: &str,
+    x: &str,
+    lines: &[(&str, &[(f64, f64)])],
+) -> Result<(), Box<dyn std::error::Error>> {
     let all = || lines.iter().flat_map(|(_, points)| points.iter());
     let right = all().map(|(x, _)| *x).fold(1.0, f64::max);
     let top = all().map(|(_, y)| *y).fold(1e-3, f64::max) * 1.1;

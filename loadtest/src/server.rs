@@ -24,7 +24,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What lifts the limits.
-const UNLIMITED: [&str; 4] = ["--set", "gateway.limits.sends.per_second=0", "--set", "gateway.limits.commands.per_second=0"];
+const UNLIMITED: [&str; 4] =
+    ["--set", "gateway.limits.sends.per_second=0", "--set", "gateway.limits.commands.per_second=0"];
 
 /// How to start a server.
 #[derive(Debug, Clone, Default)]
@@ -72,7 +73,8 @@ impl Server {
         };
         let log = data_dir.with_extension("log");
         let any = "127.0.0.1:0".to_owned();
-        let mut server = Self { setup, binary, data_dir, _home: home, log, child: None, listen: any.clone(), admin: any };
+        let mut server =
+            Self { setup, binary, data_dir, _home: home, log, child: None, listen: any.clone(), admin: any };
         server.run().await?;
         Ok(server)
     }
@@ -113,7 +115,9 @@ impl Server {
             }
             bail!("the server ended before it was ready:\n{}", self.last_words())
         };
-        let (listen, admin) = timeout(PATIENCE, ready).await.with_context(|| format!("the server is not ready:\n{}", self.last_words()))??;
+        let (listen, admin) = timeout(PATIENCE, ready)
+            .await
+            .with_context(|| format!("the server is not ready:\n{}", self.last_words()))??;
         (self.listen, self.admin) = (listen, admin);
         // Whoever does not read what a child prints makes it wait in the end.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });

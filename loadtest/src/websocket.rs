@@ -322,7 +322,9 @@ mod tests {
 
     #[test]
     fn broken_frames_are_refused() {
-        for bytes in [&b"\xc1\x00"[..], b"\x80\x00", b"\x83\x00", b"\x88\x01x", b"\x81\x80\0\0\0\0", b"\x89\x7e\x00\x80"] {
+        for bytes in
+            [&b"\xc1\x00"[..], b"\x80\x00", b"\x83\x00", b"\x88\x01x", b"\x81\x80\0\0\0\0", b"\x89\x7e\x00\x80"]
+        {
             assert!(collect(&mut Decoder::new(Role::Client), bytes).is_err(), "{bytes:?}");
         }
     }

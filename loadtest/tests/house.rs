@@ -16,9 +16,26 @@ const CRATES: [&str; 5] = ["schema", "cluster", "node", "gateway", "loadtest"];
 
 /// Libraries that live in as few rooms as possible.
 const HOUSED: &[&str] = &[
-    "axum", "clap", "figment", "fjall", "governor", "hdrhistogram", "hyper", "hyper_util", "indicatif", "jsonwebtoken",
-    "metrics_exporter_prometheus", "mimalloc", "plotters", "prost", "rustix", "tokio", "tokio_tungstenite", "tracing_subscriber",
-    "tungstenite", "fuser",
+    "axum",
+    "clap",
+    "figment",
+    "fjall",
+    "governor",
+    "hdrhistogram",
+    "hyper",
+    "hyper_util",
+    "indicatif",
+    "jsonwebtoken",
+    "metrics_exporter_prometheus",
+    "mimalloc",
+    "plotters",
+    "prost",
+    "rustix",
+    "tokio",
+    "tokio_tungstenite",
+    "tracing_subscriber",
+    "tungstenite",
+    "fuser",
 ];
 
 fn root() -> PathBuf {
@@ -47,13 +64,15 @@ fn room(src: &Path, file: &Path) -> String {
 /// A file's text without comments and without the module of its tests.
 fn code(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap();
-    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").filter(|line| !line.trim_start().starts_with("//"));
+    let lines =
+        text.lines().take_while(|line| *line != "#[cfg(test)]").filter(|line| !line.trim_start().starts_with("//"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
 fn mentions(code: &str, name: &str) -> bool {
     let path = format!("{name}::");
-    code.match_indices(&path).any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'))
+    code.match_indices(&path)
+        .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'))
         || code.contains(&format!("use {name};"))
 }
 
@@ -64,13 +83,19 @@ fn graph() -> String {
         let src = root().join(name).join("src");
         let mut files = Vec::new();
         sources(&src, &mut files);
-        for file in files.iter().filter(|file| !file.ends_with("tests.rs") && !file.components().any(|part| part.as_os_str() == "tests")) {
+        for file in files
+            .iter()
+            .filter(|file| !file.ends_with("tests.rs") && !file.components().any(|part| part.as_os_str() == "tests"))
+        {
             let (code, room) = (code(file), format!("{name}/{}", room(&src, file)));
             for (other_rank, other) in CRATES.iter().enumerate() {
                 if other != name && mentions(&code, &format!("chappe_{other}")) {
                     let exception = room == "node/main" && *other == "gateway";
                     assert!(other_rank < rank || exception, "{room} leans on {other}, which stands above it");
-                    assert!(exception || (*name, *other) != ("gateway", "node"), "{room}: gateway and node do not know each other");
+                    assert!(
+                        exception || (*name, *other) != ("gateway", "node"),
+                        "{room}: gateway and node do not know each other"
+                    );
                     arrows.entry(room.clone()).or_default().insert((*other).to_owned());
                 }
             }
@@ -110,7 +135,11 @@ fn every_crate_forbids_unsafe_code_and_leaves_nothing_undone() {
         for file in &files {
             let text = fs::read_to_string(file).unwrap();
             let is_root = ["lib.rs", "main.rs"].iter().any(|root| *file == src.join(root));
-            assert!(!is_root || text.contains("#![forbid(unsafe_code)]"), "{} does not forbid unsafe code", file.display());
+            assert!(
+                !is_root || text.contains("#![forbid(unsafe_code)]"),
+                "{} does not forbid unsafe code",
+                file.display()
+            );
             for word in ["todo!(", "unimplemented!(", "#[ignore]"] {
                 assert!(!text.contains(word), "{} holds {word}", file.display());
             }

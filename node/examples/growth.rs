@@ -50,7 +50,9 @@ impl GatewayPort for Answers {
         for message in batch {
             if let ToGateway::Reply(_, result) = message {
                 match result {
-                    Ok(Reply::Messages { items, .. }) => drop(self.messages.fetch_add(items.len() as u64, Ordering::Relaxed)),
+                    Ok(Reply::Messages { items, .. }) => {
+                        drop(self.messages.fetch_add(items.len() as u64, Ordering::Relaxed))
+                    }
                     Ok(_) => {}
                     Err(error) => {
                         if self.failed.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -106,7 +108,8 @@ async fn main() {
     let conversations = args.next().unwrap_or(100_000);
     let messages = args.next().unwrap_or(200_000);
     let directory = tempfile::tempdir().unwrap();
-    let store = Arc::new(Embedded::open(directory.path(), &Default::default(), Arc::new(|why| panic!("{why}"))).unwrap());
+    let store =
+        Arc::new(Embedded::open(directory.path(), &Default::default(), Arc::new(|why| panic!("{why}"))).unwrap());
     let node = Node::start(Start {
         config: Config { entity_memory: ByteSize::mib(64), ..Config::default() },
         store: Arc::clone(&store) as Arc<dyn Store>,
@@ -122,7 +125,8 @@ async fn main() {
     });
     node.attach(GATEWAY, Arc::clone(&answers) as _);
     let mut bench = Bench { node, answers, asked: 0 };
-    let (ada, body) = (UserId::new("ada").unwrap(), Body::parse(&format!("{{\"text\":\"{}\"}}", "x".repeat(189))).unwrap());
+    let (ada, body) =
+        (UserId::new("ada").unwrap(), Body::parse(&format!("{{\"text\":\"{}\"}}", "x".repeat(189))).unwrap());
 
     println!("{conversations} conversations of 2 members with 10 messages each, 64 MiB for entities");
     let chunk = (conversations / 10).max(1);
@@ -163,7 +167,11 @@ async fn main() {
         if part == 0 {
             first = micros;
         }
-        println!("  read again around {from:>8}: {micros:>6.1} µs each, {:.2} of the first, RSS {} MiB", micros / first, rss_mib());
+        println!(
+            "  read again around {from:>8}: {micros:>6.1} µs each, {:.2} of the first, RSS {} MiB",
+            micros / first,
+            rss_mib()
+        );
     }
 
     println!("one conversation of {messages} messages");
@@ -191,7 +199,12 @@ async fn main() {
         }
     }
     let mut first = 0.0;
-    for (name, from) in [("first", From::After(0)), ("middle", From::Around(messages / 2)), ("last", From::Newest), ("first", From::After(0))] {
+    for (name, from) in [
+        ("first", From::After(0)),
+        ("middle", From::Around(messages / 2)),
+        ("last", From::Newest),
+        ("first", From::After(0)),
+    ] {
         let begun = Instant::now();
         for _ in 0..200 {
             bench.ask(&ada, Command::MessageList { conversation: long, page: Page { from, limit: 50 } }).await;

@@ -30,7 +30,10 @@ use chappe_gateway::{
 };
 use chappe_node::{
     node::{self, Node, Start},
-    store::{Store, embedded::{self, Embedded}},
+    store::{
+        Store,
+        embedded::{self, Embedded},
+    },
 };
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -150,7 +153,8 @@ fn run(config: Config) -> anyhow::Result<()> {
     files::raise_limit();
     let metrics = metrics::install(&[Component::Process, Component::Gateway, Component::Node, Component::Store])?;
     metrics::record_build(&VERSION);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")?;
     let result = runtime.block_on(serve(config, metrics));
     // Whatever still runs has nothing to say any more.
     runtime.shutdown_timeout(Duration::from_secs(1));

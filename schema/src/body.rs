@@ -223,7 +223,9 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_refused() {
-        for json in ["", "1", "[]", "\"x\"", "{", "{\"a\":}", "{\"text\":1}", "{\"text\":null}", "{'a':1}", "{\"a\":1,}"] {
+        for json in
+            ["", "1", "[]", "\"x\"", "{", "{\"a\":}", "{\"text\":1}", "{\"text\":null}", "{'a':1}", "{\"a\":1,}"]
+        {
             assert!(Body::parse(json).is_err(), "{json} was accepted");
         }
         assert!(refused(r#"{"text":1}"#).contains("`text` to be a string"));

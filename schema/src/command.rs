@@ -11,8 +11,8 @@ use crate::{
     event::{ConversationKind, Encryption, HistoryAccess, Role},
     id::{CommandId, ConversationId, Seq, UserId},
     limit::{
-        CREATE_MEMBERS_MAX, DATA_BYTES_MAX, IGNORED_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX,
-        TITLE_BYTES_MAX,
+        CREATE_MEMBERS_MAX, DATA_BYTES_MAX, IGNORED_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT,
+        PAGE_MAX, TITLE_BYTES_MAX,
     },
     operation::Op,
 };
@@ -275,8 +275,7 @@ fn text_within(field: &'static str, text: &str, bytes_max: usize) -> Result<(), 
 
 fn data(raw: Option<&RawValue>) -> Result<Option<Body>, Error> {
     raw.map(|raw| {
-        Body::parse_within(raw.get(), DATA_BYTES_MAX)
-            .map_err(|error| Error::invalid("data", error.detail.into_owned()))
+        Body::parse_within(raw.get(), DATA_BYTES_MAX).map_err(|error| Error::invalid("data", error.detail.into_owned()))
     })
     .transpose()
 }
@@ -310,7 +309,9 @@ impl Create {
         }
         let (conversation, members) = match args.kind {
             ConversationKind::Direct => {
-                let Some(with) = args.with else { return Err(Error::invalid("with", "a direct conversation is with somebody")) };
+                let Some(with) = args.with else {
+                    return Err(Error::invalid("with", "a direct conversation is with somebody"));
+                };
                 if !args.members.is_empty() {
                     return Err(Error::invalid("members", "a direct conversation has no other members"));
                 }
@@ -341,7 +342,15 @@ impl Create {
                 (conversation, members)
             }
         };
-        Ok(Self { conversation, kind: args.kind, encryption: args.encryption, members, title: args.title, data, history: args.history })
+        Ok(Self {
+            conversation,
+            kind: args.kind,
+            encryption: args.encryption,
+            members,
+            title: args.title,
+            data,
+            history: args.history,
+        })
     }
 }
 
@@ -366,7 +375,8 @@ impl Command {
             Op::ConversationList => {
                 let args: InboxArgs = args(json, ignored)?;
                 let cursor = args.cursor.map(|text| {
-                    u64::from_str_radix(&text, 16).map_err(|_| Error::invalid("cursor", "expected the `next_cursor` of an earlier page"))
+                    u64::from_str_radix(&text, 16)
+                        .map_err(|_| Error::invalid("cursor", "expected the `next_cursor` of an earlier page"))
                 });
                 Self::ConversationList { cursor: cursor.transpose()?, limit: limit(args.limit, INBOX_PAGE_MAX)? }
             }
@@ -398,12 +408,20 @@ impl Command {
             }
             Op::MemberList => {
                 let args: MembersArgs = args(json, ignored)?;
-                Self::MemberList { conversation: args.conversation, after: args.cursor, limit: limit(args.limit, MEMBERS_PAGE_MAX)? }
+                Self::MemberList {
+                    conversation: args.conversation,
+                    after: args.cursor,
+                    limit: limit(args.limit, MEMBERS_PAGE_MAX)?,
+                }
             }
             Op::MemberAdd => {
                 let args: MemberArgs = args(json, ignored)?;
                 id = key(args.idempotency_key)?;
-                Self::MemberAdd { conversation: args.conversation, user: args.user, role: args.role.unwrap_or_default() }
+                Self::MemberAdd {
+                    conversation: args.conversation,
+                    user: args.user,
+                    role: args.role.unwrap_or_default(),
+                }
             }
             Op::MemberRole => {
                 let args: MemberArgs = args(json, ignored)?;
@@ -425,7 +443,10 @@ impl Command {
                     (None, None, Some(seq)) => From::Around(seq),
                     _ => return Err(Error::invalid("before", "give one of `before`, `after` and `around`")),
                 };
-                Self::MessageList { conversation: args.conversation, page: Page { from, limit: limit(args.limit, PAGE_MAX)? } }
+                Self::MessageList {
+                    conversation: args.conversation,
+                    page: Page { from, limit: limit(args.limit, PAGE_MAX)? },
+                }
             }
             Op::MessageGet => {
                 let args: MessageArgs = args(json, ignored)?;
@@ -434,7 +455,11 @@ impl Command {
             Op::MessageEdit => {
                 let args: EditArgs<'_> = args(json, ignored)?;
                 id = key(args.idempotency_key)?;
-                Self::MessageEdit { conversation: args.conversation, seq: args.seq, body: Body::parse(args.body.get())? }
+                Self::MessageEdit {
+                    conversation: args.conversation,
+                    seq: args.seq,
+                    body: Body::parse(args.body.get())?,
+                }
             }
             Op::MessageDelete => {
                 let args: DeleteArgs = args(json, ignored)?;
@@ -447,7 +472,11 @@ impl Command {
             }
             Op::EventList => {
                 let args: EventsArgs = args(json, ignored)?;
-                Self::EventList { conversation: args.conversation, after: args.after, limit: limit(args.limit, PAGE_MAX)? }
+                Self::EventList {
+                    conversation: args.conversation,
+                    after: args.after,
+                    limit: limit(args.limit, PAGE_MAX)?,
+                }
             }
             Op::ConversationOpen => {
                 let args: OpenArgs = args(json, ignored)?;
@@ -585,7 +614,10 @@ impl Connect {
         let connect: Self = args(json, ignored)?;
         let max = crate::limit::POSITIONS_MAX;
         if connect.positions.len() > max {
-            return Err(Error::invalid("positions", format!("{} positions; at most {max} at once", connect.positions.len())));
+            return Err(Error::invalid(
+                "positions",
+                format!("{} positions; at most {max} at once", connect.positions.len()),
+            ));
         }
         Ok(connect)
     }
@@ -607,7 +639,8 @@ mod tests {
 
     #[test]
     fn a_send_is_decoded_with_its_id_and_body() {
-        let json = format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","body":{{"text":"hi"}}}}"#);
+        let json =
+            format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","body":{{"text":"hi"}}}}"#);
         let decoded = decode(Op::MessageSend, &json).unwrap();
         assert_eq!(decoded.id, Some(CommandId(CONVERSATION.parse().unwrap())));
         let Command::MessageSend { body, .. } = decoded.command else { panic!("{:?}", decoded.command) };
@@ -626,9 +659,21 @@ mod tests {
     fn the_offending_field_is_named() {
         for (op, json, field) in [
             (Op::MessageSend, r#"{"conversation":"x","client_msg_id":"y","body":{}}"#.to_owned(), "conversation"),
-            (Op::MessageSend, format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":7,"body":{{}}}}"#), "client_msg_id"),
-            (Op::MessageSend, format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}"}}"#), "body"),
-            (Op::MessageSend, format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","body":[]}}"#), "body"),
+            (
+                Op::MessageSend,
+                format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":7,"body":{{}}}}"#),
+                "client_msg_id",
+            ),
+            (
+                Op::MessageSend,
+                format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}"}}"#),
+                "body",
+            ),
+            (
+                Op::MessageSend,
+                format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","body":[]}}"#),
+                "body",
+            ),
             (Op::MessageGet, format!(r#"{{"conversation":"{CONVERSATION}","seq":-1}}"#), "seq"),
             (Op::MessageList, format!(r#"{{"conversation":"{CONVERSATION}","limit":0}}"#), "limit"),
             (Op::MessageList, format!(r#"{{"conversation":"{CONVERSATION}","before":1,"after":2}}"#), "before"),
@@ -711,11 +756,17 @@ mod tests {
     fn positions_are_bounded() {
         let positions = |count: usize| {
             let one = |n: usize| format!(r#""{}":["ff",{n}]"#, ConversationId(Uuid::from_u128(n as u128)));
-            format!(r#"{{"token":"t","device":"d","positions":{{{}}}}}"#, (0..count).map(one).collect::<Vec<_>>().join(","))
+            format!(
+                r#"{{"token":"t","device":"d","positions":{{{}}}}}"#,
+                (0..count).map(one).collect::<Vec<_>>().join(",")
+            )
         };
         assert_eq!(Connect::decode(&positions(200), &mut Vec::new()).unwrap().positions.len(), 200);
         assert_eq!(Connect::decode(&positions(201), &mut Vec::new()).unwrap_err().field.as_deref(), Some("positions"));
-        assert_eq!(Connect::decode(r#"{"token":"t","device":"d d"}"#, &mut Vec::new()).unwrap_err().field.as_deref(), Some("device"));
+        assert_eq!(
+            Connect::decode(r#"{"token":"t","device":"d d"}"#, &mut Vec::new()).unwrap_err().field.as_deref(),
+            Some("device")
+        );
         assert_eq!(Connect::decode("{}", &mut Vec::new()).unwrap_err().field.as_deref(), Some("token"));
     }
 

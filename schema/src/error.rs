@@ -216,7 +216,11 @@ mod tests {
             if let Some(close) = row.close {
                 assert!(closes.insert(close), "close code {close} stands twice");
                 if close >= 4000 && row.retryable {
-                    assert!((4000..4500).contains(&close), "{} is retryable, but its close code says otherwise", row.code);
+                    assert!(
+                        (4000..4500).contains(&close),
+                        "{} is retryable, but its close code says otherwise",
+                        row.code
+                    );
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! One durable fact in the log of a conversation or of a user.
 
-use serde::{Deserialize, Serialize};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     body::Body,

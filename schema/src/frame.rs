@@ -247,9 +247,16 @@ pub fn write_hello(out: &mut Vec<u8>, connection: &str, now: Millis, generation:
         hello.text("connection", connection).display("now", Timestamp(now)).display("generation", generation);
         hello.number("heartbeat_ms", limit::HEARTBEAT_MS);
         hello.object("limits", |limits| {
-            limits.number("frame_bytes", limit::FRAME_BYTES_MAX as u64).number("body_bytes", limit::BODY_BYTES_MAX as u64);
-            limits.number("in_flight", limit::CONNECTION_IN_FLIGHT_MAX as u64).number("positions", limit::POSITIONS_MAX as u64);
-            limits.number("page", limit::PAGE_MAX as u64).number("id_ahead_ms", limit::ID_AHEAD_MS_MAX).number("id_age_ms", limit::ID_AGE_MS_MAX);
+            limits
+                .number("frame_bytes", limit::FRAME_BYTES_MAX as u64)
+                .number("body_bytes", limit::BODY_BYTES_MAX as u64);
+            limits
+                .number("in_flight", limit::CONNECTION_IN_FLIGHT_MAX as u64)
+                .number("positions", limit::POSITIONS_MAX as u64);
+            limits
+                .number("page", limit::PAGE_MAX as u64)
+                .number("id_ahead_ms", limit::ID_AHEAD_MS_MAX)
+                .number("id_age_ms", limit::ID_AGE_MS_MAX);
         });
         hello.raw("features", b"[\"resume\",\"edit_history\",\"large_conversations\"]");
     });
@@ -471,7 +478,10 @@ mod tests {
     #[test]
     fn an_envelope_is_taken_apart() {
         let (id, name, args) = one(r#"{"id":7,"message.send":{"a":[1,{"b":2}]}}"#).unwrap();
-        assert_eq!((id, name.as_str(), args.as_str()), (Some(RequestId::Number(7)), "message.send", r#"{"a":[1,{"b":2}]}"#));
+        assert_eq!(
+            (id, name.as_str(), args.as_str()),
+            (Some(RequestId::Number(7)), "message.send", r#"{"a":[1,{"b":2}]}"#)
+        );
         let (id, name, _) = one(r#"{"heartbeat":{}}"#).unwrap();
         assert_eq!((id, name.as_str()), (None, "heartbeat"));
         let (id, name, _) = one(r#"{"a\u0062":1,"id":"x"}"#).unwrap();
@@ -480,7 +490,8 @@ mod tests {
 
     #[test]
     fn frames_share_a_message() {
-        let names: Vec<_> = requests("{\"a\":1}\n{\"b\":2}{\"c\":\n3}").map(|frame| frame.unwrap().name.into_owned()).collect();
+        let names: Vec<_> =
+            requests("{\"a\":1}\n{\"b\":2}{\"c\":\n3}").map(|frame| frame.unwrap().name.into_owned()).collect();
         assert_eq!(names, ["a", "b", "c"]);
         let mut broken = requests("{\"a\":1}\n}{\"b\":1}");
         assert!(broken.next().unwrap().is_ok());
@@ -490,7 +501,16 @@ mod tests {
 
     #[test]
     fn broken_envelopes_are_malformed() {
-        for message in ["{}", "{\"id\":1}", "[]", "1", "{\"a\":1,\"b\":2}", "{\"id\":-1,\"a\":1}", "{\"id\":1.5,\"a\":1}", "{\"a\":"] {
+        for message in [
+            "{}",
+            "{\"id\":1}",
+            "[]",
+            "1",
+            "{\"a\":1,\"b\":2}",
+            "{\"id\":-1,\"a\":1}",
+            "{\"id\":1.5,\"a\":1}",
+            "{\"a\":",
+        ] {
             assert_eq!(one(message).unwrap_err().code, Code::Malformed, "{message}");
         }
         assert!(one(&format!("{{\"id\":\"{}\",\"a\":1}}", "x".repeat(65))).is_err());
@@ -554,7 +574,14 @@ mod tests {
             (conversation, Verdict { limited: true, head, ..Verdict::default() }),
             (conversation, Verdict { reason: Some("not_found"), ..Verdict::default() }),
         ];
-        write_connected(&mut out, Some(&RequestId::Number(1)), &UserId::new("ada").unwrap(), None, &verdicts, &["x".to_owned()]);
+        write_connected(
+            &mut out,
+            Some(&RequestId::Number(1)),
+            &UserId::new("ada").unwrap(),
+            None,
+            &verdicts,
+            &["x".to_owned()],
+        );
         let text = String::from_utf8(out).unwrap();
         let nil = conversation.to_string();
         assert_eq!(
@@ -576,7 +603,8 @@ mod tests {
         write_going_away(&mut out, 5);
         out.push(b'\n');
         out.extend_from_slice(HEARTBEAT);
-        let lines: Vec<serde_json::Value> = out.split(|b| *b == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+        let lines: Vec<serde_json::Value> =
+            out.split(|b| *b == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
         assert_eq!(lines[0]["hello"]["generation"], "ff");
         assert_eq!(lines[1]["caught_up"]["head"], 9);
         assert_eq!(lines[2]["resync"]["head"], 9);

@@ -201,7 +201,11 @@ impl Reply {
             Self::Conversations { items, next_cursor } => {
                 object.array("conversations", items, |out, item| {
                     let mut object = Object::begin(out);
-                    object.display("id", item.id).text("kind", item.kind.name()).number("head", item.head).number("n", item.n);
+                    object
+                        .display("id", item.id)
+                        .text("kind", item.kind.name())
+                        .number("head", item.head)
+                        .number("n", item.n);
                     object.number("unread", item.unread).number("change", item.change);
                     object.end();
                 });
@@ -233,7 +237,10 @@ impl Reply {
             Self::Edits { items, deleted, more } => {
                 object.array("history", items, |out, edit| {
                     let mut object = Object::begin(out);
-                    object.number("seq", edit.seq).display("at", Timestamp(edit.at)).raw("body", edit.body.as_deref().unwrap_or(b"null"));
+                    object
+                        .number("seq", edit.seq)
+                        .display("at", Timestamp(edit.at))
+                        .raw("body", edit.body.as_deref().unwrap_or(b"null"));
                     object.end();
                 });
                 if let Some(seq) = deleted {
@@ -336,11 +343,17 @@ mod tests {
     fn a_message_shows_its_edit_or_its_tombstone() {
         let edited = shown(&Reply::Message(Box::new(message())));
         assert_eq!(edited["message"]["body"], json!({ "text": "x" }));
-        assert_eq!((&edited["message"]["edit"], &edited["message"]["edited_at"]), (&json!(4), &json!("1970-01-01T00:00:00.001Z")));
+        assert_eq!(
+            (&edited["message"]["edit"], &edited["message"]["edited_at"]),
+            (&json!(4), &json!("1970-01-01T00:00:00.001Z"))
+        );
         let deleted = MessageView { body: None, edited: None, deleted: Some(5), device: None, ..message() };
         let page = shown(&Reply::Messages { items: vec![message(), deleted], head: 9, more: (true, false) });
         assert_eq!((&page["messages"][1]["body"], &page["messages"][1]["deleted"]), (&Value::Null, &json!(5)));
-        assert_eq!((&page["more_before"], &page["more_after"], &page["head"]), (&json!(true), &json!(false), &json!(9)));
+        assert_eq!(
+            (&page["more_before"], &page["more_after"], &page["head"]),
+            (&json!(true), &json!(false), &json!(9))
+        );
         assert!(page["messages"][1].get("edit").is_none() && page["messages"][1].get("device").is_none());
     }
 
@@ -377,7 +390,8 @@ mod tests {
         assert_eq!((&inbox["conversations"][0]["unread"], &inbox["next_cursor"]), (&json!(2), &json!("ff")));
         let last = shown(&Reply::Conversations { items: Vec::new(), next_cursor: None });
         assert_eq!(last, json!({ "conversations": [] }));
-        let members = shown(&Reply::Members { items: vec![(user("ada"), Role::Owner)], next_cursor: Some(user("ada")) });
+        let members =
+            shown(&Reply::Members { items: vec![(user("ada"), Role::Owner)], next_cursor: Some(user("ada")) });
         assert_eq!(members, json!({ "members": [{ "user": "ada", "role": "owner" }], "next_cursor": "ada" }));
     }
 
@@ -388,9 +402,22 @@ mod tests {
         assert_eq!(shown(&Reply::Closed), json!({}));
         let edit = EditView { seq: 2, at: 0, body: None };
         let edits = shown(&Reply::Edits { items: vec![edit], deleted: Some(9), more: false });
-        assert_eq!(edits, json!({ "history": [{ "seq": 2, "at": "1970-01-01T00:00:00.000Z", "body": null }], "deleted": 9 }));
+        assert_eq!(
+            edits,
+            json!({ "history": [{ "seq": 2, "at": "1970-01-01T00:00:00.000Z", "body": null }], "deleted": 9 })
+        );
         let event = |seq, target, fact| {
-            Arc::new(Event { seq, n: 1, sender: user("ada"), device: DeviceId::new("d").ok(), id: CommandId(uuid::Uuid::nil()), target, created_at: 0, hash: 0, fact })
+            Arc::new(Event {
+                seq,
+                n: 1,
+                sender: user("ada"),
+                device: DeviceId::new("d").ok(),
+                id: CommandId(uuid::Uuid::nil()),
+                target,
+                created_at: 0,
+                hash: 0,
+                fact,
+            })
         };
         let body = || Body::parse("{}").unwrap();
         let settings = || Settings { title: "t".into(), ..Settings::default() };
@@ -414,12 +441,16 @@ mod tests {
             Fact::ChangesReserved { upto: 9 },
         ];
         let names: Vec<&str> = facts.iter().map(Fact::name).collect();
-        let items = facts.iter().enumerate().map(|(index, fact)| event(index as u64 + 1, index as u64, fact.clone())).collect();
+        let items =
+            facts.iter().enumerate().map(|(index, fact)| event(index as u64 + 1, index as u64, fact.clone())).collect();
         let page = shown(&Reply::Events { conversation: ID, items, head: 12, floor: 0 });
         let events = page["events"].as_array().unwrap();
         assert_eq!(events.iter().map(|event| event["event"].as_str().unwrap()).collect::<Vec<_>>(), names);
         assert!(events[0].get("target").is_none());
-        assert_eq!((&events[3]["target"], &events[3]["data"]["previous"], &events[5]["data"]["role"]), (&json!(3), &json!(3), &json!("admin")));
+        assert_eq!(
+            (&events[3]["target"], &events[3]["data"]["previous"], &events[5]["data"]["role"]),
+            (&json!(3), &json!(3), &json!("admin"))
+        );
         assert_eq!(events[0]["data"]["members"][0]["role"], "owner");
     }
 }

@@ -162,7 +162,8 @@ impl LogRow {
             return Err(Corrupt::Short(value.len()));
         }
         let flags = value.get_u16_le();
-        let (epoch, cw, first, count) = (value.get_u64_le(), value.get_u64_le(), value.get_u64_le(), value.get_u32_le());
+        let (epoch, cw, first, count) =
+            (value.get_u64_le(), value.get_u64_le(), value.get_u64_le(), value.get_u32_le());
         let mut events = Vec::with_capacity((count as usize).min(1024));
         for index in 0..u64::from(count) {
             let stored = StoredEvent::decode_length_delimited(&mut value)
@@ -451,7 +452,12 @@ impl From<&Event> for StoredEvent {
     fn from(event: &Event) -> Self {
         let mut body = Bytes::new();
         let mut meta = None;
-        let member = |user: &UserId, role: i32| StoredMember { user: user.as_str().to_owned(), role, intervals: Vec::new(), read_n: 0 };
+        let member = |user: &UserId, role: i32| StoredMember {
+            user: user.as_str().to_owned(),
+            role,
+            intervals: Vec::new(),
+            read_n: 0,
+        };
         let about = |user: &UserId, role: i32| Some(Meta { members: vec![member(user, role)], ..Meta::default() });
         let kind = match &event.fact {
             Fact::MessageNew { body: content } => {
@@ -546,7 +552,9 @@ impl TryFrom<StoredEvent> for Event {
                 settings: Settings::try_from(meta.settings.unwrap_or_default())?,
                 members: meta.members.iter().map(StoredMember::user_and_role).collect::<Result<_, _>>()?,
             },
-            CONVERSATION_UPDATED => Fact::ConversationUpdated { settings: Settings::try_from(meta.settings.unwrap_or_default())? },
+            CONVERSATION_UPDATED => {
+                Fact::ConversationUpdated { settings: Settings::try_from(meta.settings.unwrap_or_default())? }
+            }
             CONVERSATION_DELETED => Fact::ConversationDeleted,
             MEMBER_JOINED => {
                 let (user, role) = one(&mut meta)?.user_and_role()?;
@@ -570,7 +578,11 @@ impl TryFrom<StoredEvent> for Event {
             seq: stored.seq,
             n: stored.n,
             sender: UserId::new(&stored.sender).map_err(|_| WRONG)?,
-            device: if stored.device.is_empty() { None } else { Some(DeviceId::new(&stored.device).map_err(|_| WRONG)?) },
+            device: if stored.device.is_empty() {
+                None
+            } else {
+                Some(DeviceId::new(&stored.device).map_err(|_| WRONG)?)
+            },
             id: command_id(&stored.command_id)?,
             target: stored.target,
             created_at: stored.created_at,
@@ -623,7 +635,8 @@ impl From<&Settings> for StoredSettings {
 impl TryFrom<StoredSettings> for Settings {
     type Error = Corrupt;
     fn try_from(stored: StoredSettings) -> Result<Self, Corrupt> {
-        let history = HistoryAccess::from_number(stored.history).ok_or(Corrupt::Content("a stored number is no history access"))?;
+        let history = HistoryAccess::from_number(stored.history)
+            .ok_or(Corrupt::Content("a stored number is no history access"))?;
         Ok(Self { title: stored.title, data: stored.data, history })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chappe_schema::{
-    id::{Generation, GatewayId},
+    id::{GatewayId, Generation},
     wire::ToNode,
 };
 

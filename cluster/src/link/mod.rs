@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use chappe_schema::{
-    id::{Generation, GatewayId},
+    id::{GatewayId, Generation},
     wire::{ToGateway, ToNode},
 };
 

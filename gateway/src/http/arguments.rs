@@ -61,7 +61,8 @@ pub(crate) async fn body(method: Method, headers: &HeaderMap, body: Body) -> Res
     if method == Method::Get || body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let too_large = || Error::new(Code::TooLarge).with_detail(format!("at most {REQUEST_BYTES_MAX} bytes are accepted"));
+    let too_large =
+        || Error::new(Code::TooLarge).with_detail(format!("at most {REQUEST_BYTES_MAX} bytes are accepted"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|announced| announced > REQUEST_BYTES_MAX as u64) {
         return Err(too_large());
@@ -106,7 +107,8 @@ impl Fields {
 
     /// Adds the fields of a body, which must look like an object; what it really is shows when it is decoded.
     fn close_with(mut self, body: &[u8]) -> Result<String, Error> {
-        let text = std::str::from_utf8(body).map_err(|_| Error::new(Code::Malformed).with_detail("the body is not UTF-8"))?;
+        let text =
+            std::str::from_utf8(body).map_err(|_| Error::new(Code::Malformed).with_detail("the body is not UTF-8"))?;
         let text = text.trim_matches([' ', '\t', '\r', '\n']);
         if text.is_empty() {
             self.0.extend_from_slice(if self.0.is_empty() { b"{}" } else { b"}" });
@@ -132,7 +134,13 @@ mod tests {
     use super::*;
     use chappe_schema::operation::Op;
 
-    fn assembled(op: Op, path: &[(&str, &str)], uri: &str, key: Option<&str>, body: &str) -> (Result<String, Error>, Vec<String>) {
+    fn assembled(
+        op: Op,
+        path: &[(&str, &str)],
+        uri: &str,
+        key: Option<&str>,
+        body: &str,
+    ) -> (Result<String, Error>, Vec<String>) {
         let row = op.row();
         let mut headers = HeaderMap::new();
         if let Some(key) = key {

@@ -32,12 +32,16 @@ pub(crate) async fn issue(gateway: Arc<Gateway>, about: About, request: Request)
     // A page of a stranger's name that resolves to this machine would otherwise get tokens from its visitors' servers.
     let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     if !host.is_some_and(origin::is_loopback) {
-        return Err(Error::new(Code::Forbidden).with_detail("development tokens are only for this machine, by its own name").into());
+        return Err(Error::new(Code::Forbidden)
+            .with_detail("development tokens are only for this machine, by its own name")
+            .into());
     }
     // A proxy that speaks to this machine's loopback may speak for the whole internet.
     let forwarded = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
     if forwarded.iter().any(|name| parts.headers.contains_key(*name)) {
-        return Err(Error::new(Code::Forbidden).with_detail("development tokens are not for clients behind a proxy").into());
+        return Err(Error::new(Code::Forbidden)
+            .with_detail("development tokens are not for clients behind a proxy")
+            .into());
     }
     let decision = gateway.limiter.check(Scope::DevTokens, Key::Address(about.client), 1).await;
     if !decision.allowed {
@@ -54,7 +58,10 @@ pub(crate) async fn issue(gateway: Arc<Gateway>, about: About, request: Request)
         .map_err(|_| Error::new(Code::Internal).with_detail("the token could not be signed"))?;
     let mut json = Vec::with_capacity(512);
     let mut object = Object::begin(&mut json);
-    object.text("token", &issued.token).text("user", asked.user.as_str()).display("expires_at", Timestamp(issued.expires_at_ms));
+    object
+        .text("token", &issued.token)
+        .text("user", asked.user.as_str())
+        .display("expires_at", Timestamp(issued.expires_at_ms));
     object.end();
     let mut response = answer::json(201, json);
     answer::limits(response.headers_mut(), &decision);

@@ -8,7 +8,8 @@ pub(crate) fn may_connect(headers: &HeaderMap, allowed: &[String]) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
     let Ok(origin) = origin.to_str() else { return false };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let is_same_host = host.is_some_and(|host| authority(origin).is_some_and(|origin| origin.eq_ignore_ascii_case(host)));
+    let is_same_host =
+        host.is_some_and(|host| authority(origin).is_some_and(|origin| origin.eq_ignore_ascii_case(host)));
     is_same_host || is_allowed(origin, allowed)
 }
 
@@ -29,7 +30,8 @@ pub(crate) fn allow_preflight(answer: &mut HeaderMap) {
     }
 }
 
-const EXPOSED: &str = "date, location, retry-after, ratelimit-limit, ratelimit-remaining, ratelimit-reset, x-request-id";
+const EXPOSED: &str =
+    "date, location, retry-after, ratelimit-limit, ratelimit-remaining, ratelimit-reset, x-request-id";
 
 const PREFLIGHT: [(HeaderName, &str); 3] = [
     (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, PATCH, DELETE"),
@@ -52,7 +54,8 @@ pub(crate) fn is_loopback(host: &str) -> bool {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn authority(origin: &str) -> Option<&str> {
@@ -79,7 +82,9 @@ mod tests {
         assert!(connects(Some("http://localhost:3000"), &[]));
         assert!(connects(Some("http://127.0.0.1"), &[]));
         assert!(connects(Some("http://[::1]:5173"), &[]));
-        for stranger in ["http://evil.example", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "null", ""] {
+        for stranger in
+            ["http://evil.example", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "null", ""]
+        {
             assert!(!connects(Some(stranger), &[]), "{stranger}");
         }
     }

@@ -1,10 +1,6 @@
 //! Who a request comes from, when a proxy stands between.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    str::FromStr,
-};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use http::HeaderMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

@@ -109,7 +109,8 @@ async fn perform(
     if !decision.allowed {
         return Err(Refused::limited(decision));
     }
-    let decoded = Command::decode(row.op, &identity.user, &json, &mut ignored).map_err(|error| Refused { error, decision })?;
+    let decoded =
+        Command::decode(row.op, &identity.user, &json, &mut ignored).map_err(|error| Refused { error, decision })?;
     let (answer, reply) = oneshot::channel();
     let actor = Actor { user: identity.user, device: identity.device };
     gateway.ask(Pending::Waiter(row.op, answer), actor, decoded.id, decoded.command);
@@ -126,9 +127,8 @@ async fn perform(
 async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> Result<Identity, Refused> {
     let token = match headers.get(header::AUTHORIZATION) {
         None => "",
-        Some(value) => bearer(value).ok_or_else(|| {
-            Error::new(Code::AuthInvalid).with_detail("expected `authorization: Bearer` and a token")
-        })?,
+        Some(value) => bearer(value)
+            .ok_or_else(|| Error::new(Code::AuthInvalid).with_detail("expected `authorization: Bearer` and a token"))?,
     };
     let refused = match gateway.auth.verifier().verify(token, gateway.clock.now_ms()) {
         Ok(identity) => return Ok(identity),

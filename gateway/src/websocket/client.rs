@@ -1,6 +1,12 @@
 //! What one client says, frame by frame, and what becomes of it.
 
-use std::{collections::VecDeque, ops::ControlFlow, pin::Pin, sync::Arc, task::{Context, Poll, Waker}};
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use chappe_schema::{
     command::{Command, Connect, Decoded},
@@ -78,7 +84,8 @@ impl Client {
             refused: 0,
             held: None,
         };
-        let (name, now, generation) = (client.connection.name(), client.gateway.clock.now_ms(), client.gateway.generation);
+        let (name, now, generation) =
+            (client.connection.name(), client.gateway.clock.now_ms(), client.gateway.generation);
         client.push(|outbox, wakers| outbox.own(|out| frame::write_hello(out, &name, now, generation), wakers));
         client
     }
@@ -271,14 +278,18 @@ impl Client {
             "connect" => self.connect(id, args.get()),
             name => {
                 let Some(actor) = self.connection.actor() else {
-                    return self.end(&Error::new(Code::AuthRequired).with_detail("the first request is `connect`"), id.as_ref());
+                    return self.end(
+                        &Error::new(Code::AuthRequired).with_detail("the first request is `connect`"),
+                        id.as_ref(),
+                    );
                 };
                 if name == "auth.refresh" {
                     return self.refresh(id.as_ref(), args.get());
                 }
                 let Some(op) = Op::named(name) else {
                     let name: String = name.chars().take(64).collect();
-                    let error = Error::new(Code::UnknownOperation).with_detail(format!("there is no operation `{name}`"));
+                    let error =
+                        Error::new(Code::UnknownOperation).with_detail(format!("there is no operation `{name}`"));
                     return self.refuse_uncounted(id.as_ref(), &error);
                 };
                 let mut ignored = Vec::new();
@@ -345,7 +356,8 @@ impl Client {
         self.connection.introduce(actor.clone());
         self.registered = true;
         let positions = connect.positions.into_iter();
-        let positions = positions.map(|(conversation, (generation, seq))| (conversation, generation.parse::<Generation>().ok(), seq));
+        let positions = positions
+            .map(|(conversation, (generation, seq))| (conversation, generation.parse::<Generation>().ok(), seq));
         let resuming = Resuming { id, ignored, positions: positions.collect() };
         self.gateway.connect(actor, self.connection.slot, resuming);
     }
@@ -362,7 +374,9 @@ impl Client {
                 self.expire_at(identity.expires_at_ms, now);
                 self.done(id, &ignored);
             }
-            Ok(_) => self.refuse_uncounted(id, &Error::new(Code::AuthInvalid).with_detail("the token is another user's")),
+            Ok(_) => {
+                self.refuse_uncounted(id, &Error::new(Code::AuthInvalid).with_detail("the token is another user's"))
+            }
             // The old token still holds.
             Err(error) => self.refuse_uncounted(id, &Error::new(error.code()).with_detail(error.to_string())),
         }
@@ -393,7 +407,8 @@ impl Client {
     /// Refuses what has not been counted by the limiter yet: nonsense costs as much as sense.
     fn refuse_uncounted(&mut self, id: Option<&RequestId>, error: &Error) {
         if let Some(actor) = self.connection.actor()
-            && let Verdict::Ready(decision) = self.gateway.limiter.check(Scope::Commands, Key::User(actor.user.as_str()), 1)
+            && let Verdict::Ready(decision) =
+                self.gateway.limiter.check(Scope::Commands, Key::User(actor.user.as_str()), 1)
             && !decision.allowed
         {
             return self.limited(id, decision);

@@ -108,7 +108,10 @@ fn header(first: u8, length: usize) -> ([u8; 10], usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tungstenite::protocol::frame::{FrameHeader, coding::{Control, Data, OpCode}};
+    use tungstenite::protocol::frame::{
+        FrameHeader,
+        coding::{Control, Data, OpCode},
+    };
 
     fn taken_apart(bytes: &[u8]) -> (OpCode, Vec<u8>, usize) {
         let mut cursor = std::io::Cursor::new(bytes);

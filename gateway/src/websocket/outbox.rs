@@ -396,7 +396,11 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chappe_schema::{body::Body, event::{Event, Fact}, id::{CommandId, UserId}};
+    use chappe_schema::{
+        body::Body,
+        event::{Event, Fact},
+        id::{CommandId, UserId},
+    };
     use std::task::Wake;
     use uuid::Uuid;
 

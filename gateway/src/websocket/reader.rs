@@ -142,12 +142,7 @@ impl Reader {
         }
     }
 
-    fn item(
-        &mut self,
-        header: &FrameHeader,
-        payload: &[u8],
-        sink: &mut impl Sink,
-    ) -> Result<ControlFlow<()>, Broken> {
+    fn item(&mut self, header: &FrameHeader, payload: &[u8], sink: &mut impl Sink) -> Result<ControlFlow<()>, Broken> {
         match (header.opcode, header.is_final) {
             (OpCode::Data(Data::Text | Data::Binary), _) if self.fragments.is_some() => {
                 Err(Broken::Protocol("a new message began inside a fragmented one"))
@@ -312,7 +307,13 @@ mod tests {
         bytes.extend(frame(0x82, b"\xff"));
         bytes.extend(frame(0x88, &[3, 232, b'b']));
         let expected = [
-            "Text(\"one\")", "Ping([112, 105, 110, 103])", "Pong", "Text(\"two\")", "Text of 400", "Text of 70000", "Binary",
+            "Text(\"one\")",
+            "Ping([112, 105, 110, 103])",
+            "Pong",
+            "Text(\"two\")",
+            "Text of 400",
+            "Text of 70000",
+            "Binary",
             "Close(Some(1000))",
         ];
         for step in [1, 2, 3, 5, 14, 100, 4096, usize::MAX] {

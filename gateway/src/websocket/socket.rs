@@ -185,7 +185,9 @@ impl Sink for Client {
             _ if self.phase != Phase::Open => return ControlFlow::Continue(()),
             Item::Ping(payload) => self.control = Some(encode::pong(payload).into()),
             Item::Pong => {}
-            Item::Binary => self.end(&Error::new(Code::Protocol).with_detail("binary messages are not part of the protocol"), None),
+            Item::Binary => {
+                self.end(&Error::new(Code::Protocol).with_detail("binary messages are not part of the protocol"), None)
+            }
             Item::Text(text) => {
                 let flow = self.text(text);
                 self.broke_off |= flow.is_break();

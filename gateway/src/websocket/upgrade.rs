@@ -23,7 +23,8 @@ pub(crate) fn accept<B, T: Default>(request: &Request<B>, origins: &[String]) ->
     }
     let upgrades = lists(headers, &header::CONNECTION, "upgrade") && lists(headers, &header::UPGRADE, "websocket");
     if !upgrades {
-        return Err(Error::new(Code::Malformed).with_detail("expected the headers `connection: upgrade` and `upgrade: websocket`"));
+        return Err(Error::new(Code::Malformed)
+            .with_detail("expected the headers `connection: upgrade` and `upgrade: websocket`"));
     }
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(Error::new(Code::Malformed).with_detail("expected `sec-websocket-version: 13`"));

@@ -40,7 +40,11 @@ impl Writer {
     }
 
     /// Writes as much as the socket takes in one call; ready when something was written.
-    pub(crate) fn poll_write<IO: AsyncWrite + Unpin>(&mut self, io: &mut IO, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_write<IO: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut IO,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         let Some(first) = self.batch.front() else { return Poll::Ready(Ok(())) };
         let first = &first.bytes()[self.written..];
         let result = if self.batch.len() == 1 {

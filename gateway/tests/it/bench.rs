@@ -61,7 +61,9 @@ async fn idle_connections() {
     let before = resident_bytes();
     measure(COUNT, true).await;
     let after_large = (resident_bytes().saturating_sub(before)) / COUNT;
-    println!("an idle connection costs {idle} bytes with its test client's end; after a message of 70 kB, {after_large}");
+    println!(
+        "an idle connection costs {idle} bytes with its test client's end; after a message of 70 kB, {after_large}"
+    );
     assert!(idle < 8 * 1024, "{idle} bytes");
     assert!(after_large < 8 * 1024, "{after_large} bytes after a large message");
 }
@@ -111,7 +113,10 @@ async fn join(world: &World, user: &str, then: Option<serde_json::Value>) -> tok
 #[test]
 #[ignore = "a measurement: cargo test --release -p chappe-gateway --test it -- --ignored --nocapture --test-threads 1"]
 fn fan_out() {
-    use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
     const SOCKETS: usize = 2_000;
     let (gateway_threads, client_threads, raw_threads) = (threads("gw", 2), threads("client", 1), threads("raw", 1));
     let world = Arc::new(gateway_threads.block_on(async { tokio::spawn(World::new()).await.unwrap() }));
@@ -203,7 +208,10 @@ fn fan_out() {
 #[test]
 #[ignore = "a measurement, as above"]
 fn sends() {
-    use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
     const PAIRS: usize = 64;
     const SENDS: usize = 1_000;
     for (in_flight, name) in [(1usize, "one"), (8, "eight")] {

@@ -124,7 +124,10 @@ async fn before_connect_little_may_be_said() {
     stranger.write_all(&[0x81, 0xff, 0, 0, 0, 0, 0, 1, 0, 1, 1, 2, 3, 4]).await.unwrap();
     let mut seen = Vec::new();
     tokio::time::timeout(Duration::from_secs(10), stranger.read_to_end(&mut seen)).await.unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&seen).contains("request.too_large"), "and in the end the server hangs up by itself");
+    assert!(
+        String::from_utf8_lossy(&seen).contains("request.too_large"),
+        "and in the end the server hangs up by itself"
+    );
 }
 
 #[tokio::test]

@@ -114,7 +114,8 @@ async fn requests_without_an_id_are_answered_only_when_they_fail() {
     let world = World::new().await;
     let chat = world.node.conversation(&["ada"], 0, false);
     let mut ada = world.client("ada").await;
-    let args = |chat: String| json!({"message.send": {"conversation": chat, "client_msg_id": Uuid::now_v7(), "body": {}}});
+    let args =
+        |chat: String| json!({"message.send": {"conversation": chat, "client_msg_id": Uuid::now_v7(), "body": {}}});
     ada.say(args(chat.to_string())).await;
     assert_eq!(ada.frame().await["event"], "message.new");
     ada.say(args(Uuid::now_v7().to_string())).await;

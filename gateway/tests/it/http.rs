@@ -28,7 +28,9 @@ async fn a_newcomers_way() {
     let token = issued["token"].as_str().unwrap();
     assert!(issued["expires_at"].as_str().unwrap().ends_with('Z'));
     let mine = world
-        .http(&format!("GET /v1/conversations HTTP/1.1\r\nhost: x\r\nauthorization: bearer {token}\r\nconnection: close\r\n\r\n"))
+        .http(&format!(
+            "GET /v1/conversations HTTP/1.1\r\nhost: x\r\nauthorization: bearer {token}\r\nconnection: close\r\n\r\n"
+        ))
         .await;
     assert_eq!(mine.json(), json!({"conversations": []}));
 }
@@ -182,9 +184,8 @@ async fn pages_of_allowed_origins_may_read_answers() {
     assert_eq!(preflight.status, 204);
     assert_eq!(preflight.header("access-control-allow-origin"), Some("http://localhost:3000"));
     assert!(preflight.header("access-control-allow-headers").unwrap().contains("idempotency-key"));
-    let stranger = world
-        .http("GET / HTTP/1.1\r\nhost: x\r\norigin: https://evil.example\r\nconnection: close\r\n\r\n")
-        .await;
+    let stranger =
+        world.http("GET / HTTP/1.1\r\nhost: x\r\norigin: https://evil.example\r\nconnection: close\r\n\r\n").await;
     assert_eq!(stranger.header("access-control-allow-origin"), None);
     assert_eq!(stranger.header("vary"), Some("origin"));
 }

@@ -174,13 +174,21 @@ impl Node {
                 let user = connecting.actor.user;
                 state.connections.entry(user.clone()).or_default().push((from, connecting.connection));
                 let head = |id: &ConversationId| {
-                    state.conversations.get(id).filter(|found| found.members.contains_key(&user)).map(Conversation::head)
+                    state
+                        .conversations
+                        .get(id)
+                        .filter(|found| found.members.contains_key(&user))
+                        .map(Conversation::head)
                 };
                 let positions: Vec<_> = connecting.positions.iter().map(|id| (*id, head(id))).collect();
                 let others = state.conversations.iter().filter(|(id, conversation)| {
                     conversation.members.contains_key(&user) && !connecting.positions.contains(id)
                 });
-                let heads = Heads { unknown: Vec::new(), others: others.map(|(id, found)| (*id, found.head())).collect(), positions };
+                let heads = Heads {
+                    unknown: Vec::new(),
+                    others: others.map(|(id, found)| (*id, found.head())).collect(),
+                    positions,
+                };
                 let result = match *self.mode.lock() {
                     Mode::Refusing(code) => Err(Error::new(code)),
                     _ => Ok(heads),
@@ -249,7 +257,10 @@ impl State {
         let events: Arc<[Arc<Event>]> = events.into();
         if conversation.large {
             for (gateway, _) in self.interest.iter().filter(|(_, interesting)| *interesting == id) {
-                batches.entry(*gateway).or_default().push(ToGateway::Broadcast { conversation: id, events: events.clone() });
+                batches
+                    .entry(*gateway)
+                    .or_default()
+                    .push(ToGateway::Broadcast { conversation: id, events: events.clone() });
             }
             return batches;
         }
@@ -301,7 +312,8 @@ impl State {
             }
             return (Ok(Reply::Conversation(Box::new(conversation.view(place, &caller, existed)))), nobody);
         }
-        let Some(conversation) = self.conversations.get_mut(&place).filter(|found| found.members.contains_key(&caller)) else {
+        let Some(conversation) = self.conversations.get_mut(&place).filter(|found| found.members.contains_key(&caller))
+        else {
             return (Err(Error::new(Code::ConversationNotFound)), nobody);
         };
         let head = conversation.head();
@@ -331,7 +343,8 @@ impl State {
                 return (message(conversation, seq).map(|event| Reply::Message(Box::new(view(&event)))), nobody);
             }
             Command::MessageHistory { seq, .. } => {
-                let edits = message(conversation, seq).map(|event| Reply::Edits { more: false,
+                let edits = message(conversation, seq).map(|event| Reply::Edits {
+                    more: false,
                     items: vec![EditView { seq, at: event.created_at, body: view(&event).body }],
                     deleted: None,
                 });
@@ -424,7 +437,14 @@ impl Conversation {
         self.append_from(sender, None, id, target, fact)
     }
 
-    fn append_from(&mut self, sender: &UserId, device: Option<DeviceId>, id: CommandId, target: Seq, fact: Fact) -> Arc<Event> {
+    fn append_from(
+        &mut self,
+        sender: &UserId,
+        device: Option<DeviceId>,
+        id: CommandId,
+        target: Seq,
+        fact: Fact,
+    ) -> Arc<Event> {
         let head = self.head();
         let event = Arc::new(Event {
             seq: head.seq + 1,

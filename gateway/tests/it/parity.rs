@@ -26,7 +26,11 @@ fn args(op: Op, chat: &str) -> Value {
         Op::MessageGet | Op::MessageDelete | Op::MessageHistory => json!({"seq": 1}),
         Op::MessageEdit => json!({"seq": 1, "body": {"text": "y"}}),
         Op::EventList => json!({"after": 1}),
-        Op::ConversationGet | Op::ConversationLeave | Op::ConversationDelete | Op::ConversationOpen | Op::ConversationClose => {
+        Op::ConversationGet
+        | Op::ConversationLeave
+        | Op::ConversationDelete
+        | Op::ConversationOpen
+        | Op::ConversationClose => {
             json!({})
         }
     };
@@ -73,7 +77,8 @@ fn timeless(mut value: Value) -> Value {
     fn walk(value: &mut Value) {
         match value {
             Value::Object(fields) => {
-                for name in ["created_at", "last_at", "at", "edited_at", "id", "request_id", "conversation", "instance"] {
+                for name in ["created_at", "last_at", "at", "edited_at", "id", "request_id", "conversation", "instance"]
+                {
                     if fields.get(name).is_some_and(Value::is_string) {
                         fields.remove(name);
                     }
@@ -112,7 +117,14 @@ async fn every_operation_has_one_answer_over_every_transport() {
 
 #[tokio::test]
 async fn every_error_is_one_object_over_every_transport() {
-    for code in [Code::ConversationNotFound, Code::Forbidden, Code::Overloaded, Code::OutcomeUnknown, Code::IdConflict, Code::Internal] {
+    for code in [
+        Code::ConversationNotFound,
+        Code::Forbidden,
+        Code::Overloaded,
+        Code::OutcomeUnknown,
+        Code::IdConflict,
+        Code::Internal,
+    ] {
         let (world, chat) = fresh().await;
         let mut client = world.client("ada").await;
         world.node.behave(Mode::Refusing(code));
@@ -142,27 +154,36 @@ async fn every_operation_refuses_what_it_cannot_read_alike() {
                 continue;
             }
             assert_eq!(over_websocket["error"]["code"], "request.invalid", "{} {name}: {over_websocket}", row.name);
-            if row.http.is_some_and(|http| !http.path.contains(&format!("{{{name}}}")) && !http.query.contains(&name.as_str())) {
+            if row
+                .http
+                .is_some_and(|http| !http.path.contains(&format!("{{{name}}}")) && !http.query.contains(&name.as_str()))
+            {
                 let (status, over_http) = by_http(&world, row, &bad).await.unwrap();
                 assert_eq!(status, 422, "{} {name}", row.name);
                 assert_eq!(over_http["field"], over_websocket["error"]["field"], "{} {name}", row.name);
             }
         }
     }
-    assert!(world.node.heard().iter().all(|name| name == "connect" || name == "conversation.create"), "{:?}", world.node.heard());
+    assert!(
+        world.node.heard().iter().all(|name| name == "connect" || name == "conversation.create"),
+        "{:?}",
+        world.node.heard()
+    );
 }
 
 #[tokio::test]
 async fn a_created_group_is_the_same_group_when_it_is_created_again() {
     let world = World::new().await;
     let body = json!({"kind": "group", "members": ["bob"]});
-    let first = world.ask_with("ada", "POST", "/v1/conversations", Some(&body), "idempotency-key: abc\r\n").await.json();
+    let first =
+        world.ask_with("ada", "POST", "/v1/conversations", Some(&body), "idempotency-key: abc\r\n").await.json();
     let again = world.ask_with("ada", "POST", "/v1/conversations", Some(&body), "idempotency-key: abc\r\n").await;
     assert_eq!(again.status, 201);
     assert_eq!(again.json()["existed"], true);
     assert_eq!(again.json()["conversation"]["id"], first["conversation"]["id"]);
     let mut ada = world.client("ada").await;
-    let over_websocket = ada.ask("conversation.create", json!({"kind": "group", "members": ["bob"], "idempotency_key": "abc"})).await;
+    let over_websocket =
+        ada.ask("conversation.create", json!({"kind": "group", "members": ["bob"], "idempotency_key": "abc"})).await;
     assert_eq!(over_websocket["ok"]["conversation"]["id"], first["conversation"]["id"]);
     assert!(world.node.state.lock().conversations.values().all(|chat| chat.members.contains_key(&user("bob"))));
 }

@@ -120,7 +120,14 @@ impl World {
         self.ask_with(user, method, path, body, "").await
     }
 
-    pub(crate) async fn ask_with(&self, user: &str, method: &str, path: &str, body: Option<&Value>, headers: &str) -> Answer {
+    pub(crate) async fn ask_with(
+        &self,
+        user: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        headers: &str,
+    ) -> Answer {
         let token = self.token(user);
         let body = body.map(Value::to_string).unwrap_or_default();
         let typed = if body.is_empty() { "" } else { "content-type: application/json\r\n" };
@@ -204,7 +211,8 @@ impl Client {
     /// The next frame, whatever it is.
     pub(crate) async fn frame(&mut self) -> Value {
         while self.lines.is_empty() {
-            let message = timeout(Duration::from_secs(10), self.socket.next()).await.expect("nothing came").unwrap().unwrap();
+            let message =
+                timeout(Duration::from_secs(10), self.socket.next()).await.expect("nothing came").unwrap().unwrap();
             match message {
                 Message::Text(text) => {
                     self.lines = text.as_str().lines().rev().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -271,10 +279,13 @@ impl Client {
                     }
                 }
                 Some(Ok(Message::Close(close))) => {
-                    return (error, close.map_or(1005, |close| match close.code {
-                        CloseCode::Normal => 1000,
-                        code => code.into(),
-                    }));
+                    return (
+                        error,
+                        close.map_or(1005, |close| match close.code {
+                            CloseCode::Normal => 1000,
+                            code => code.into(),
+                        }),
+                    );
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => panic!("lost: {error}"),

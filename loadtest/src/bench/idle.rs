@@ -50,7 +50,11 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Row> {
         aim: "≤ 8 KiB".into(),
         tester_share: meter.share()?,
         notes: vec![
-            format!("resident: {:.2} KiB per socket; the server's PSS is {:.1} MiB in all", kib(after.rss, before.rss), after.pss as f64 / 1048576.0),
+            format!(
+                "resident: {:.2} KiB per socket; the server's PSS is {:.1} MiB in all",
+                kib(after.rss, before.rss),
+                after.pss as f64 / 1048576.0
+            ),
             format!("idle, the server uses {:.2} % of a core", idle_cpu * 100.0),
         ],
         ..Row::default()

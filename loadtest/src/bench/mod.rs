@@ -135,7 +135,8 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-const LOADS: [&str; 9] = ["hot", "sparse", "pairs-64x1", "pairs-256x1", "pairs-64x8", "fanout-1", "fanout-8", "idle", "tester"];
+const LOADS: [&str; 9] =
+    ["hot", "sparse", "pairs-64x1", "pairs-256x1", "pairs-64x8", "fanout-1", "fanout-8", "idle", "tester"];
 
 impl Plan {
     fn wants(&self, load: &str) -> bool {
@@ -194,7 +195,13 @@ impl Row {
     }
 
     fn beside(&mut self, name: &str, figure: f64, cpu_us: f64, tester_share: f64) {
-        self.peers.push(Peer { name: name.into(), figure, ratio: self.figure / figure.max(1e-9), cpu_us, tester_share });
+        self.peers.push(Peer {
+            name: name.into(),
+            figure,
+            ratio: self.figure / figure.max(1e-9),
+            cpu_us,
+            tester_share,
+        });
     }
 }
 
@@ -215,7 +222,10 @@ fn print(row: &Row) {
         println!("  {rows:>12.3} rows written per event");
     }
     for peer in &row.peers {
-        println!("  {:>12.2} of {} ({:.0} {}, {:.2} us CPU)", peer.ratio, peer.name, peer.figure, row.unit, peer.cpu_us);
+        println!(
+            "  {:>12.2} of {} ({:.0} {}, {:.2} us CPU)",
+            peer.ratio, peer.name, peer.figure, row.unit, peer.cpu_us
+        );
     }
     println!("  {:>12.0} % of the machine's CPU was the tester's", row.tester_share * 100.0);
     if !row.aim.is_empty() {
@@ -227,11 +237,15 @@ fn print(row: &Row) {
 }
 
 fn table(rows: &[Row]) {
-    println!("\n| load | figure | ack p50/p99 ms | CPU µs per send | CPU µs per delivery | rows per event | ratio to peers | tester |");
+    println!(
+        "\n| load | figure | ack p50/p99 ms | CPU µs per send | CPU µs per delivery | rows per event | ratio to peers | tester |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for row in rows {
-        let or_dash = |value: Option<f64>, digits: usize| value.map_or("–".into(), |value| format!("{value:.digits$}"));
-        let ack = row.ack_ms.filter(|ms| ms.count > 0).map_or("–".into(), |ms| format!("{:.2}/{:.2}", ms.p50, ms.p99));
+        let or_dash =
+            |value: Option<f64>, digits: usize| value.map_or("–".into(), |value| format!("{value:.digits$}"));
+        let ack =
+            row.ack_ms.filter(|ms| ms.count > 0).map_or("–".into(), |ms| format!("{:.2}/{:.2}", ms.p50, ms.p99));
         let peers: Vec<_> = row.peers.iter().map(|peer| format!("{:.2} {}", peer.ratio, peer.name)).collect();
         println!(
             "| {} | {:.1} {} | {ack} | {} | {} | {} | {} | {:.0} %{} |",

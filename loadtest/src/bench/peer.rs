@@ -9,10 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    client::Target,
-    crowd::Person,
-};
+use crate::{client::Target, crowd::Person};
 
 /// A running peer; it ends with this value.
 #[derive(Debug)]

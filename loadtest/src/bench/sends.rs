@@ -51,7 +51,8 @@ pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     if !plan.no_peers {
         let members = shape.groups.first().map_or(1, Vec::len);
         let echo = measured.deliveries as f64 > measured.acks as f64 * (members as f64 - 0.5);
-        let size = |bytes: u64, count: u64, default: usize| bytes.checked_div(count).map_or(default, |bytes| bytes as usize);
+        let size =
+            |bytes: u64, count: u64, default: usize| bytes.checked_div(count).map_or(default, |bytes| bytes as usize);
         let ack_bytes = size(counters.ack_bytes, counters.acks, 120);
         let delivery_bytes = size(counters.event_bytes, counters.events, 420);
         let raw = raw_server(plan, &shape, ack_bytes, delivery_bytes, echo).await?;
@@ -77,7 +78,10 @@ pub(super) async fn tester(plan: &Plan) -> anyhow::Result<Row> {
     let load = format!("the tester's own ceiling: {}, against the raw server", shape.load);
     let mut row = Row::of("tester", load, "sends/s", measured.acks_per_s, &measured);
     let frames = (measured.acks * 2 + measured.deliveries) as f64;
-    row.notes.push(format!("the tester itself used {:.2} us of CPU per frame, in and out", measured.tester_cpu_s * 1e6 / frames.max(1.0)));
+    row.notes.push(format!(
+        "the tester itself used {:.2} us of CPU per frame, in and out",
+        measured.tester_cpu_s * 1e6 / frames.max(1.0)
+    ));
     Ok(row)
 }
 
@@ -85,7 +89,9 @@ fn shape(plan: &Plan, name: &str) -> Shape {
     let pairs = |pairs: usize, window: usize, aim: &'static str| {
         let pairs = plan.scaled(pairs);
         Shape {
-            load: format!("{pairs} senders, each with one receiver online, {window} in flight, {BODY_BYTES} byte bodies"),
+            load: format!(
+                "{pairs} senders, each with one receiver online, {window} in flight, {BODY_BYTES} byte bodies"
+            ),
             aim,
             clients: pairs * 2,
             groups: (0..pairs).map(|pair| vec![pair * 2, pair * 2 + 1]).collect(),
@@ -118,7 +124,10 @@ fn shape(plan: &Plan, name: &str) -> Shape {
         _ => {
             let groups = plan.scaled(100);
             Shape {
-                load: format!("{} clients in {groups} groups of 10, all send, 8 in flight each, {BODY_BYTES} byte bodies", groups * 10),
+                load: format!(
+                    "{} clients in {groups} groups of 10, all send, 8 in flight each, {BODY_BYTES} byte bodies",
+                    groups * 10
+                ),
                 aim: "≥ 0.5 of the raw server; ≤ 1.05 rows per message",
                 clients: groups * 10,
                 groups: (0..groups).map(|group| (group * 10..group * 10 + 10).collect()).collect(),
@@ -148,7 +157,8 @@ async fn ours(plan: &Plan, shape: &Shape, server: &Server) -> anyhow::Result<(Me
     for (members, group) in shape.groups.iter().zip(groups) {
         members.iter().for_each(|member| homes[*member].push(group));
     }
-    let away = (0..shape.clients).flat_map(|member| (0..shape.away).map(move |other| (member, format!("away-{member}-{other}"))));
+    let away = (0..shape.clients)
+        .flat_map(|member| (0..shape.away).map(move |other| (member, format!("away-{member}-{other}"))));
     let away: Vec<_> = away.collect();
     let directs = crowd.create_directs(&away, |_| {}).await?;
     for ((member, _), direct) in away.iter().zip(directs) {
@@ -168,7 +178,13 @@ async fn ours(plan: &Plan, shape: &Shape, server: &Server) -> anyhow::Result<(Me
 
 /// The same crowd against the server without logic. A client whose conversations are all with people who are away is
 /// a group of its own there.
-async fn raw_server(plan: &Plan, shape: &Shape, ack_bytes: usize, delivery_bytes: usize, echo: bool) -> anyhow::Result<Measured> {
+async fn raw_server(
+    plan: &Plan,
+    shape: &Shape,
+    ack_bytes: usize,
+    delivery_bytes: usize,
+    echo: bool,
+) -> anyhow::Result<Measured> {
     let mut group_of: Vec<usize> = (0..shape.clients).collect();
     for (group, members) in shape.groups.iter().enumerate() {
         members.iter().for_each(|member| group_of[*member] = group);
@@ -201,7 +217,12 @@ fn appends(plan: &Plan, row: &mut Row, folder: &Path, before: &Metrics, after: &
     let time = Duration::from_secs_f64((plan.secs / 4.0).clamp(0.5, 2.0));
     for group in observed.map_or(GROUPS.to_vec(), |observed| vec![observed]) {
         let appended = append::run(folder, group, RECORD_BYTES, time)?;
-        row.beside(&format!("raw appends in groups of {group}"), appended.records_per_s, appended.cpu_us_per_record, 0.0);
+        row.beside(
+            &format!("raw appends in groups of {group}"),
+            appended.records_per_s,
+            appended.cpu_us_per_record,
+            0.0,
+        );
     }
     if let Some(observed) = observed {
         row.notes.push(format!("the server synced about {observed} events at a time"));

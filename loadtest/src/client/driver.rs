@@ -89,14 +89,23 @@ impl<H: Handler> Handle<H> {
 
 /// Starts a client. `source` is the address to bind to: more than 28,000 connections to one port need several.
 pub fn start<H: Handler>(
-    target: Arc<Target>, options: Arc<Options>, user: &str, token: &str, source: Option<IpAddr>, handler: H,
+    target: Arc<Target>,
+    options: Arc<Options>,
+    user: &str,
+    token: &str,
+    source: Option<IpAddr>,
+    handler: H,
 ) -> Handle<H> {
     start_with(target, options, user, token, source, |_| handler)
 }
 
 /// Starts a client whose handler wants to see the session first, to restore positions.
 pub fn start_with<H: Handler>(
-    target: Arc<Target>, options: Arc<Options>, user: &str, token: &str, source: Option<IpAddr>,
+    target: Arc<Target>,
+    options: Arc<Options>,
+    user: &str,
+    token: &str,
+    source: Option<IpAddr>,
     handler: impl FnOnce(&mut Session) -> H,
 ) -> Handle<H> {
     let inbox = Arc::new(Mutex::new(Inbox { calls: Vec::new(), stopping: false, waker: None }));
@@ -190,7 +199,9 @@ impl<H: Handler> Driver<H> {
             None => None,
         };
         let opening = open(&self.target, self.source);
-        let link = timeout(self.options.answer_timeout, opening).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let link = timeout(self.options.answer_timeout, opening)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok((link, gate))
     }
 
@@ -272,7 +283,9 @@ impl<H: Handler> Driver<H> {
             Item::Data(message) => session.message(message, handler),
             Item::Ping(payload) => session.pong(payload),
             Item::Pong => {}
-            Item::Close(code, reason) => closed = Some(Down::Closed(code, String::from_utf8_lossy(reason).into_owned())),
+            Item::Close(code, reason) => {
+                closed = Some(Down::Closed(code, String::from_utf8_lossy(reason).into_owned()))
+            }
         });
         match (fed, closed) {
             (Err(broken), _) => Err(Down::Lost(broken.to_string())),

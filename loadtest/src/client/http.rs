@@ -40,7 +40,13 @@ impl Http {
     }
 
     /// Any request; `body` is sent as JSON.
-    pub async fn call(&self, method: Method, path: &str, token: Option<&str>, body: Option<&Value>) -> anyhow::Result<Answer> {
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Answer> {
         let body = body.map(Value::to_string);
         let content_type = body.as_ref().map(|_| "application/json");
         self.send(method, path, token, content_type, body.unwrap_or_default().into_bytes()).await
@@ -48,7 +54,12 @@ impl Http {
 
     /// Any request with any bytes.
     pub async fn send(
-        &self, method: Method, path: &str, token: Option<&str>, content_type: Option<&str>, body: Vec<u8>,
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        content_type: Option<&str>,
+        body: Vec<u8>,
     ) -> anyhow::Result<Answer> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(token) = token {
@@ -62,11 +73,18 @@ impl Http {
             let response = self.client.request(request).await?;
             let (head, body) = response.into_parts();
             let headers = head.headers.iter();
-            let headers = headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
-            anyhow::Ok(Answer { status: head.status.as_u16(), headers: headers.collect(), body: body.collect().await?.to_bytes() })
+            let headers =
+                headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+            anyhow::Ok(Answer {
+                status: head.status.as_u16(),
+                headers: headers.collect(),
+                body: body.collect().await?.to_bytes(),
+            })
         };
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
-        answer.with_context(|| format!("{}{path} did not answer", self.base))?.with_context(|| format!("{}{path} failed", self.base))
+        answer
+            .with_context(|| format!("{}{path} did not answer", self.base))?
+            .with_context(|| format!("{}{path} failed", self.base))
     }
 
     /// A page as text, if it answers with 200.
@@ -92,7 +110,9 @@ impl Http {
 impl Answer {
     /// The body as JSON.
     pub fn json(&self) -> anyhow::Result<Value> {
-        let shown = || format!("status {} with a body that is not JSON: {:?}", self.status, String::from_utf8_lossy(&self.body));
+        let shown = || {
+            format!("status {} with a body that is not JSON: {:?}", self.status, String::from_utf8_lossy(&self.body))
+        };
         serde_json::from_slice(&self.body).with_context(shown)
     }
 

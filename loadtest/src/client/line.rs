@@ -276,7 +276,8 @@ fn skip_value(json: &[u8], start: usize) -> Option<usize> {
             }
         }
         _ => {
-            let length = json[start..].iter().take_while(|b| !matches!(b, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t'));
+            let length =
+                json[start..].iter().take_while(|b| !matches!(b, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t'));
             let end = start + length.count();
             (end > start).then_some(end)
         }

@@ -158,14 +158,21 @@ impl Client {
     /// Connects from an address of choice, with positions that were kept from an earlier life
     /// (conversation, generation, seq).
     pub async fn connect_from(
-        url: &str, user: &str, token: &str, options: Options, source: Option<IpAddr>, positions: &[(Uuid, String, u64)],
+        url: &str,
+        user: &str,
+        token: &str,
+        options: Options,
+        source: Option<IpAddr>,
+        positions: &[(Uuid, String, u64)],
     ) -> anyhow::Result<(Self, Stream)> {
         let target = Arc::new(Target::resolve(url).await?);
         let (to_stream, news) = unbounded_channel();
         let (ready, is_ready) = oneshot::channel();
         let courier = Courier { waiting: HashMap::new(), next: 0, news: to_stream, ready: Some(ready) };
         let handle = driver::start_with(target, Arc::new(options), user, token, source, |session| {
-            positions.iter().for_each(|(conversation, generation, seq)| session.restore(*conversation, generation, *seq));
+            positions
+                .iter()
+                .for_each(|(conversation, generation, seq)| session.restore(*conversation, generation, *seq));
             courier
         });
         is_ready.await.context("the client ended before it was connected")??;
@@ -196,7 +203,10 @@ impl Client {
 
     /// Edits a message, or deletes it when there is no body.
     pub async fn change(&self, conversation: Uuid, seq: u64, body: Option<Value>) -> Result<Value, Failure> {
-        self.ask(move |session, tag| session.change(conversation, seq, body.map(|body| body.to_string()).as_deref(), tag)).await
+        self.ask(move |session, tag| {
+            session.change(conversation, seq, body.map(|body| body.to_string()).as_deref(), tag)
+        })
+        .await
     }
 
     /// Creates a group and returns its id.

@@ -136,7 +136,15 @@ mod tests {
 
     fn pending() -> Pending {
         let purpose = Purpose::Request { tag: 0 };
-        Pending { line: Vec::new(), purpose, began: Instant::now(), wired: None, doubtful: false, attempts: 0, retry_at: None }
+        Pending {
+            line: Vec::new(),
+            purpose,
+            began: Instant::now(),
+            wired: None,
+            doubtful: false,
+            attempts: 0,
+            retry_at: None,
+        }
     }
 
     #[test]

@@ -278,7 +278,8 @@ impl Session {
             let hash = body.map(|body| history::hash(body.as_bytes()));
             recorder.note(What::ChangeStart { user: recorder.user, conversation, target, id, hash });
         }
-        let (op, body) = body.map_or(("message.delete", String::new()), |body| ("message.edit", format!(r#","body":{body}"#)));
+        let (op, body) =
+            body.map_or(("message.delete", String::new()), |body| ("message.edit", format!(r#","body":{body}"#)));
         let args = format!(r#"{{"conversation":"{conversation}","seq":{target},"idempotency_key":"{id}"{body}}}"#);
         self.ask(op, &args, Purpose::Change { tag, id });
     }
@@ -352,14 +353,19 @@ impl Session {
     fn ask_open(&mut self, index: usize) {
         let track = self.tracks.get(index);
         let (conversation, from) = (track.id, if track.known { track.cursor } else { 0 });
-        self.ask("conversation.open", &format!(r#"{{"conversation":"{conversation}","from":{from}}}"#), Purpose::Open { conversation });
+        self.ask(
+            "conversation.open",
+            &format!(r#"{{"conversation":"{conversation}","from":{from}}}"#),
+            Purpose::Open { conversation },
+        );
     }
 
     fn track(&mut self, conversation: Uuid) -> usize {
         match self.tracks.find(&conversation.to_string()) {
             Some(index) => index,
             None => {
-                let recorded = self.recorder.as_ref().map_or(history::Conversation(0), |r| r.history.conversation(conversation));
+                let recorded =
+                    self.recorder.as_ref().map_or(history::Conversation(0), |r| r.history.conversation(conversation));
                 self.tracks.add(conversation, Arc::clone(&self.generation), recorded)
             }
         }
@@ -490,7 +496,8 @@ impl Session {
 
     fn line<H: Handler>(&mut self, json: &[u8], handler: &mut H) {
         let Some(line) = Line::parse(json) else {
-            self.doom = Some(Down::Lost(format!("not understood: {}", String::from_utf8_lossy(&json[..json.len().min(200)]))));
+            self.doom =
+                Some(Down::Lost(format!("not understood: {}", String::from_utf8_lossy(&json[..json.len().min(200)]))));
             return;
         };
         match line {
@@ -837,7 +844,9 @@ impl Recorder {
             self.history.user(name.unwrap_or("?"))
         };
         match event.name {
-            "message.new" => Fact::Message { id: event.id().unwrap_or_default(), hash: event.body().map(history::hash) },
+            "message.new" => {
+                Fact::Message { id: event.id().unwrap_or_default(), hash: event.body().map(history::hash) }
+            }
             "message.updated" => Fact::Edit { target: target(), hash: event.body().map(history::hash) },
             "message.deleted" => Fact::Delete { target: target() },
             "member.joined" => Fact::Join { user: somebody() },

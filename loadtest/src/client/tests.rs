@@ -86,7 +86,8 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
     }
     stream.write_all(websocket::handshake_answer(&head).unwrap().as_bytes()).await.unwrap();
     let (mut from, mut to) = stream.into_split();
-    say(&mut to, &[json!({"hello": {"connection": "c", "heartbeat_ms": 1000, "generation": "g1", "limits": {}}})]).await;
+    say(&mut to, &[json!({"hello": {"connection": "c", "heartbeat_ms": 1000, "generation": "g1", "limits": {}}})])
+        .await;
     let mut decoder = Decoder::new(Role::Server);
     while let Some(lines) = hear(&mut from, &mut decoder).await {
         for line in lines {
@@ -173,7 +174,9 @@ impl State {
             }
             _ => {}
         }
-        if let (Some(Fault::Hangup), Some(_)) = (fault, self.events.iter().find(|event| event["id"] == message.as_str())) {
+        if let (Some(Fault::Hangup), Some(_)) =
+            (fault, self.events.iter().find(|event| event["id"] == message.as_str()))
+        {
             return (vec![], true);
         }
         if let Some(known) = self.events.iter().find(|event| event["id"] == message.as_str()) {
@@ -328,7 +331,8 @@ async fn a_limited_resume_is_filled_from_history() {
 #[tokio::test]
 async fn a_refused_token_ends_the_client() {
     let server = Server::start(&[]).await;
-    server.state.lock().refusal = Some(json!({"code": "auth.invalid", "status": 401, "title": "no", "retryable": false}));
+    server.state.lock().refusal =
+        Some(json!({"code": "auth.invalid", "status": 401, "title": "no", "retryable": false}));
     let error = Client::connect(&server.url, "ada", "bad", Options::default()).await.unwrap_err();
     assert!(error.to_string().contains("auth.invalid"), "{error}");
 }
@@ -337,7 +341,8 @@ async fn a_refused_token_ends_the_client() {
 async fn requests_are_given_up_in_the_end() {
     let server = Server::start(&[Fault::Hangup; 1000]).await;
     let history = History::in_memory();
-    let options = Options { history: Some(Arc::clone(&history)), give_up: Duration::from_millis(300), ..Options::default() };
+    let options =
+        Options { history: Some(Arc::clone(&history)), give_up: Duration::from_millis(300), ..Options::default() };
     let (client, mut stream) = Client::connect(&server.url, "ada", "t", options).await.unwrap();
     assert_eq!(client.send(HOME, &body(1)).await, Err(Failure::GivenUp));
     assert_eq!(history.verdict().unwrap().stats.unknown, 1);

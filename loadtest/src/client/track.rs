@@ -105,7 +105,17 @@ impl Tracks {
     pub(super) fn add(&mut self, id: Uuid, generation: Arc<str>, recorded: history::Conversation) -> usize {
         let mut text = [0; 36];
         id.hyphenated().encode_lower(&mut text);
-        let track = Track { text, id, cursor: 0, known: false, generation, filling: false, held: Vec::new(), open: false, recorded };
+        let track = Track {
+            text,
+            id,
+            cursor: 0,
+            known: false,
+            generation,
+            filling: false,
+            held: Vec::new(),
+            open: false,
+            recorded,
+        };
         self.tracks.push(track);
         if self.tracks.len() > SEARCHED_MAX {
             let mut all = self.tracks.iter().enumerate().map(|(at, track)| (track.text, at));

@@ -137,13 +137,23 @@ impl Crowd {
         let mut crowd = Self { shared, people, members: Vec::new(), history: manner.history };
         for (index, person) in crowd.people.iter().enumerate() {
             let host = 1 + (index / PORTS_PER_SOURCE) as u8;
-            let source = (host > 1 && person.target.address.ip().is_loopback()).then_some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)));
+            let source = (host > 1 && person.target.address.ip().is_loopback())
+                .then_some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)));
             let member = Member::new(Arc::clone(&crowd.shared));
-            let handle = driver::start(Arc::clone(&person.target), Arc::clone(&options), &person.user, &person.token, source, member);
+            let handle = driver::start(
+                Arc::clone(&person.target),
+                Arc::clone(&options),
+                &person.user,
+                &person.token,
+                source,
+                member,
+            );
             crowd.members.push(Arc::new(handle));
             if index == 0 {
                 // Peers without logic take the first connection for the sender's.
-                crowd.settle("connecting", 1, |score| 1usize.saturating_sub(score.ready.load(Relaxed)), &progress).await?;
+                crowd
+                    .settle("connecting", 1, |score| 1usize.saturating_sub(score.ready.load(Relaxed)), &progress)
+                    .await?;
             }
         }
         let all = crowd.members.len();
@@ -169,7 +179,8 @@ impl Crowd {
             let [owner, others @ ..] = &group[..] else { continue };
             let named: Vec<_> = others.iter().take(CREATE_MEMBERS_MAX).map(|index| &self.people[*index].user).collect();
             let key = Uuid::now_v7().to_string();
-            let args = json!({ "kind": "group", "title": format!("group {tag}"), "members": named, "idempotency_key": key });
+            let args =
+                json!({ "kind": "group", "title": format!("group {tag}"), "members": named, "idempotency_key": key });
             chores[*owner].push(Chore { op: "conversation.create", args: args.to_string(), tag });
         }
         self.do_chores(chores, &progress).await?;
@@ -219,7 +230,9 @@ impl Crowd {
     fn created(&self, count: usize) -> anyhow::Result<Vec<Uuid>> {
         let mut created = std::mem::take(&mut *self.shared.created.lock());
         let found: Option<Vec<_>> = (0..count as u64).map(|tag| created.remove(&tag)).collect();
-        found.with_context(|| format!("not every conversation could be created: {:?}", self.shared.score.complaints.lock()))
+        found.with_context(|| {
+            format!("not every conversation could be created: {:?}", self.shared.score.complaints.lock())
+        })
     }
 
     async fn do_chores(&self, chores: Vec<Vec<Chore>>, progress: &impl Fn(u64)) -> anyhow::Result<()> {
@@ -257,9 +270,21 @@ impl Crowd {
     }
 
     /// Measures for a while. `each` is told the time that has passed, several times a second.
-    pub async fn measure(&self, time: Duration, server: Option<u32>, each: impl Fn(Duration, &Measured)) -> anyhow::Result<Measured> {
+    pub async fn measure(
+        &self,
+        time: Duration,
+        server: Option<u32>,
+        each: impl Fn(Duration, &Measured),
+    ) -> anyhow::Result<Measured> {
         let score = &self.shared.score;
-        let counts = || (score.acks.load(Relaxed), score.deliveries.load(Relaxed), score.failures.load(Relaxed), score.lost.load(Relaxed));
+        let counts = || {
+            (
+                score.acks.load(Relaxed),
+                score.deliveries.load(Relaxed),
+                score.failures.load(Relaxed),
+                score.lost.load(Relaxed),
+            )
+        };
         score.ack_us.lock().reset();
         score.delivery_us.lock().reset();
         score.delayed.lock().clear();
@@ -277,7 +302,11 @@ impl Crowd {
             (now.failures, now.lost) = (counted.2 - first.2, counted.3 - first.3);
             if now.seconds - second.0 >= 1.0 {
                 let span = now.seconds - second.0;
-                now.timeline.push((now.seconds, (counted.0 - second.1) as f64 / span, (counted.1 - second.2) as f64 / span));
+                now.timeline.push((
+                    now.seconds,
+                    (counted.0 - second.1) as f64 / span,
+                    (counted.1 - second.2) as f64 / span,
+                ));
                 second = (now.seconds, counted.0, counted.1);
             }
             if passed >= time {
@@ -384,7 +413,13 @@ impl Crowd {
     }
 
     /// Waits until nothing of `all` is left; gives up when that has not moved for long.
-    async fn settle(&self, what: &str, all: usize, left: impl Fn(&Score) -> usize, progress: &impl Fn(u64)) -> anyhow::Result<()> {
+    async fn settle(
+        &self,
+        what: &str,
+        all: usize,
+        left: impl Fn(&Score) -> usize,
+        progress: &impl Fn(u64),
+    ) -> anyhow::Result<()> {
         let score = &self.shared.score;
         let (mut before, mut moved) = (usize::MAX, Instant::now());
         loop {
@@ -414,7 +449,10 @@ mod tests {
     async fn crowd(groups: usize, size: usize, manner: Manner) -> Crowd {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(raw::server::serve(listener, raw::server::Plan { groups, ack_bytes: 120, delivery_bytes: 420, echo: false }));
+        tokio::spawn(raw::server::serve(
+            listener,
+            raw::server::Plan { groups, ack_bytes: 120, delivery_bytes: 420, echo: false },
+        ));
         let mut people = Vec::new();
         for index in 0..groups * size {
             let target = Target::resolve(&format!("http://{address}/raw/{}", index / size)).await.unwrap();

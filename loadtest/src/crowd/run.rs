@@ -180,7 +180,8 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
     let people = people(&plan, seed, &url, data_dir.as_deref()).await?;
 
     let history = if plan.unjudged { None } else { Some(history(&plan)?) };
-    let manner = Manner { body_bytes: plan.body, sample: plan.sample, history: history.clone(), fanout_listeners: None };
+    let manner =
+        Manner { body_bytes: plan.body, sample: plan.sample, history: history.clone(), fanout_listeners: None };
     let bar = bar("connecting", plan.clients as u64);
     let crowd = Crowd::connect(people, manner, |done| bar.set_position(done)).await?;
     let groups = groups(plan.clients, plan.group, seed);
@@ -188,7 +189,9 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
     bar.finish_and_clear();
     for (group, conversation) in groups.iter().zip(&conversations) {
         for member in group {
-            let pace = plan.rate.map_or(Pace::Closed(plan.window), |rate| Pace::Open(Duration::from_secs_f64(plan.clients as f64 / rate)));
+            let pace = plan.rate.map_or(Pace::Closed(plan.window), |rate| {
+                Pace::Open(Duration::from_secs_f64(plan.clients as f64 / rate))
+            });
             crowd.assign(*member, vec![*conversation], pace);
         }
     }
@@ -248,7 +251,8 @@ fn groups(clients: usize, size: usize, seed: u64) -> Vec<Vec<usize>> {
 }
 
 fn history(plan: &Plan) -> anyhow::Result<Arc<History>> {
-    let file = plan.history.as_ref().map(|path| File::create(path).with_context(|| path.display().to_string())).transpose()?;
+    let file =
+        plan.history.as_ref().map(|path| File::create(path).with_context(|| path.display().to_string())).transpose()?;
     let limits = Limits { unavailable_us_max: plan.outage_max.map(|ms| ms * 1000) };
     Ok(History::judged(Oracle::new(limits), file))
 }
@@ -259,15 +263,26 @@ async fn watch(crowd: &Crowd, plan: &Plan, pid: Option<u32>) -> anyhow::Result<M
         .measure(Duration::from_secs_f64(plan.secs), pid, |passed, now| {
             bar.set_position((passed.as_secs_f64() * 10.0) as u64);
             let rate = |count: u64| count as f64 / now.seconds.max(0.001);
-            bar.set_message(format!("{:.0} acks/s, {:.0} deliveries/s, {} failures", rate(now.acks), rate(now.deliveries), now.failures));
+            bar.set_message(format!(
+                "{:.0} acks/s, {:.0} deliveries/s, {} failures",
+                rate(now.acks),
+                rate(now.deliveries),
+                now.failures
+            ));
         })
         .await?;
     bar.finish_and_clear();
     Ok(measured)
 }
 
-async fn judge(crowd: &Crowd, groups: &[Vec<usize>], conversations: &[Uuid], history: &Arc<History>) -> anyhow::Result<Verdict> {
-    let reads: Vec<_> = groups.iter().zip(conversations).flat_map(|(group, id)| group.iter().map(|member| (*member, *id))).collect();
+async fn judge(
+    crowd: &Crowd,
+    groups: &[Vec<usize>],
+    conversations: &[Uuid],
+    history: &Arc<History>,
+) -> anyhow::Result<Verdict> {
+    let reads: Vec<_> =
+        groups.iter().zip(conversations).flat_map(|(group, id)| group.iter().map(|member| (*member, *id))).collect();
     let bar = bar("reading back", reads.len() as u64);
     crowd.read_all(&reads, |done| bar.set_position(done)).await?;
     bar.finish_and_clear();
@@ -275,20 +290,44 @@ async fn judge(crowd: &Crowd, groups: &[Vec<usize>], conversations: &[Uuid], his
 }
 
 fn bar(what: &'static str, length: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {percent:>3}% {elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {percent:>3}% {elapsed} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length).with_style(style).with_prefix(what)
 }
 
 fn print(outcome: &Outcome) {
     let Outcome { measured: m, counters: c, .. } = outcome;
-    println!("acks        {:>10.0}/s   p50 {:.2} ms  p90 {:.2}  p99 {:.2}  p99.9 {:.2}  max {:.2}", m.acks_per_s, m.ack_ms.p50, m.ack_ms.p90, m.ack_ms.p99, m.ack_ms.p999, m.ack_ms.max);
-    println!("deliveries  {:>10.0}/s   p50 {:.2} ms  p90 {:.2}  p99 {:.2}  p99.9 {:.2}  max {:.2}", m.deliveries_per_s, m.delivery_ms.p50, m.delivery_ms.p90, m.delivery_ms.p99, m.delivery_ms.p999, m.delivery_ms.max);
-    println!("failures    {:>10}     lost connections {}, retries {}, resyncs {}, gaps {}, repeats {}", m.failures, m.lost, c.retries, c.resyncs, c.gaps, c.repeats);
+    println!(
+        "acks        {:>10.0}/s   p50 {:.2} ms  p90 {:.2}  p99 {:.2}  p99.9 {:.2}  max {:.2}",
+        m.acks_per_s, m.ack_ms.p50, m.ack_ms.p90, m.ack_ms.p99, m.ack_ms.p999, m.ack_ms.max
+    );
+    println!(
+        "deliveries  {:>10.0}/s   p50 {:.2} ms  p90 {:.2}  p99 {:.2}  p99.9 {:.2}  max {:.2}",
+        m.deliveries_per_s,
+        m.delivery_ms.p50,
+        m.delivery_ms.p90,
+        m.delivery_ms.p99,
+        m.delivery_ms.p999,
+        m.delivery_ms.max
+    );
+    println!(
+        "failures    {:>10}     lost connections {}, retries {}, resyncs {}, gaps {}, repeats {}",
+        m.failures, m.lost, c.retries, c.resyncs, c.gaps, c.repeats
+    );
     if m.server_cpu_s > 0.0 {
-        println!("server      {:>10.1} us CPU per send, {:.2} us per delivery, {:.2} of a core", outcome.server_cpu_us_per_send, outcome.server_cpu_us_per_delivery, m.server_cpu_s / m.seconds);
+        println!(
+            "server      {:>10.1} us CPU per send, {:.2} us per delivery, {:.2} of a core",
+            outcome.server_cpu_us_per_send,
+            outcome.server_cpu_us_per_delivery,
+            m.server_cpu_s / m.seconds
+        );
     }
     if let Some(memory) = outcome.server_memory {
-        println!("            {:>10.1} MiB resident, {:.1} MiB proportional", memory.rss as f64 / 1048576.0, memory.pss as f64 / 1048576.0);
+        println!(
+            "            {:>10.1} MiB resident, {:.1} MiB proportional",
+            memory.rss as f64 / 1048576.0,
+            memory.pss as f64 / 1048576.0
+        );
     }
     let bound = if outcome.tester_bound { "  (tester-bound)" } else { "" };
     println!("tester      {:>10.1} % of the machine's CPU{bound}", m.tester_share * 100.0);

@@ -38,7 +38,9 @@ impl Oracle {
             self.findings.stats.unavailable_us = self.findings.stats.unavailable_us.max(longest);
             if let Some(max) = self.limits.unavailable_us_max.filter(|max| longest > *max) {
                 let place = self.names.conversation(conversation);
-                self.findings.report(Rule::Availability, || format!("{place} was without success for {longest} us, at most {max} are allowed"));
+                self.findings.report(Rule::Availability, || {
+                    format!("{place} was without success for {longest} us, at most {max} are allowed")
+                });
             }
         }
     }

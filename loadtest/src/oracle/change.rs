@@ -64,13 +64,16 @@ impl Oracle {
         let current = self.changes.current.get(&(conversation, seq)).map_or(Shown::Body(original), |(_, shown)| *shown);
         if last && shown != current {
             let place = self.names.conversation(conversation);
-            self.findings.report(Rule::Changes, || format!("seq {seq} of {place} is shown as {shown:?}, and the log says {current:?}"));
+            self.findings.report(Rule::Changes, || {
+                format!("seq {seq} of {place} is shown as {shown:?}, and the log says {current:?}")
+            });
         } else if let Shown::Body(hash) = shown
             && hash != original
             && !self.changes.was_made(conversation, seq, hash)
         {
             let place = self.names.conversation(conversation);
-            self.findings.report(Rule::NoPhantom, || format!("seq {seq} of {place} is shown with a body that nobody wrote"));
+            self.findings
+                .report(Rule::NoPhantom, || format!("seq {seq} of {place} is shown with a body that nobody wrote"));
         }
     }
 
@@ -84,7 +87,8 @@ impl Oracle {
                     Slot::Delete { target } => _ = dead.insert(target),
                     Slot::Edit { target, .. } if dead.contains(&target) => {
                         let place = self.names.conversation(conversation);
-                        self.findings.report(Rule::Changes, || format!("seq {seq} of {place} edits {target}, which is deleted"));
+                        self.findings
+                            .report(Rule::Changes, || format!("seq {seq} of {place} edits {target}, which is deleted"));
                     }
                     _ => {}
                 }

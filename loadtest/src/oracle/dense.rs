@@ -24,11 +24,14 @@ impl Oracle {
             for seq in hole.from..=hole.upto {
                 match log.map_or(Slot::Empty, |log| log.at(seq)) {
                     Slot::Empty => {
-                        self.findings.report(Rule::Dense, || format!("nothing stands at seq {seq} of {place} ({user} looked)"));
+                        self.findings
+                            .report(Rule::Dense, || format!("nothing stands at seq {seq} of {place} ({user} looked)"));
                         // One word for a whole stretch of nothing is enough.
                         break;
                     }
-                    _ => self.findings.report(hole.otherwise, || format!("{user} missed seq {seq} of {place}, which exists")),
+                    _ => self
+                        .findings
+                        .report(hole.otherwise, || format!("{user} missed seq {seq} of {place}, which exists")),
                 }
             }
         }

@@ -18,6 +18,7 @@ impl Oracle {
                 }
             }
         }
-        self.findings.stats.acked_unread = self.ledger.logs().filter(|(_, log)| !log.finally_read).map(|(_, log)| log.acked).sum();
+        self.findings.stats.acked_unread =
+            self.ledger.logs().filter(|(_, log)| !log.finally_read).map(|(_, log)| log.acked).sum();
     }
 }

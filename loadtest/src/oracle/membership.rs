@@ -21,9 +21,15 @@ impl Oracle {
     }
 
     pub(super) fn finish_membership(&mut self) {
-        let judged: HashSet<Conversation> =
-            self.views.iter().filter(|(_, view)| !view.visible.is_empty()).map(|((_, conversation), _)| *conversation).collect();
-        for ((user, conversation), view) in self.views.iter().filter(|((_, conversation), _)| judged.contains(conversation)) {
+        let judged: HashSet<Conversation> = self
+            .views
+            .iter()
+            .filter(|(_, view)| !view.visible.is_empty())
+            .map(|((_, conversation), _)| *conversation)
+            .collect();
+        for ((user, conversation), view) in
+            self.views.iter().filter(|((_, conversation), _)| judged.contains(conversation))
+        {
             for (from, upto) in view.seen.iter().filter(|seen| !inside(**seen, &view.visible)) {
                 let (name, place) = (self.names.user(*user), self.names.conversation(*conversation));
                 self.findings.report(Rule::Membership, || {

@@ -145,14 +145,30 @@ impl fmt::Display for Verdict {
             f,
             "oracle: {} sends ({} acked, {} failed, {} unknown of which {} exist), {} deliveries, {} reads ({} final), {} resyncs, \
              longest outage {:.1} ms",
-            s.sends, s.acked, s.failed, s.unknown, s.unknown_found, s.deliveries, s.reads, s.final_reads, s.resyncs,
+            s.sends,
+            s.acked,
+            s.failed,
+            s.unknown,
+            s.unknown_found,
+            s.deliveries,
+            s.reads,
+            s.final_reads,
+            s.resyncs,
             s.unavailable_us as f64 / 1e3
         )?;
         if s.acked_unread > 0 {
-            writeln!(f, "oracle: {} acked messages stand in conversations nobody finally read: loss not judged there", s.acked_unread)?;
+            writeln!(
+                f,
+                "oracle: {} acked messages stand in conversations nobody finally read: loss not judged there",
+                s.acked_unread
+            )?;
         }
         for violation in &self.violations {
-            writeln!(f, "VIOLATION of rule {} ({:?}) at {} us: {}", violation.rule as u8, violation.rule, violation.at, violation.text)?;
+            writeln!(
+                f,
+                "VIOLATION of rule {} ({:?}) at {} us: {}",
+                violation.rule as u8, violation.rule, violation.at, violation.text
+            )?;
         }
         for (rule, count) in &self.counts {
             writeln!(f, "rule {} ({rule:?}) broken {count} times", *rule as u8)?;
@@ -220,17 +236,25 @@ impl Oracle {
             }
             What::Resume { connection, conversation, from } => self.resumed(connection, conversation, from),
             What::Resync { connection, conversation, head } => self.resynced(connection, conversation, head),
-            What::ReadStart { read, user, conversation, after, last } => self.read_started(read, user, conversation, after, last),
+            What::ReadStart { read, user, conversation, after, last } => {
+                self.read_started(read, user, conversation, after, last)
+            }
             What::ReadItem { read, seq, fact } => self.read_item(read, seq, &fact),
             What::ReadEnd { read, head } => self.read_ended(read, head),
             What::Show { conversation, seq, shown, last, .. } => self.shown(conversation, seq, shown, last),
-            What::ChangeStart { conversation, target, id, hash, .. } => self.change_started(conversation, target, id, hash),
+            What::ChangeStart { conversation, target, id, hash, .. } => {
+                self.change_started(conversation, target, id, hash)
+            }
             What::ChangeAck { id, seq } => self.change_acked(id, seq),
             What::Join { user, conversation, from } => self.joined(user, conversation, from),
             What::Leave { user, conversation, upto } => self.left(user, conversation, upto),
-            What::Receipt { observer, user, conversation, mark, upto } => self.receipt(observer, user, conversation, mark, upto),
+            What::Receipt { observer, user, conversation, mark, upto } => {
+                self.receipt(observer, user, conversation, mark, upto)
+            }
             What::Presence { user, conversation, on } => self.presence.changed(at, user, conversation, on),
-            What::PresenceSeen { observer, user, conversation, on } => self.presence.seen(at, observer, user, conversation, on),
+            What::PresenceSeen { observer, user, conversation, on } => {
+                self.presence.seen(at, observer, user, conversation, on)
+            }
             What::Fault { .. } => {}
         }
     }
@@ -245,11 +269,16 @@ impl Oracle {
         self.finish_membership();
         self.finish_availability();
         self.finish_presence();
-        self.findings.stats.conversations = self.ledger.logs().filter(|(_, log)| !log.slots().is_empty()).count() as u64;
+        self.findings.stats.conversations =
+            self.ledger.logs().filter(|(_, log)| !log.slots().is_empty()).count() as u64;
         let counts = self.findings.counts;
         Verdict {
             violations: self.findings.violations,
-            counts: RULES.into_iter().filter(|rule| counts[*rule as usize] > 0).map(|rule| (rule, counts[rule as usize])).collect(),
+            counts: RULES
+                .into_iter()
+                .filter(|rule| counts[*rule as usize] > 0)
+                .map(|rule| (rule, counts[rule as usize]))
+                .collect(),
             stats: self.findings.stats,
         }
     }
@@ -309,6 +338,8 @@ impl Names {
     }
 
     fn conversation(&self, conversation: Conversation) -> String {
-        self.conversations.get(&conversation).map_or_else(|| format!("conversation {}", conversation.0), Uuid::to_string)
+        self.conversations
+            .get(&conversation)
+            .map_or_else(|| format!("conversation {}", conversation.0), Uuid::to_string)
     }
 }

@@ -109,7 +109,8 @@ impl Oracle {
     fn conflict(&mut self, conversation: Conversation, seq: u64, before: Slot, now: Slot) {
         let (before, now) = (self.describe(before), self.describe(now));
         let place = self.names.conversation(conversation);
-        self.findings.report(Rule::TotalOrder, || format!("seq {seq} of {place} is {before} for one and {now} for another"));
+        self.findings
+            .report(Rule::TotalOrder, || format!("seq {seq} of {place} is {before} for one and {now} for another"));
     }
 
     fn unbelievable(&mut self, conversation: Conversation, seq: u64) {

@@ -10,7 +10,13 @@ use crate::history::{Conversation, Fact};
 
 impl Oracle {
     /// The send that a sighted message comes from, if there is one.
-    pub(super) fn genuine(&mut self, conversation: Conversation, seq: u64, id: Uuid, hash: Option<u64>) -> Option<SendIndex> {
+    pub(super) fn genuine(
+        &mut self,
+        conversation: Conversation,
+        seq: u64,
+        id: Uuid,
+        hash: Option<u64>,
+    ) -> Option<SendIndex> {
         let Some(index) = self.ledger.find(id) else {
             let place = self.names.conversation(conversation);
             self.findings.report(Rule::NoPhantom, || format!("message {id} at seq {seq} of {place} was never sent"));
@@ -26,11 +32,13 @@ impl Oracle {
         match hash {
             Some(hash) if hash == original || self.changes.was_made(conversation, seq, hash) => {}
             Some(_) => {
-                self.findings.report(Rule::NoPhantom, || format!("message {id} at seq {seq} has a body that nobody wrote"));
+                self.findings
+                    .report(Rule::NoPhantom, || format!("message {id} at seq {seq} has a body that nobody wrote"));
             }
             None if self.changes.was_begun_deletion(conversation, seq) => {}
             None => {
-                self.findings.report(Rule::Changes, || format!("message {id} at seq {seq} has no body, and nobody deleted it"));
+                self.findings
+                    .report(Rule::Changes, || format!("message {id} at seq {seq} has no body, and nobody deleted it"));
             }
         }
         Some(index)

@@ -30,7 +30,8 @@ impl Oracle {
         }
         let sent = self.ledger.log(conversation).started;
         if upto < before || upto > sent {
-            let (seer, name, place) = (self.names.user(observer), self.names.user(user), self.names.conversation(conversation));
+            let (seer, name, place) =
+                (self.names.user(observer), self.names.user(user), self.names.conversation(conversation));
             self.findings.report(Rule::Receipts, || {
                 format!("{seer} saw {name}'s {mark:?} mark of {place} at {upto}; it was {before}, and {sent} messages were sent")
             });

@@ -161,7 +161,12 @@ impl World {
     fn start(&mut self, conversation: Conversation) {
         let user = self.any_member(conversation);
         self.numbers += 1;
-        let message = Message { conversation, id: Uuid::from_u128(u128::from(self.numbers)), hash: body_hash(self.numbers), seq: 0 };
+        let message = Message {
+            conversation,
+            id: Uuid::from_u128(u128::from(self.numbers)),
+            hash: body_hash(self.numbers),
+            seq: 0,
+        };
         self.note(What::SendStart { user, conversation, id: message.id, hash: message.hash });
         self.pending.push(message);
     }
@@ -359,7 +364,8 @@ impl World {
             for seq in 1..=self.logs[conversation.0 as usize].head() {
                 let log = &self.logs[conversation.0 as usize];
                 let Fact::Message { hash: Some(original), .. } = log.facts[seq as usize - 1] else { continue };
-                let edited = log.edits.iter().rev().find(|(target, _)| *target == seq).map_or(original, |(_, hash)| *hash);
+                let edited =
+                    log.edits.iter().rev().find(|(target, _)| *target == seq).map_or(original, |(_, hash)| *hash);
                 let shown = if log.dead.contains(&seq) { Shown::Tombstone } else { Shown::Body(edited) };
                 self.note(What::Show { user: User(0), conversation, seq, shown, last: true });
             }
@@ -382,7 +388,8 @@ impl Log {
     }
 
     fn may_see(&self, user: User, seq: u64) -> bool {
-        self.members[user.0 as usize].is_some_and(|member| seq > member.from && member.upto.is_none_or(|upto| seq <= upto))
+        self.members[user.0 as usize]
+            .is_some_and(|member| seq > member.from && member.upto.is_none_or(|upto| seq <= upto))
     }
 
     /// An event as a read shows it: the bodies of deleted messages are gone.

@@ -21,7 +21,8 @@ struct Cursor {
 
 impl Oracle {
     pub(super) fn streamed(&mut self, connection: Connection, user: User, conversation: Conversation, seq: u64) {
-        let cursor = self.streams.cursors.entry((connection, conversation)).or_insert(Cursor { next: seq, free: false });
+        let cursor =
+            self.streams.cursors.entry((connection, conversation)).or_insert(Cursor { next: seq, free: false });
         let (next, free) = (cursor.next, cursor.free);
         cursor.next = next.max(seq + 1);
         cursor.free = false;

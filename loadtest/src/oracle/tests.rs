@@ -155,7 +155,9 @@ fn rule_4_two_readers_see_two_orders() {
     planted(Rule::TotalOrder, |history| {
         let (_, end) = final_reads(history, HOME)[1];
         // The last two items are messages that were not deleted.
-        let (What::ReadItem { fact: a, .. }, What::ReadItem { fact: b, .. }) = (history[end - 2].what.clone(), history[end - 1].what.clone()) else {
+        let (What::ReadItem { fact: a, .. }, What::ReadItem { fact: b, .. }) =
+            (history[end - 2].what.clone(), history[end - 1].what.clone())
+        else {
             unreachable!()
         };
         for (index, other) in [(end - 2, b), (end - 1, a)] {
@@ -262,8 +264,11 @@ fn rule_8_a_resync_without_a_read() {
                 _ => None,
             })
             .unwrap();
-        let What::Connect { user: wanted, .. } =
-            history.iter().find(|record| matches!(record.what, What::Connect { connection: c, .. } if c == connection)).unwrap().what
+        let What::Connect { user: wanted, .. } = history
+            .iter()
+            .find(|record| matches!(record.what, What::Connect { connection: c, .. } if c == connection))
+            .unwrap()
+            .what
         else {
             unreachable!()
         };
@@ -278,7 +283,9 @@ fn rule_8_a_resync_without_a_read() {
             })
             .collect();
         history.retain(|record| match record.what {
-            What::ReadStart { read, .. } | What::ReadItem { read, .. } | What::ReadEnd { read, .. } => !later.contains(&read),
+            What::ReadStart { read, .. } | What::ReadItem { read, .. } | What::ReadEnd { read, .. } => {
+                !later.contains(&read)
+            }
             _ => true,
         });
         history.insert(from + 1, Record { at, what: What::Resync { connection, conversation: HOME, head } });
@@ -289,7 +296,10 @@ fn rule_8_a_resync_without_a_read() {
 fn rule_9_a_receipt_that_falls() {
     planted(Rule::Receipts, |history| {
         for upto in [1, 0] {
-            push(history, What::Receipt { observer: User(77), user: User(0), conversation: HOME, mark: Mark::Read, upto });
+            push(
+                history,
+                What::Receipt { observer: User(77), user: User(0), conversation: HOME, mark: Mark::Read, upto },
+            );
         }
     });
 }
@@ -297,7 +307,16 @@ fn rule_9_a_receipt_that_falls() {
 #[test]
 fn rule_9_a_receipt_ahead_of_everything() {
     planted(Rule::Receipts, |history| {
-        push(history, What::Receipt { observer: User(77), user: User(0), conversation: HOME, mark: Mark::Delivered, upto: 1 << 40 });
+        push(
+            history,
+            What::Receipt {
+                observer: User(77),
+                user: User(0),
+                conversation: HOME,
+                mark: Mark::Delivered,
+                upto: 1 << 40,
+            },
+        );
     });
 }
 
@@ -329,7 +348,10 @@ fn rule_10_a_tombstone_rises() {
     planted(Rule::Changes, |history| {
         let (target, _) = deleted(history);
         let id = uuid::Uuid::from_u128(1 << 100);
-        insert_before_final_reads(history, [What::ChangeStart { user: User(0), conversation: HOME, target, id, hash: Some(5) }]);
+        insert_before_final_reads(
+            history,
+            [What::ChangeStart { user: User(0), conversation: HOME, target, id, hash: Some(5) }],
+        );
         append(history, HOME, Fact::Edit { target, hash: Some(5) });
     });
 }
@@ -357,13 +379,18 @@ fn deleted(history: &mut Vec<Record>) -> (u64, u64) {
             })
             .unwrap()
     };
-    if let Some(target) = events.iter().find_map(|(_, fact)| if let Fact::Delete { target } = fact { Some(*target) } else { None }) {
+    if let Some(target) =
+        events.iter().find_map(|(_, fact)| if let Fact::Delete { target } = fact { Some(*target) } else { None })
+    {
         return (target, original(target));
     }
     let target = events.len() as u64;
     let found = (target, original(target));
     let id = uuid::Uuid::from_u128(1 << 101);
-    insert_before_final_reads(history, [What::ChangeStart { user: User(0), conversation: HOME, target, id, hash: None }]);
+    insert_before_final_reads(
+        history,
+        [What::ChangeStart { user: User(0), conversation: HOME, target, id, hash: None }],
+    );
     append(history, HOME, Fact::Delete { target });
     for record in history {
         if let What::Show { conversation: HOME, seq, shown, .. } = &mut record.what
@@ -424,7 +451,10 @@ fn rule_13_somebody_types_for_ever() {
         let (user, observer, conversation) = (User(0), User(1), Some(HOME));
         insert_before_final_reads(
             history,
-            [What::Presence { user, conversation, on: true }, What::PresenceSeen { observer, user, conversation, on: true }],
+            [
+                What::Presence { user, conversation, on: true },
+                What::PresenceSeen { observer, user, conversation, on: true },
+            ],
         );
         let end = history.last().unwrap().at + 6_000_000;
         history.push(Record { at: end, what: What::Fault { name: "none".into(), begins: true } });

@@ -78,7 +78,11 @@ impl View {
     /// A read covered a stretch.
     pub(super) fn settle(&mut self, from: u64, upto: u64) {
         let (paid_from, paid_upto) = self.paid;
-        self.paid = if from <= paid_upto + 1 && paid_from <= upto + 1 { (paid_from.min(from), paid_upto.max(upto)) } else { (from, upto) };
+        self.paid = if from <= paid_upto + 1 && paid_from <= upto + 1 {
+            (paid_from.min(from), paid_upto.max(upto))
+        } else {
+            (from, upto)
+        };
         let (from, upto) = self.paid;
         self.debts.retain_mut(|debt| {
             if from <= debt.0 {

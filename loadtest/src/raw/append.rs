@@ -35,5 +35,9 @@ pub fn run(folder: &Path, group: usize, record_bytes: usize, time: Duration) -> 
     }
     let records = groups as f64 * group as f64;
     let cpu = meter.cpu()?.as_secs_f64();
-    Ok(Appended { group, records_per_s: records / began.elapsed().as_secs_f64(), cpu_us_per_record: cpu * 1e6 / records.max(1.0) })
+    Ok(Appended {
+        group,
+        records_per_s: records / began.elapsed().as_secs_f64(),
+        cpu_us_per_record: cpu * 1e6 / records.max(1.0),
+    })
 }

@@ -75,7 +75,9 @@ fn greet(listener: &TcpListener) -> io::Result<TcpStream> {
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        decoder.feed(&mut byte[..read], &mut |item| introduced |= matches!(item, Item::Data(_))).map_err(io::Error::other)?;
+        decoder
+            .feed(&mut byte[..read], &mut |item| introduced |= matches!(item, Item::Data(_)))
+            .map_err(io::Error::other)?;
     }
     stream.write_all(&ack(40))?;
     Ok(stream)

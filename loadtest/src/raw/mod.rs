@@ -22,7 +22,10 @@ fn ack(bytes: usize) -> Vec<u8> {
 
 /// A frame that delivers a message to a member of a group.
 fn delivery(group: usize, bytes: usize) -> Vec<u8> {
-    let head = format!(r#"{{"event":"message.new","conversation":"{}","seq":0,"data":{{"body":{{"text":""#, conversation(group));
+    let head = format!(
+        r#"{{"event":"message.new","conversation":"{}","seq":0,"data":{{"body":{{"text":""#,
+        conversation(group)
+    );
     server_frame(&padded(&head, "\"}}}", bytes))
 }
 
@@ -59,7 +62,11 @@ mod tests {
         for (frame, bytes) in [(ack(120), 120), (delivery(7, 420), 420)] {
             assert_eq!(frame.len(), bytes + if bytes < 126 { 2 } else { 4 });
             let line = &frame[frame.len() - bytes..];
-            assert!(matches!(Line::parse(line), Some(Line::Ok(0, _) | Line::Event(_))), "{}", String::from_utf8_lossy(line));
+            assert!(
+                matches!(Line::parse(line), Some(Line::Ok(0, _) | Line::Event(_))),
+                "{}",
+                String::from_utf8_lossy(line)
+            );
         }
         assert_eq!(group(b"GET /raw/17 HTTP/1.1\r\n"), Some(17));
     }

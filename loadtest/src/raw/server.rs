@@ -61,7 +61,8 @@ impl Mailbox {
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, plan: Plan) -> io::Result<()> {
-    let groups = (0..plan.groups).map(|number| Group { members: RwLock::default(), delivery: delivery(number, plan.delivery_bytes) });
+    let groups = (0..plan.groups)
+        .map(|number| Group { members: RwLock::default(), delivery: delivery(number, plan.delivery_bytes) });
     let groups: Arc<Vec<Group>> = Arc::new(groups.collect());
     let ack: Arc<[u8]> = ack(plan.ack_bytes).into();
     loop {
@@ -103,7 +104,14 @@ struct Peer {
 }
 
 impl Peer {
-    fn poll(&mut self, group: &Group, mailbox: &Arc<Mailbox>, ack: &[u8], echo: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(
+        &mut self,
+        group: &Group,
+        mailbox: &Arc<Mailbox>,
+        ack: &[u8],
+        echo: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         {
             let mut waker = mailbox.waker.lock();
             if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {

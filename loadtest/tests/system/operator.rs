@@ -31,7 +31,10 @@ async fn a_bad_start_is_refused_with_a_sentence() {
     let server = super::server().await;
     let run = |args: &[&str]| {
         let output = Command::new(server.binary()).args(args).output().unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout))
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout),
+        )
     };
     let (code, said) = run(&["--check-config", "--set", "gateway.listne=1", "--set", "node.shards=many"]);
     assert_eq!(code, Some(2), "{said}");

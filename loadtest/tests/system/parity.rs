@@ -13,16 +13,32 @@ use uuid::Uuid;
 
 /// One step: who asks what. `$C` stands for the conversation, `$U:name` for a user, `$I:n` for the id number n.
 const SCRIPT: &[(&str, &str, &str)] = &[
-    ("ada", "conversation.create", r#"{"kind":"group","title":"t","members":["$U:bob","$U:eve"],"idempotency_key":"$K"}"#),
-    ("ada", "conversation.create", r#"{"kind":"group","title":"t","members":["$U:bob","$U:eve"],"idempotency_key":"$K"}"#),
+    (
+        "ada",
+        "conversation.create",
+        r#"{"kind":"group","title":"t","members":["$U:bob","$U:eve"],"idempotency_key":"$K"}"#,
+    ),
+    (
+        "ada",
+        "conversation.create",
+        r#"{"kind":"group","title":"t","members":["$U:bob","$U:eve"],"idempotency_key":"$K"}"#,
+    ),
     ("ada", "conversation.create", r#"{"kind":"group","title":"other","idempotency_key":"$K"}"#),
     ("ada", "conversation.create", r#"{"kind":"direct","with":"$U:ada"}"#),
     ("ada", "conversation.create", r#"{"kind":"group","tilte":"typo"}"#),
     ("bob", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:1","body":{"text":"one"}}"#),
     ("bob", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:1","body":{"text":"one"}}"#),
     ("bob", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:1","body":{"text":"two"}}"#),
-    ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:2","body":{"text":"two","more":[1,{"a":null}]}}"#),
-    ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"5f0f6f4e-0f0e-4c6b-8f3c-1f0b6a8f3b11","body":{}}"#),
+    (
+        "ada",
+        "message.send",
+        r#"{"conversation":"$C","client_msg_id":"$I:2","body":{"text":"two","more":[1,{"a":null}]}}"#,
+    ),
+    (
+        "ada",
+        "message.send",
+        r#"{"conversation":"$C","client_msg_id":"5f0f6f4e-0f0e-4c6b-8f3c-1f0b6a8f3b11","body":{}}"#,
+    ),
     ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:3","body":[]}"#),
     ("ada", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:3"}"#),
     ("zoe", "message.send", r#"{"conversation":"$C","client_msg_id":"$I:4","body":{}}"#),
@@ -118,8 +134,10 @@ impl<'a> Voice<'a> {
         let answer = match client {
             Some(client) => match client.request(op, args).await {
                 Ok(ok) => json!({ "ok": ok }),
-                Err(Failure::Refused(refusal)) => json!({ "error": { "code": refusal.code, "status": refusal.status, "retryable": refusal.retryable,
-                    "title": refusal.title, "field": refusal.field } }),
+                Err(Failure::Refused(refusal)) => {
+                    json!({ "error": { "code": refusal.code, "status": refusal.status, "retryable": refusal.retryable,
+                    "title": refusal.title, "field": refusal.field } })
+                }
                 Err(other) => panic!("{op}: {other:?}"),
             },
             None => self.over_http(op, token, args).await,
@@ -170,14 +188,19 @@ impl<'a> Voice<'a> {
     /// Without what must differ: times, ids, the names' suffix.
     fn normal(&self, value: Value) -> Value {
         match value {
-            Value::Object(map) => Value::Object(map.into_iter().filter(|(key, _)| key != "change" && key != "device").map(|(key, value)| {
-                let value = match key.as_str() {
-                    "created_at" | "last_at" | "at" | "edited_at" => json!("T"),
-                    "id" => json!("ID"),
-                    _ => self.normal(value),
-                };
-                (key, value)
-            }).collect::<Map<String, Value>>()),
+            Value::Object(map) => Value::Object(
+                map.into_iter()
+                    .filter(|(key, _)| key != "change" && key != "device")
+                    .map(|(key, value)| {
+                        let value = match key.as_str() {
+                            "created_at" | "last_at" | "at" | "edited_at" => json!("T"),
+                            "id" => json!("ID"),
+                            _ => self.normal(value),
+                        };
+                        (key, value)
+                    })
+                    .collect::<Map<String, Value>>(),
+            ),
             Value::Array(list) => Value::Array(list.into_iter().map(|value| self.normal(value)).collect()),
             Value::String(text) if text == self.conversation.to_string() => json!("C"),
             Value::String(text) => json!(text.strip_suffix(&format!("-{}", self.name)).unwrap_or(&text)),
@@ -202,11 +225,19 @@ async fn every_operation_is_the_same_over_every_transport() {
             // An operation's own errors stand in its row.
             let row = Op::named(op).unwrap().row();
             let known = row.errors.iter().chain(chappe_schema::operation::COMMON_ERRORS);
-            assert!(known.into_iter().any(|known| known.row().code == code), "{op} answered {code}, which its row does not name");
+            assert!(
+                known.into_iter().any(|known| known.row().code == code),
+                "{op} answered {code}, which its row does not name"
+            );
             refusals.insert(code.to_owned());
         }
     }
-    let missing: Vec<&str> = OPERATIONS.iter().filter(|row| row.http.is_some()).map(|row| row.name).filter(|name| !walked.contains(name)).collect();
+    let missing: Vec<&str> = OPERATIONS
+        .iter()
+        .filter(|row| row.http.is_some())
+        .map(|row| row.name)
+        .filter(|name| !walked.contains(name))
+        .collect();
     assert!(missing.is_empty(), "operations without a step: {missing:?}");
     assert!(refusals.len() > 9, "few errors were met: {refusals:?}");
     assert!(NUMERIC_FIELDS.contains(&"seq"));
@@ -231,6 +262,9 @@ async fn a_retry_over_another_transport_is_the_same_message() {
     let (other, _) = Client::connect(&server.url(), "ada", &token, Options::default()).await.unwrap();
     let third = other.request("message.send", send).await.unwrap();
     assert_eq!(second, third);
-    assert_eq!((&first["seq"], &first["created_at"], &second["duplicate"]), (&second["seq"], &second["created_at"], &json!(true)));
+    assert_eq!(
+        (&first["seq"], &first["created_at"], &second["duplicate"]),
+        (&second["seq"], &second["created_at"], &json!(true))
+    );
     tokio::time::sleep(Duration::from_millis(1)).await;
 }

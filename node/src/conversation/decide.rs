@@ -105,7 +105,9 @@ impl Case<'_> {
     fn repetition(&self, evidence: Evidence, command: &Command) -> Result<Option<Verdict>, Error> {
         if let Some(time) = self.id.time() {
             if time > self.now + ID_AHEAD_MS_MAX {
-                return Err(Error::new(Code::BadId).with_detail("the id is from the future; take the time from the server"));
+                return Err(
+                    Error::new(Code::BadId).with_detail("the id is from the future; take the time from the server")
+                );
             }
             if time + ID_AGE_MS_MAX < self.now {
                 return Err(Code::IdExpired.into());
@@ -159,7 +161,8 @@ impl Case<'_> {
 
     /// The message that an edit or deletion is about; `None` when it must be looked at first.
     pub(super) fn target(&self, seq: Seq) -> Option<&Target> {
-        let visible = self.state.member(&self.actor.user).map(|member| member.visible(self.state.settings.history).contains(seq));
+        let visible =
+            self.state.member(&self.actor.user).map(|member| member.visible(self.state.settings.history).contains(seq));
         if !visible.unwrap_or(false) || seq > self.state.head || seq <= self.state.floor {
             return Some(&Target::Missing);
         }

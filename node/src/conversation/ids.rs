@@ -178,8 +178,10 @@ impl Ids {
     /// Heap bytes, roughly.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.tail.allocation_size() + self.order.capacity() * size_of::<(CommandId, UserId)>()
-            + self.prints.allocation_size() + self.recent.len() * (ID_BLOCK_EVENTS as usize * 8 + 24)
+        self.tail.allocation_size()
+            + self.order.capacity() * size_of::<(CommandId, UserId)>()
+            + self.prints.allocation_size()
+            + self.recent.len() * (ID_BLOCK_EVENTS as usize * 8 + 24)
     }
 }
 
@@ -207,7 +209,17 @@ mod tests {
 
     fn event(seq: Seq, at: Millis) -> Event {
         let fact = Fact::MessageDeleted { previous: 0 };
-        Event { seq, n: seq, sender: ada(), device: None, id: id_at(at, seq), target: 0, created_at: at, hash: seq, fact }
+        Event {
+            seq,
+            n: seq,
+            sender: ada(),
+            device: None,
+            id: id_at(at, seq),
+            target: 0,
+            created_at: at,
+            hash: seq,
+            fact,
+        }
     }
 
     fn filled(count: u64, at: impl Fn(u64) -> Millis) -> Ids {

@@ -127,7 +127,12 @@ impl Members {
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         self.all.capacity() * size_of::<Member>()
-            + self.all.iter().filter_map(|member| member.past.as_ref()).map(|past| 24 + past.capacity() * 16).sum::<usize>()
+            + self
+                .all
+                .iter()
+                .filter_map(|member| member.past.as_ref())
+                .map(|past| 24 + past.capacity() * 16)
+                .sum::<usize>()
     }
 
     /// Gives back what growth has reserved.
@@ -137,11 +142,17 @@ impl Members {
 
     pub(super) fn to_stored(&self) -> Vec<StoredMember> {
         let stored = |member: &Member| {
-            let mut intervals: Vec<u64> = member.past.iter().flat_map(|past| past.iter()).flat_map(|(joined, left)| [*joined, *left]).collect();
+            let mut intervals: Vec<u64> =
+                member.past.iter().flat_map(|past| past.iter()).flat_map(|(joined, left)| [*joined, *left]).collect();
             if member.joined != 0 {
                 intervals.push(member.joined);
             }
-            StoredMember { user: member.user.as_str().to_owned(), role: member.role as i32, intervals, read_n: member.read_n }
+            StoredMember {
+                user: member.user.as_str().to_owned(),
+                role: member.role as i32,
+                intervals,
+                read_n: member.read_n,
+            }
         };
         self.all.iter().map(stored).collect()
     }
@@ -154,7 +165,13 @@ impl Members {
             let past: Vec<(Seq, Seq)> = pairs.iter().map(|pair| (pair[0], pair[1])).collect();
             let joined = open.first().copied().unwrap_or(0);
             members.present += u32::from(joined != 0);
-            members.all.push(Member { user, role, joined, read_n: one.read_n, past: (!past.is_empty()).then(|| Box::new(past)) });
+            members.all.push(Member {
+                user,
+                role,
+                joined,
+                read_n: one.read_n,
+                past: (!past.is_empty()).then(|| Box::new(past)),
+            });
         }
         if !members.all.is_sorted_by(|a, b| a.user < b.user) {
             return Err(Corrupt::Content("the members of a snapshot are out of order"));
@@ -256,7 +273,9 @@ mod tests {
             members.join(&user(name), Role::Member, 1, 0);
         }
         members.leave(&user("c"), 2);
-        let after = |cursor: Option<&UserId>| -> Vec<String> { members.present_after(cursor).map(|m| m.user.to_string()).collect() };
+        let after = |cursor: Option<&UserId>| -> Vec<String> {
+            members.present_after(cursor).map(|m| m.user.to_string()).collect()
+        };
         assert_eq!(after(None), ["a", "b", "d"]);
         assert_eq!(after(Some(&user("b"))), ["d"]);
         assert_eq!(after(Some(&user("bb"))), ["d"]);

@@ -37,16 +37,43 @@ pub struct Read {
 
 #[derive(Debug)]
 enum Shape {
-    Events { after: Seq, limit: usize },
+    Events {
+        after: Seq,
+        limit: usize,
+    },
     /// Messages at or below `upto`, newest first; `above` counts what still lies above.
-    Before { upto: Seq, limit: usize, above: bool },
-    After { from: Seq, limit: usize, below: bool },
+    Before {
+        upto: Seq,
+        limit: usize,
+        above: bool,
+    },
+    After {
+        from: Seq,
+        limit: usize,
+        below: bool,
+    },
     /// First the lower half, then the upper one.
-    AroundBelow { at: Seq, limit: usize },
-    AroundAbove { at: Seq, limit: usize, more_below: bool },
-    One { seq: Seq },
+    AroundBelow {
+        at: Seq,
+        limit: usize,
+    },
+    AroundAbove {
+        at: Seq,
+        limit: usize,
+        more_below: bool,
+    },
+    One {
+        seq: Seq,
+    },
     /// The chain of edits of a message, from the newest to the oldest.
-    History { message: Arc<Event>, next: Seq, deleted: Seq, edits: Vec<EditView>, bytes: usize, more: bool },
+    History {
+        message: Arc<Event>,
+        next: Seq,
+        deleted: Seq,
+        edits: Vec<EditView>,
+        bytes: usize,
+        more: bool,
+    },
 }
 
 /// What a read needs next.
@@ -73,8 +100,12 @@ impl Conversation {
                 return Ok(Verdict::Answer(Ok(Reply::Conversation(Box::new(self.view(member, false))))));
             }
             Command::MemberList { after, limit, .. } => {
-                let mut items: Vec<_> =
-                    self.members.present_after(after.as_ref()).take(limit + 1).map(|m| (m.user.clone(), m.role)).collect();
+                let mut items: Vec<_> = self
+                    .members
+                    .present_after(after.as_ref())
+                    .take(limit + 1)
+                    .map(|m| (m.user.clone(), m.role))
+                    .collect();
                 let more = items.len() > *limit;
                 items.truncate(*limit);
                 let next_cursor = items.last().filter(|_| more).map(|(user, _)| user.clone());
@@ -86,7 +117,9 @@ impl Conversation {
             Command::ConversationClose { .. } => return Ok(Verdict::Answer(Ok(Reply::Closed))),
             Command::EventList { after, limit, .. } => {
                 if *after < self.floor {
-                    return Err(Error::new(Code::HistoryPurged).with_detail(format!("the log begins after seq {}", self.floor)));
+                    return Err(
+                        Error::new(Code::HistoryPurged).with_detail(format!("the log begins after seq {}", self.floor))
+                    );
                 }
                 Shape::Events { after: (*after).max(floor), limit: *limit }
             }
@@ -100,7 +133,9 @@ impl Conversation {
                     let from = seq.saturating_add(1).max(floor + 1);
                     Shape::After { from, limit: page.limit, below: from > floor + 1 }
                 }
-                From::Around(seq) => Shape::AroundBelow { at: seq.clamp(floor + 1, self.head.max(floor + 1)), limit: page.limit },
+                From::Around(seq) => {
+                    Shape::AroundBelow { at: seq.clamp(floor + 1, self.head.max(floor + 1)), limit: page.limit }
+                }
             },
             Command::MessageGet { seq, .. } if visible.contains(*seq) && *seq <= self.head => Shape::One { seq: *seq },
             Command::MessageHistory { seq, .. } if visible.contains(*seq) && *seq <= self.head => {
@@ -121,7 +156,8 @@ impl Conversation {
             Command::MessageGet { .. } | Command::MessageHistory { .. } => return Err(Code::MessageNotFound.into()),
             _ => return Err(Code::UnknownOperation.into()),
         };
-        let fresh = self.hot.as_ref().map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect());
+        let fresh =
+            self.hot.as_ref().map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect());
         let mut read = Read {
             conversation: self.id,
             head: self.head,
@@ -176,7 +212,15 @@ impl Read {
     }
 
     fn request(&self, from: Seq, upto: Seq, newest_first: bool, messages: bool, limit: usize) -> PageRequest {
-        PageRequest { entity: self.conversation.into(), from, upto, newest_first, messages, limit, bytes_max: PAGE_BYTES_MAX }
+        PageRequest {
+            entity: self.conversation.into(),
+            from,
+            upto,
+            newest_first,
+            messages,
+            limit,
+            bytes_max: PAGE_BYTES_MAX,
+        }
     }
 
     fn next(&mut self) -> Progress {
@@ -187,7 +231,9 @@ impl Read {
                 Progress::More(self.request(from, self.head, false, false, *limit))
             }
             Shape::Events { .. } => Progress::Done(Ok(self.page_of_events())),
-            Shape::Before { upto, limit, .. } if *upto >= above => Progress::More(self.request(above, *upto, true, true, *limit)),
+            Shape::Before { upto, limit, .. } if *upto >= above => {
+                Progress::More(self.request(above, *upto, true, true, *limit))
+            }
             Shape::Before { above, .. } => Progress::Done(Ok(self.page_of_messages((false, *above)))),
             Shape::After { from, limit, .. } if *from <= self.head => {
                 let from = self.visible.next(*from).min(self.head);
@@ -258,10 +304,16 @@ impl Read {
             }
             Shape::History { next, deleted, edits, bytes, more, .. } => {
                 let Some(event) = page.events.into_iter().next() else {
-                    return (self, Progress::Done(Err(Error::new(Code::Internal).with_detail("an edit of the chain is missing"))));
+                    return (
+                        self,
+                        Progress::Done(Err(Error::new(Code::Internal).with_detail("an edit of the chain is missing"))),
+                    );
                 };
                 let Fact::MessageUpdated { body, previous } = &event.fact else {
-                    return (self, Progress::Done(Err(Error::new(Code::Internal).with_detail("the chain of edits is broken"))));
+                    return (
+                        self,
+                        Progress::Done(Err(Error::new(Code::Internal).with_detail("the chain of edits is broken"))),
+                    );
                 };
                 let body = (*deleted == 0).then(|| body.bytes().clone());
                 *bytes += body.as_ref().map_or(0, bytes::Bytes::len);
@@ -295,7 +347,9 @@ impl Read {
 
     fn messages(&mut self) -> Vec<MessageView> {
         let overlay = |seq: Seq| {
-            let find = |list: &[(Seq, StoredOverlay)]| list.iter().find(|(target, _)| *target == seq).map(|(_, overlay)| overlay.clone());
+            let find = |list: &[(Seq, StoredOverlay)]| {
+                list.iter().find(|(target, _)| *target == seq).map(|(_, overlay)| overlay.clone())
+            };
             let stored = find(&self.overlays).unwrap_or_default();
             find(&self.fresh).filter(|fresh| fresh.as_of > stored.as_of).unwrap_or(stored)
         };

@@ -1,6 +1,11 @@
 //! Sending a message.
 
-use chappe_schema::{body::Body, error::Error, event::Fact, reply::{Reply, Sent}};
+use chappe_schema::{
+    body::Body,
+    error::Error,
+    event::Fact,
+    reply::{Reply, Sent},
+};
 
 use super::decide::{Case, Verdict};
 

@@ -284,7 +284,12 @@ impl Conversation {
             let bodies: usize = hot.recent.iter().map(|event| event.body_len() + 224).sum();
             size_of::<Hot>() + hot.ids.heap_bytes() + bodies + hot.overlays.len() * 160 + hot.targets.len() * 320
         });
-        size_of::<Self>() + size_of::<Settings>() + self.settings.title.len() + self.settings.data.len() + self.members.heap_bytes() + hot
+        size_of::<Self>()
+            + size_of::<Settings>()
+            + self.settings.title.len()
+            + self.settings.data.len()
+            + self.members.heap_bytes()
+            + hot
     }
 
     /// The conversation as `user` sees it.
@@ -354,7 +359,10 @@ impl Hot {
 pub(crate) mod fault {
     use std::cell::Cell;
 
-    use chappe_schema::{event::{Event, Fact}, id::Seq};
+    use chappe_schema::{
+        event::{Event, Fact},
+        id::Seq,
+    };
 
     thread_local! {
         static AT: Cell<Seq> = const { Cell::new(0) };

@@ -129,7 +129,9 @@ impl Talk {
 
     fn messages(&mut self, who: &str, from: From, limit: usize) -> (Vec<MessageView>, (bool, bool)) {
         let command = Command::MessageList { conversation: CONVERSATION, page: PageOf { from, limit } };
-        let Reply::Messages { items, more, .. } = self.ok(who, command) else { panic!("a list is answered by messages") };
+        let Reply::Messages { items, more, .. } = self.ok(who, command) else {
+            panic!("a list is answered by messages")
+        };
         (items, more)
     }
 
@@ -211,7 +213,10 @@ fn a_retry_of_a_delivered_message_is_answered_like_the_first() {
     let Ok(Reply::Sent(second)) = talk.judge("ada", id, &send("hi")) else { panic!("refused") };
     assert_eq!(second, Sent { duplicate: true, ..first });
     assert_eq!(talk.judge("ada", id, &send("something else")), Err(Code::IdConflict));
-    assert!(matches!(talk.judge("bob", id, &send("hi")), Ok(Reply::Sent(Sent { duplicate: false, .. }))), "ids are each sender's own");
+    assert!(
+        matches!(talk.judge("bob", id, &send("hi")), Ok(Reply::Sent(Sent { duplicate: false, .. }))),
+        "ids are each sender's own"
+    );
     // Also for who was removed meanwhile: the message is theirs and it was delivered.
     let id = id_at(T, 10);
     talk.judge("bob", id, &send("last words")).unwrap();
@@ -245,7 +250,8 @@ fn an_id_that_only_the_store_can_know_is_asked_for() {
     assert!(matches!(ask, Verdict::NeedId(_)), "{ask:?}");
     let stored = block.ids.iter().find(|stored| stored.id == old.id.0.as_bytes()).unwrap();
     let evidence = Evidence { id: Some((Some(stored.into()), end)) };
-    let Verdict::Answer(Ok(Reply::Sent(sent))) = talk.state.decide(&actor("ada"), old.id, &command, evidence, talk.now) else {
+    let Verdict::Answer(Ok(Reply::Sent(sent))) = talk.state.decide(&actor("ada"), old.id, &command, evidence, talk.now)
+    else {
         panic!("a known id is answered")
     };
     assert_eq!((sent.seq, sent.duplicate), (10, true));
@@ -260,20 +266,35 @@ fn strangers_meet_nothing() {
     let mut talk = Talk::group(&["bob"]);
     talk.send("ada", "secret");
     for command in [
-        GET, LEAVE, DELETE, send("x"), edit(2, "x"), delete(2), add("eve", Role::Member), remove("bob"), role("bob", Role::Admin),
+        GET,
+        LEAVE,
+        DELETE,
+        send("x"),
+        edit(2, "x"),
+        delete(2),
+        add("eve", Role::Member),
+        remove("bob"),
+        role("bob", Role::Admin),
         Command::MessageGet { conversation: CONVERSATION, seq: 2 },
         Command::MessageHistory { conversation: CONVERSATION, seq: 2 },
         Command::EventList { conversation: CONVERSATION, after: 0, limit: 9 },
         Command::MemberList { conversation: CONVERSATION, after: None, limit: 9 },
         Command::ConversationOpen { conversation: CONVERSATION },
-        Command::ConversationUpdate { conversation: CONVERSATION, update: Box::new(Update { title: Some("x".into()), ..Update::default() }) },
+        Command::ConversationUpdate {
+            conversation: CONVERSATION,
+            update: Box::new(Update { title: Some("x".into()), ..Update::default() }),
+        },
         Command::ConversationCreate(Box::new(creation(ConversationKind::Group, &[], HistoryAccess::All))),
     ] {
         let mut nowhere = Talk { state: Conversation::absent(CONVERSATION), log: Vec::new(), now: T };
         let code = talk.refused("eve", command.clone());
         assert_eq!(code, Code::ConversationNotFound, "{command:?}");
         if !matches!(command, Command::ConversationCreate(_)) {
-            assert_eq!(nowhere.refused("eve", command), code, "what is hidden and what does not exist must look the same");
+            assert_eq!(
+                nowhere.refused("eve", command),
+                code,
+                "what is hidden and what does not exist must look the same"
+            );
         }
     }
 }
@@ -327,7 +348,9 @@ fn a_direct_conversation_is_fixed() {
     }
     let mut again = creation(ConversationKind::Direct, &["ada"], HistoryAccess::All);
     again.conversation = CONVERSATION;
-    let Reply::Conversation(view) = talk.ok("bob", Command::ConversationCreate(Box::new(again))) else { panic!("no view") };
+    let Reply::Conversation(view) = talk.ok("bob", Command::ConversationCreate(Box::new(again))) else {
+        panic!("no view")
+    };
     assert!(view.existed);
     assert_eq!(view.with, Some(user("ada")));
     assert_eq!(talk.state.head, 1);
@@ -337,7 +360,9 @@ fn a_direct_conversation_is_fixed() {
 fn a_creation_under_a_used_key_is_a_conflict() {
     let mut talk = Talk::group(&["bob"]);
     let same = creation(ConversationKind::Group, &["bob"], HistoryAccess::SinceJoin);
-    assert!(matches!(talk.ok("ada", Command::ConversationCreate(Box::new(same))), Reply::Conversation(view) if view.existed));
+    assert!(
+        matches!(talk.ok("ada", Command::ConversationCreate(Box::new(same))), Reply::Conversation(view) if view.existed)
+    );
     let other = creation(ConversationKind::Group, &["eve"], HistoryAccess::SinceJoin);
     assert_eq!(talk.refused("ada", Command::ConversationCreate(Box::new(other))), Code::ConversationExists);
 }
@@ -360,8 +385,11 @@ fn edits_form_a_chain_and_deletion_ends_it() {
     talk.ok("bob", edit(seq, "v2"));
     talk.ok("bob", edit(seq, "v3"));
     let history = Command::MessageHistory { conversation: CONVERSATION, seq };
-    let Reply::Edits { items, deleted: None, more: false } = talk.ok("ada", history.clone()) else { panic!("no history") };
-    let bodies: Vec<_> = items.iter().map(|edit| String::from_utf8(edit.body.as_ref().unwrap().to_vec()).unwrap()).collect();
+    let Reply::Edits { items, deleted: None, more: false } = talk.ok("ada", history.clone()) else {
+        panic!("no history")
+    };
+    let bodies: Vec<_> =
+        items.iter().map(|edit| String::from_utf8(edit.body.as_ref().unwrap().to_vec()).unwrap()).collect();
     assert_eq!(bodies, [r#"{"text":"v1"}"#, r#"{"text":"v2"}"#, r#"{"text":"v3"}"#]);
     let (messages, _) = talk.messages("ada", From::Newest, 9);
     assert_eq!(messages[0].body.as_deref(), Some(br#"{"text":"v3"}"#.as_slice()));
@@ -403,14 +431,19 @@ fn newcomers_see_what_was_written_since_they_joined() {
     talk.ok("ada", add("eve", Role::Member));
     let during = talk.send("ada", "during").seq;
     assert_eq!(talk.seqs("eve", From::Newest, 9), [during]);
-    assert_eq!(talk.refused("eve", Command::MessageGet { conversation: CONVERSATION, seq: before }), Code::MessageNotFound);
+    assert_eq!(
+        talk.refused("eve", Command::MessageGet { conversation: CONVERSATION, seq: before }),
+        Code::MessageNotFound
+    );
     assert_eq!(talk.refused("eve", delete(before)), Code::MessageNotFound);
     talk.ok("ada", remove("eve"));
     talk.send("ada", "away");
     talk.ok("ada", add("eve", Role::Member));
     let after = talk.send("ada", "after").seq;
     assert_eq!(talk.seqs("eve", From::Newest, 9), [during, after]);
-    let Reply::Events { items, floor, .. } = talk.ok("eve", Command::EventList { conversation: CONVERSATION, after: 0, limit: 99 }) else {
+    let Reply::Events { items, floor, .. } =
+        talk.ok("eve", Command::EventList { conversation: CONVERSATION, after: 0, limit: 99 })
+    else {
         panic!("no events")
     };
     assert_eq!(items.iter().map(|event| event.seq).collect::<Vec<_>>(), [3, 4, 5, 7, 8]);
@@ -463,7 +496,10 @@ fn the_audience_is_the_members_before_and_whoever_it_is_about() {
         users.iter().map(ToString::to_string).collect()
     };
     let audience_of = |talk: &mut Talk, who: &str, command: Command| {
-        let Verdict::Append(event, _) = talk.state.decide(&actor(who), fresh(), &command, Evidence::default(), T) else { panic!("refused") };
+        let Verdict::Append(event, _) = talk.state.decide(&actor(who), fresh(), &command, Evidence::default(), T)
+        else {
+            panic!("refused")
+        };
         let audience = talk.state.audience(&event);
         talk.state.apply(&event);
         names(&audience)
@@ -480,14 +516,21 @@ fn many_members_are_listeners() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut talk = Talk::group(&names);
     assert!(talk.state.is_large());
-    let Verdict::Append(event, _) = talk.state.decide(&actor("ada"), fresh(), &send("x"), Evidence::default(), T) else { panic!("refused") };
+    let Verdict::Append(event, _) = talk.state.decide(&actor("ada"), fresh(), &send("x"), Evidence::default(), T)
+    else {
+        panic!("refused")
+    };
     assert_eq!(*talk.state.audience(&event), Audience::Listeners(Vec::new()));
-    let Verdict::Append(event, _) = talk.state.decide(&actor("ada"), fresh(), &add("zoe", Role::Member), Evidence::default(), T) else {
+    let Verdict::Append(event, _) =
+        talk.state.decide(&actor("ada"), fresh(), &add("zoe", Role::Member), Evidence::default(), T)
+    else {
         panic!("refused")
     };
     assert_eq!(*talk.state.audience(&event), Audience::Listeners(vec![user("zoe")]));
     // Who is a member hears of their own removal where they listen, and only there.
-    let Verdict::Append(event, _) = talk.state.decide(&actor("ada"), fresh(), &remove("user-007"), Evidence::default(), T) else {
+    let Verdict::Append(event, _) =
+        talk.state.decide(&actor("ada"), fresh(), &remove("user-007"), Evidence::default(), T)
+    else {
         panic!("refused")
     };
     assert_eq!(*talk.state.audience(&event), Audience::Listeners(Vec::new()));
@@ -510,7 +553,10 @@ fn a_snapshot_and_the_tail_make_the_same_state() {
         again.apply(event);
     }
     assert_eq!(again.members, talk.state.members);
-    assert_eq!((again.head, again.n, again.last_at, &again.settings), (talk.state.head, talk.state.n, talk.state.last_at, &talk.state.settings));
+    assert_eq!(
+        (again.head, again.n, again.last_at, &again.settings),
+        (talk.state.head, talk.state.n, talk.state.last_at, &talk.state.settings)
+    );
     assert_eq!(again.snapshot(), talk.state.snapshot());
     // A retry is recognised after recovery too.
     let first = talk.log[5].clone();
@@ -530,7 +576,9 @@ fn a_page_finds_what_lies_beyond_a_time_away() {
     let back = talk.state.head + 1;
     talk.ok("ada", add("bob", Role::Member));
     let said = talk.send("ada", "welcome back").seq;
-    let Reply::Events { items, .. } = talk.ok("bob", Command::EventList { conversation: CONVERSATION, after: 2, limit: 5 }) else {
+    let Reply::Events { items, .. } =
+        talk.ok("bob", Command::EventList { conversation: CONVERSATION, after: 2, limit: 5 })
+    else {
         panic!("no events")
     };
     assert_eq!(items.iter().map(|event| event.seq).collect::<Vec<_>>(), [back, said]);

@@ -16,8 +16,7 @@ use chappe_schema::{
 };
 
 use super::{
-    News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, WITHDRAWN_MS,
-    line::Pending,
+    News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, WITHDRAWN_MS, line::Pending,
     overlays_of, shard_of,
 };
 use crate::{
@@ -90,7 +89,12 @@ impl ConversationSlot {
 
     /// Whether nothing is on its way in or out, so that the slot may be dropped.
     fn may_go(&self) -> bool {
-        self.is_quiet() && self.targets.is_empty() && self.asking_id.is_empty() && self.announcing.is_empty() && self.projecting.is_empty() && self.id_block.is_none()
+        self.is_quiet()
+            && self.targets.is_empty()
+            && self.asking_id.is_empty()
+            && self.announcing.is_empty()
+            && self.projecting.is_empty()
+            && self.id_block.is_none()
     }
 }
 
@@ -115,7 +119,13 @@ fn announcements(event: &Event, conversation: ConversationId, state: Option<&Con
 
 /// Whether an event has facts for users' own logs.
 const fn is_announced(fact: &Fact) -> bool {
-    matches!(fact, Fact::ConversationCreated { .. } | Fact::MemberJoined { .. } | Fact::MemberLeft { .. } | Fact::ConversationDeleted)
+    matches!(
+        fact,
+        Fact::ConversationCreated { .. }
+            | Fact::MemberJoined { .. }
+            | Fact::MemberLeft { .. }
+            | Fact::ConversationDeleted
+    )
 }
 
 impl Shard {
@@ -194,7 +204,9 @@ impl Shard {
             let verdict = state.decide(&asked.actor, asked.id, &asked.command, evidence, now);
             let Verdict::Append(event, reply) = verdict else { return Ok((verdict, state.head)) };
             if !line.admits(event.seq) {
-                return Err(Error::new(Code::Overloaded).with_detail("too many events of this conversation wait for the log").after_ms(100));
+                return Err(Error::new(Code::Overloaded)
+                    .with_detail("too many events of this conversation wait for the log")
+                    .after_ms(100));
             }
             let audience = state.audience(&event);
             state.apply(&event);
@@ -291,7 +303,15 @@ impl Shard {
                 if let Some(slot) = self.conversations.get_mut(&id) {
                     slot.looks += 1;
                 }
-                let request = PageRequest { entity: id.into(), from: seq, upto: seq, newest_first: false, messages: true, limit: 1, bytes_max: usize::MAX };
+                let request = PageRequest {
+                    entity: id.into(),
+                    from: seq,
+                    upto: seq,
+                    newest_first: false,
+                    messages: true,
+                    limit: 1,
+                    bytes_max: usize::MAX,
+                };
                 let done = self.answer(move |page| StoreMail::Target { conversation: id, seq, page });
                 self.store.page(request, done);
             }
@@ -331,7 +351,8 @@ impl Shard {
             let (Some(last), Some(audience)) = (run.last(), &run[0].audience) else { continue };
             let events: Arc<[Arc<Event>]> = run.iter().map(|pending| Arc::clone(&pending.event)).collect();
             let head = Head { seq: last.event.seq, n: last.event.n };
-            let large = self.conversations.get_mut(&id).and_then(|slot| slot.ready()).is_some_and(|state| state.is_large());
+            let large =
+                self.conversations.get_mut(&id).and_then(|slot| slot.ready()).is_some_and(|state| state.is_large());
             let news = Arc::new(News { conversation: id, head, events, large });
             let users = match &**audience {
                 Audience::Users(users) => users,
@@ -480,7 +501,14 @@ impl Shard {
 
     // === reads
 
-    fn go_on_reading(&mut self, id: ConversationId, gateway: GatewayId, correlation: Correlation, read: Box<Read>, progress: Progress) {
+    fn go_on_reading(
+        &mut self,
+        id: ConversationId,
+        gateway: GatewayId,
+        correlation: Correlation,
+        read: Box<Read>,
+        progress: Progress,
+    ) {
         match progress {
             Progress::Done(result) => self.reply(gateway, correlation, result),
             Progress::More(request) => {
@@ -509,7 +537,9 @@ impl Shard {
     pub(super) fn id_found(&mut self, token: u64, found: Result<Option<StoredId>, store::Error>) {
         let Some(Reading::Id(id, upto)) = self.reads.remove(&token) else { return };
         self.looked(id);
-        let Some((from, asked)) = self.conversations.get_mut(&id).and_then(|slot| slot.asking_id.pop_front()) else { return };
+        let Some((from, asked)) = self.conversations.get_mut(&id).and_then(|slot| slot.asking_id.pop_front()) else {
+            return;
+        };
         match found {
             Ok(found) => {
                 let evidence = Evidence { id: Some((found.as_ref().map(Into::into), upto)) };
@@ -609,8 +639,13 @@ impl Shard {
             Phase::Ready(state) => {
                 let head = Head { seq: state.head, n: state.n };
                 let read_n = state.members.get(&user).map_or(0, |member| member.read_n);
-                let known =
-                    HeadKnown { conversation: id, head: Some(head), read_n, last_at: state.last_at, large: state.is_large() };
+                let known = HeadKnown {
+                    conversation: id,
+                    head: Some(head),
+                    read_n,
+                    last_at: state.last_at,
+                    large: state.is_large(),
+                };
                 self.wait_conversation(id, head.seq, Release::Head(user, known));
                 self.drop_if_absent(id);
             }
@@ -677,7 +712,9 @@ impl Shard {
         };
         let Rebuilt { state, committed, adopted, events } = match built {
             Ok(rebuilt) => rebuilt,
-            Err(recovery::Trouble::Superseded { .. }) => return self.die(format!("a newer owner has written to conversation {id}")),
+            Err(recovery::Trouble::Superseded { .. }) => {
+                return self.die(format!("a newer owner has written to conversation {id}"));
+            }
             Err(trouble) => {
                 tracing::error!(event = "conversation_withdrawn", conversation = %id, %trouble);
                 self.withdraw(id, Millis::MAX);
@@ -718,10 +755,13 @@ impl Shard {
             self.announce(id, &owed);
         }
         self.project_conversation(id);
-        let parked: Vec<Parked> = self.conversations.get_mut(&id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
+        let parked: Vec<Parked> =
+            self.conversations.get_mut(&id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
         for parked in parked {
             match parked {
-                Parked::Command(from, asked, evidence) if self.now <= asked.deadline => self.judge(id, from, asked, evidence),
+                Parked::Command(from, asked, evidence) if self.now <= asked.deadline => {
+                    self.judge(id, from, asked, evidence)
+                }
                 Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(Code::Aborted.into())),
                 Parked::Head(user) => self.ask_head(id, user),
             }
@@ -869,8 +909,17 @@ fn rebuild(id: ConversationId, epoch: u64, recovered: Recovered, trusting: bool)
         None => Conversation::absent(id),
     };
     let resolved = recovery::resolve(
-        recovery::Basis { own_epoch: epoch, snapshot_seq: state.head, snapshot_fresh_epoch: state.fresh_epoch, trusting },
-        |sender, command| state.hot.as_ref().is_some_and(|hot| matches!(hot.ids.look_up(sender, command), crate::conversation::ids::Memory::Known(_))),
+        recovery::Basis {
+            own_epoch: epoch,
+            snapshot_seq: state.head,
+            snapshot_fresh_epoch: state.fresh_epoch,
+            trusting,
+        },
+        |sender, command| {
+            state.hot.as_ref().is_some_and(|hot| {
+                matches!(hot.ids.look_up(sender, command), crate::conversation::ids::Memory::Known(_))
+            })
+        },
         recovered.rows,
     )?;
     for event in resolved.committed.iter().chain(&resolved.adopted) {
@@ -880,4 +929,3 @@ fn rebuild(id: ConversationId, epoch: u64, recovered: Recovered, trusting: bool)
     let committed = state.head - resolved.adopted.len() as u64;
     Ok(Rebuilt { state, committed, adopted: resolved.adopted, events: resolved.committed })
 }
-

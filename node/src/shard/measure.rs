@@ -1,7 +1,11 @@
 //! What a shard counts. Handles are looked up once: a command costs an addition.
 
 use chappe_cluster::process::metrics as names;
-use chappe_schema::{error::Error, id::EntityId, operation::{OPERATIONS, Op}};
+use chappe_schema::{
+    error::Error,
+    id::EntityId,
+    operation::{OPERATIONS, Op},
+};
 use metrics::{Counter, Gauge, Histogram};
 
 /// A shard's counters.
@@ -18,12 +22,13 @@ pub(crate) struct Measures {
 
 impl Measures {
     pub(crate) fn new() -> Self {
-        let command = |row: &chappe_schema::operation::Operation, result: &'static str| {
-            metrics::counter!(names::NODE_COMMANDS_TOTAL, "command" => row.name, "result" => result)
-        };
+        let command = |row: &chappe_schema::operation::Operation, result: &'static str| metrics::counter!(names::NODE_COMMANDS_TOTAL, "command" => row.name, "result" => result);
         Self {
             commands: OPERATIONS.iter().map(|row| (command(row, "ok"), command(row, "error"))).collect(),
-            durations: OPERATIONS.iter().map(|row| metrics::histogram!(names::NODE_COMMAND_DURATION_SECONDS, "command" => row.name)).collect(),
+            durations: OPERATIONS
+                .iter()
+                .map(|row| metrics::histogram!(names::NODE_COMMAND_DURATION_SECONDS, "command" => row.name))
+                .collect(),
             queue: metrics::histogram!(names::NODE_SHARD_QUEUE_DEPTH),
             recipients: metrics::histogram!(names::NODE_FANOUT_RECIPIENTS, "kind" => "small"),
             conversations: metrics::gauge!(names::NODE_CONVERSATIONS, "state" => "active"),
@@ -35,7 +40,11 @@ impl Measures {
     /// A command was answered, so many milliseconds after it was asked.
     pub(super) fn answered(&self, op: Op, error: Option<&Error>, ms: u64) {
         let (ok, failed) = &self.commands[op as usize];
-        if error.is_none() { ok.increment(1) } else { failed.increment(1) }
+        if error.is_none() {
+            ok.increment(1)
+        } else {
+            failed.increment(1)
+        }
         self.durations[op as usize].record(ms as f64 / 1000.0);
     }
 

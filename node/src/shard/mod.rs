@@ -404,7 +404,9 @@ impl Shard {
             Mail::Gateway(gateway, ToNode::Disconnect { user, connection }) => {
                 self.disconnect(&user, Connection { gateway, slot: connection });
             }
-            Mail::Gateway(from, ToNode::Interest { conversation, listening }) => self.listen(from, conversation, listening),
+            Mail::Gateway(from, ToNode::Interest { conversation, listening }) => {
+                self.listen(from, conversation, listening)
+            }
             Mail::Peer(mail) => self.peer(mail),
             Mail::Store(mail) => self.stored(mail),
             Mail::Tick => self.tick(),
@@ -565,7 +567,9 @@ impl Shard {
 
     fn not_written(&mut self, entity: &EntityId, reason: &str) {
         tracing::error!(event = "append_refused", %entity, reason);
-        let error = Error::new(Code::Unavailable).with_detail("the log takes no more at the moment; nothing was written").after_ms(1000);
+        let error = Error::new(Code::Unavailable)
+            .with_detail("the log takes no more at the moment; nothing was written")
+            .after_ms(1000);
         match entity {
             EntityId::Conversation(id) => self.conversation_lost(*id, &error),
             EntityId::User(id) => self.user_lost(id, &error),
@@ -710,7 +714,8 @@ impl Shard {
 
     fn look_at_oldest(&mut self) {
         let cold_first = self.is_crowded() || self.cold.front().is_some_and(|watched| watched.due <= self.now);
-        let next = if cold_first { self.cold.pop_front().or_else(|| self.idle.pop_front()) } else { self.idle.pop_front() };
+        let next =
+            if cold_first { self.cold.pop_front().or_else(|| self.idle.pop_front()) } else { self.idle.pop_front() };
         let Some(Watched { used, entity, .. }) = next else { return };
         let again = match &entity {
             EntityId::Conversation(id) => self.rest_conversation(*id, used),
@@ -751,7 +756,10 @@ impl Shard {
             return;
         }
         let busy = !self.is_dead
-            && (!self.groups.is_empty() || !self.flush.is_empty() || !self.projecting.is_empty() || !self.projections.is_empty());
+            && (!self.groups.is_empty()
+                || !self.flush.is_empty()
+                || !self.projecting.is_empty()
+                || !self.projections.is_empty());
         if !busy && let Some(done) = self.stopping.take() {
             self.stopped = true;
             // Whoever asked may have given up waiting.
@@ -781,7 +789,11 @@ pub(crate) fn shard_of(entity: &EntityId, shards: usize) -> usize {
 
 /// The overlays that are not durable yet, with the event that each reflects.
 fn overlays_of(conversation: &Conversation) -> Vec<(Seq, StoredOverlay)> {
-    conversation.hot.as_ref().map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect()).unwrap_or_default()
+    conversation
+        .hot
+        .as_ref()
+        .map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect())
+        .unwrap_or_default()
 }
 
 /// A user's connections, kept when the user's state is not.

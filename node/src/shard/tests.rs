@@ -24,7 +24,10 @@ use parking_lot::Mutex;
 use super::{Mail, Parts, Settings, Shard, mailbox::Mailbox};
 use crate::{
     conversation::state::fault,
-    store::{Append, Confirmation, Done, Error as StoreError, Page, PageRequest, Projection, Recovered, Session, Store, Written},
+    store::{
+        Append, Confirmation, Done, Error as StoreError, Page, PageRequest, Projection, Recovered, Session, Store,
+        Written,
+    },
 };
 
 const T: Millis = 1_700_000_000_000;
@@ -63,7 +66,10 @@ impl Scripted {
     /// Answers everything but appends and confirmations, until nothing is left.
     fn answer_reads(&self) -> bool {
         let mut any = false;
-        while let Some(work) = { let mut held = self.held.lock(); held.others.pop_front() } {
+        while let Some(work) = {
+            let mut held = self.held.lock();
+            held.others.pop_front()
+        } {
             let tell = work(&mut self.held.lock());
             tell();
             any = true;
@@ -78,7 +84,12 @@ impl Scripted {
             let mut held = self.held.lock();
             for append in &group {
                 let last = append.events.last().unwrap().seq;
-                let row = LogRow { epoch: append.epoch, cw: append.cw, adopted: append.adopted, events: append.events.to_vec() };
+                let row = LogRow {
+                    epoch: append.epoch,
+                    cw: append.cw,
+                    adopted: append.adopted,
+                    events: append.events.to_vec(),
+                };
                 // What is written again must be identical.
                 if let Some(before) = held.rows.insert((append.entity.clone(), last), row.clone()) {
                     assert_eq!(before, row, "a retried append differs from the first");
@@ -116,9 +127,19 @@ impl Store for Scripted {
             held.recoveries += 1;
             let snapshot = held.snapshots.get(&entity).cloned();
             let above = snapshot.as_ref().map_or(0, |(seq, _)| *seq);
-            let rows = held.rows.iter().filter(|((whose, last), _)| *whose == entity && *last > above).map(|(_, row)| row.clone()).collect();
+            let rows = held
+                .rows
+                .iter()
+                .filter(|((whose, last), _)| *whose == entity && *last > above)
+                .map(|(_, row)| row.clone())
+                .collect();
             let inbox = match &entity {
-                EntityId::User(user) => held.inbox.iter().filter(|((whose, _), _)| whose == user).map(|((_, id), row)| (*id, *row)).collect(),
+                EntityId::User(user) => held
+                    .inbox
+                    .iter()
+                    .filter(|((whose, _), _)| whose == user)
+                    .map(|((_, id), row)| (*id, *row))
+                    .collect(),
                 EntityId::Conversation(_) => Vec::new(),
             };
             Box::new(move || done(Ok(Recovered { snapshot, rows, inbox })))
@@ -133,14 +154,18 @@ impl Store for Scripted {
                 .iter()
                 .filter(|((whose, _), _)| *whose == request.entity)
                 .flat_map(|(_, row)| row.events.iter().cloned())
-                .filter(|event| (request.from..=request.upto).contains(&event.seq) && (!request.messages || event.fact.is_message()))
+                .filter(|event| {
+                    (request.from..=request.upto).contains(&event.seq) && (!request.messages || event.fact.is_message())
+                })
                 .collect();
             if request.newest_first {
                 events.reverse();
             }
             events.truncate(request.limit);
             events.sort_by_key(|event| event.seq);
-            let overlay = |event: &Arc<Event>| Some((event.seq, held.overlays.get(&(request.entity.clone(), event.seq))?.clone()));
+            let overlay = |event: &Arc<Event>| {
+                Some((event.seq, held.overlays.get(&(request.entity.clone(), event.seq))?.clone()))
+            };
             let overlays = events.iter().filter_map(overlay).collect();
             Box::new(move || done(Ok(Page { events, overlays, complete: true, reached: 0 })))
         };
@@ -155,7 +180,14 @@ impl Store for Scripted {
         self.held.lock().others.push_back(Box::new(read));
     }
 
-    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, _: Millis, done: Done<Result<Option<StoredId>, StoreError>>) {
+    fn find_id(
+        &self,
+        entity: EntityId,
+        sender: UserId,
+        id: CommandId,
+        _: Millis,
+        done: Done<Result<Option<StoredId>, StoreError>>,
+    ) {
         let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
             let blocks = held.blocks.iter().filter(|((whose, _), _)| *whose == entity);
             let found = blocks
@@ -177,10 +209,16 @@ impl Store for Scripted {
                         assert!(last >= Some(seq), "a snapshot is ahead of the log");
                         held.snapshots.insert(entity, (seq, bytes));
                     }
-                    Projection::Overlay { entity, target, overlay } => drop(held.overlays.insert((entity, target), overlay)),
+                    Projection::Overlay { entity, target, overlay } => {
+                        drop(held.overlays.insert((entity, target), overlay))
+                    }
                     Projection::IdBlock { entity, end, block } => drop(held.blocks.insert((entity, end), block)),
-                    Projection::Inbox { user, conversation, position } => drop(held.inbox.insert((user, conversation), position)),
-                    Projection::Announced { entity, upto } => held.announced.retain(|(whose, seq), ()| *whose != entity || *seq > upto),
+                    Projection::Inbox { user, conversation, position } => {
+                        drop(held.inbox.insert((user, conversation), position))
+                    }
+                    Projection::Announced { entity, upto } => {
+                        held.announced.retain(|(whose, seq), ()| *whose != entity || *seq > upto)
+                    }
                 }
             }
             Box::new(move || done(Ok(())))
@@ -276,7 +314,10 @@ impl Bench {
         let correlation = Correlation(self.asked);
         let actor = Actor { user: user(who), device: None };
         let deadline = self.now.load(Ordering::Relaxed) + 10_000;
-        self.mail(Mail::Gateway(GATEWAY, ToNode::Command(Box::new(Asked { correlation, actor, id, command, deadline }))));
+        self.mail(Mail::Gateway(
+            GATEWAY,
+            ToNode::Command(Box::new(Asked { correlation, actor, id, command, deadline })),
+        ));
         correlation
     }
 
@@ -329,7 +370,10 @@ impl Bench {
     /// Lets the store do everything it is asked for.
     fn settle(&mut self) {
         loop {
-            let confirm = { let mut held = self.store.held.lock(); held.confirms.pop_front() };
+            let confirm = {
+                let mut held = self.store.held.lock();
+                held.confirms.pop_front()
+            };
             let moved = confirm.map(|done| done(Confirmation::Clean)).is_some()
                 | self.store.answer_reads()
                 | self.store.answer_append(&Written::Durable);
@@ -354,7 +398,9 @@ impl Bench {
     }
 
     fn connected(&self) -> Vec<Heads> {
-        let heads = |message: &ToGateway| if let ToGateway::Connected(_, Ok(heads)) = message { Some(heads.clone()) } else { None };
+        let heads = |message: &ToGateway| {
+            if let ToGateway::Connected(_, Ok(heads)) = message { Some(heads.clone()) } else { None }
+        };
         self.heard.0.lock().iter().filter_map(heads).collect()
     }
 
@@ -547,7 +593,10 @@ fn members_hear_and_the_removed_hear_no_more() {
     bench.done("ada", send("all")).unwrap();
     bench.done("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("eve") }).unwrap();
     bench.done("ada", send("without eve")).unwrap();
-    assert_eq!((bench.delivered(5), bench.delivered(6), bench.delivered(7)), (vec![2, 3, 4], vec![2, 3], vec![2, 3, 4]));
+    assert_eq!(
+        (bench.delivered(5), bench.delivered(6), bench.delivered(7)),
+        (vec![2, 3, 4], vec![2, 3], vec![2, 3, 4])
+    );
     bench.connect("eve", 8);
     bench.settle();
     assert_eq!(bench.connected().last().unwrap().positions[0].1, None);
@@ -586,16 +635,22 @@ fn the_inbox_shows_heads_that_nobody_wrote_down() {
     for n in 0..5 {
         bench.done("ada", send(&n.to_string())).unwrap();
     }
-    let Ok(Reply::Conversations { items, next_cursor: None }) = bench.done("bob", Command::ConversationList { cursor: None, limit: 10 }) else {
+    let Ok(Reply::Conversations { items, next_cursor: None }) =
+        bench.done("bob", Command::ConversationList { cursor: None, limit: 10 })
+    else {
         panic!("no inbox")
     };
     assert_eq!((items.len(), items[0].head, items[0].unread), (1, 6, 5));
     let mut next = Bench::over(bench.store.clone());
-    let Ok(Reply::Conversations { items: again, .. }) = next.done("bob", Command::ConversationList { cursor: None, limit: 10 }) else {
+    let Ok(Reply::Conversations { items: again, .. }) =
+        next.done("bob", Command::ConversationList { cursor: None, limit: 10 })
+    else {
         panic!("no inbox")
     };
     assert_eq!((again[0].head, again[0].unread), (6, 5));
-    let Ok(Reply::Conversations { items: own, .. }) = next.done("ada", Command::ConversationList { cursor: None, limit: 10 }) else {
+    let Ok(Reply::Conversations { items: own, .. }) =
+        next.done("ada", Command::ConversationList { cursor: None, limit: 10 })
+    else {
         panic!("no inbox")
     };
     assert_eq!((own.len(), own[0].unread), (1, 0), "who wrote it has read it, crash or not");
@@ -652,7 +707,11 @@ fn a_crash_between_the_commit_and_telling_the_users_is_made_good() {
     let mut next = Bench::over(bench.store.clone());
     next.settle();
     assert!(next.store.held.lock().announced.is_empty(), "what was owed has been told");
-    let Ok(Reply::Conversations { items, .. }) = next.done("bob", Command::ConversationList { cursor: None, limit: 10 }) else { panic!() };
+    let Ok(Reply::Conversations { items, .. }) =
+        next.done("bob", Command::ConversationList { cursor: None, limit: 10 })
+    else {
+        panic!()
+    };
     assert_eq!(items.len(), 1);
 }
 
@@ -700,7 +759,10 @@ fn ids_blocks_and_snapshots_are_written_and_serve() {
     let retry = next.ask_as("ada", old, send("old"));
     next.settle();
     assert_eq!(sent(next.answer(retry)), Sent { duplicate: true, ..first });
-    assert_eq!(next.done("ada", send("next")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 603)), Ok(true));
+    assert_eq!(
+        next.done("ada", send("next")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 603)),
+        Ok(true)
+    );
 }
 
 #[test]
@@ -723,7 +785,10 @@ fn the_idle_are_put_away_and_come_back() {
     let recoveries = bench.store.held.lock().recoveries;
     assert!(bench.done("ada", Command::ConversationGet { conversation: CONVERSATION }).is_ok());
     assert_eq!(bench.store.held.lock().recoveries, recoveries, "an idle conversation answers from memory");
-    assert_eq!(bench.done("ada", send("again")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 42)), Ok(true));
+    assert_eq!(
+        bench.done("ada", send("again")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 42)),
+        Ok(true)
+    );
     assert_eq!(bench.store.held.lock().recoveries, recoveries + 1);
 }
 
@@ -748,7 +813,10 @@ fn an_expired_command_is_not_begun() {
     next.now.fetch_add(10_001, Ordering::Relaxed);
     next.settle();
     assert_eq!(next.answer(asked).unwrap().unwrap_err().code, Code::Aborted);
-    assert_eq!(next.done("ada", send("next")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 2)), Ok(true));
+    assert_eq!(
+        next.done("ada", send("next")).map(|reply| matches!(reply, Reply::Sent(sent) if sent.seq == 2)),
+        Ok(true)
+    );
 }
 
 #[test]
@@ -756,10 +824,17 @@ fn more_than_the_window_is_refused_and_loses_nothing() {
     let mut bench = Bench::new(false);
     bench.done("ada", group(&["bob"])).unwrap();
     let asked: Vec<Correlation> = (0..300).map(|n| bench.ask("ada", send(&n.to_string()))).collect();
-    let refused = asked.iter().filter(|asked| matches!(bench.answer(**asked), Some(Err(error)) if error.code == Code::Overloaded)).count();
+    let refused = asked
+        .iter()
+        .filter(|asked| matches!(bench.answer(**asked), Some(Err(error)) if error.code == Code::Overloaded))
+        .count();
     assert_eq!(refused, 300 - 256);
     bench.settle();
-    let seqs: Vec<Seq> = asked.iter().filter_map(|asked| bench.answer(*asked).unwrap().ok()).map(|reply| sent(Some(Ok(reply))).seq).collect();
+    let seqs: Vec<Seq> = asked
+        .iter()
+        .filter_map(|asked| bench.answer(*asked).unwrap().ok())
+        .map(|reply| sent(Some(Ok(reply))).seq)
+        .collect();
     assert_eq!(seqs, (2..258).collect::<Vec<_>>());
 }
 
@@ -776,10 +851,15 @@ fn large_conversations_reach_listeners_once_a_gateway() {
         let heard = bench.heard.0.lock();
         let broadcasts: Vec<Seq> = heard
             .iter()
-            .filter_map(|message| if let ToGateway::Broadcast { events, .. } = message { Some(events[0].seq) } else { None })
+            .filter_map(
+                |message| if let ToGateway::Broadcast { events, .. } = message { Some(events[0].seq) } else { None },
+            )
             .collect();
         assert_eq!(broadcasts, [2, 3]);
-        assert!(matches!(heard.iter().rev().find(|message| !matches!(message, ToGateway::Reply(..))), Some(ToGateway::Removed { .. })));
+        assert!(matches!(
+            heard.iter().rev().find(|message| !matches!(message, ToGateway::Reply(..))),
+            Some(ToGateway::Removed { .. })
+        ));
     }
     bench.mail(Mail::Gateway(GATEWAY, ToNode::Interest { conversation: CONVERSATION, listening: false }));
     let before = bench.heard.0.lock().len();

@@ -1,11 +1,11 @@
 //! Driving users.
 
 use chappe_schema::{
+    command::Command,
     error::{Code, Error},
     event::Fact,
     id::{ConversationId, EntityId, GatewayId, Millis, Seq, UserId},
     limit::{COMMAND_DEADLINE_MS, CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
-    command::Command,
     reply::Reply,
     wire::{Asked, Connecting, ToGateway},
 };
@@ -14,8 +14,8 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 use super::{
-    News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, connections_of,
-    line::Pending, shard_of,
+    News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, connections_of, line::Pending,
+    shard_of,
 };
 use crate::{
     recovery,
@@ -82,7 +82,10 @@ impl Shard {
                 self.reload_user(id);
             }
             // What must not be lost waits in any number: it is bounded by what other entities have in hand.
-            Phase::Loading if slot.parked.len() >= WINDOW as usize && matches!(parked, Parked::Connect(..) | Parked::Inbox(..)) => {
+            Phase::Loading
+                if slot.parked.len() >= WINDOW as usize
+                    && matches!(parked, Parked::Connect(..) | Parked::Inbox(..)) =>
+            {
                 self.refuse(id, parked, &Error::new(Code::Overloaded).after_ms(500));
             }
             Phase::Loading => {
@@ -114,7 +117,9 @@ impl Shard {
             let error = Error::new(Code::GoingAway).after_ms(1000);
             return self.send_to_gateway(from, ToGateway::Connected(connecting.correlation, Err(error)));
         }
-        let Some(Parked::Connect(from, connecting)) = self.user_or_park(&id, Parked::Connect(from, connecting)) else { return };
+        let Some(Parked::Connect(from, connecting)) = self.user_or_park(&id, Parked::Connect(from, connecting)) else {
+            return;
+        };
         if !asked && self.heads_needed(&id) {
             return self.wait_for_heads(&id, Parked::Connect(from, connecting));
         }
@@ -141,7 +146,8 @@ impl Shard {
         let result = if user.connect(connection, USER_CONNECTIONS_MAX) {
             Ok(user.heads(&connecting.positions, CONNECT_INBOX_MAX))
         } else {
-            Err(Error::new(Code::ConnectionLimit).with_detail(format!("at most {USER_CONNECTIONS_MAX} connections of one user")))
+            Err(Error::new(Code::ConnectionLimit)
+                .with_detail(format!("at most {USER_CONNECTIONS_MAX} connections of one user")))
         };
         self.send_to_gateway(from, ToGateway::Connected(connecting.correlation, result));
     }
@@ -152,9 +158,7 @@ impl Shard {
         let Some(slot) = self.users.get_mut(id) else { return };
         slot.used = now;
         slot.saved.retain(|saved| *saved != connection);
-        let same = |parked: &Parked| {
-            matches!(parked, Parked::Connect(from, connecting) if *from == connection.gateway && connecting.connection == connection.slot)
-        };
+        let same = |parked: &Parked| matches!(parked, Parked::Connect(from, connecting) if *from == connection.gateway && connecting.connection == connection.slot);
         slot.slot.parked.retain(|parked| !same(parked));
         slot.unanswered.retain(|parked| !same(parked));
         slot.slot.line.forget(|release| {
@@ -272,7 +276,9 @@ impl Shard {
                         user.grown_large(news.conversation);
                     }
                     // Who writes has read up to their own message.
-                    if let Some(own) = news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id) {
+                    if let Some(own) =
+                        news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id)
+                    {
                         user.read_upto(news.conversation, own.n);
                     }
                     for connection in &user.connections {
@@ -296,7 +302,9 @@ impl Shard {
 
     /// A fact for the user's own log.
     pub(super) fn tell(&mut self, id: UserId, fact: Fact, conversation: ConversationId) {
-        let Some(Parked::Tell(fact, conversation)) = self.user_or_park(&id, Parked::Tell(fact, conversation)) else { return };
+        let Some(Parked::Tell(fact, conversation)) = self.user_or_park(&id, Parked::Tell(fact, conversation)) else {
+            return;
+        };
         let (Fact::UserJoined { at, .. } | Fact::UserLeft { at, .. }) = fact else { return };
         let joined = matches!(fact, Fact::UserJoined { .. });
         let now = self.now;
@@ -320,7 +328,10 @@ impl Shard {
         self.wait_user(&id, head, UserRelease::Told(conversation, at));
         if joined {
             // Its owner says where a conversation stands that the user has just joined.
-            self.send_to_entity(&conversation.into(), PeerMail::AskHeads { user: id, conversations: vec![conversation] });
+            self.send_to_entity(
+                &conversation.into(),
+                PeerMail::AskHeads { user: id, conversations: vec![conversation] },
+            );
         }
     }
 
@@ -338,7 +349,9 @@ impl Shard {
         match release {
             UserRelease::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
             UserRelease::Connect(gateway, connecting) => self.register(gateway, connecting),
-            UserRelease::Told(conversation, at) => self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at }),
+            UserRelease::Told(conversation, at) => {
+                self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at })
+            }
         }
     }
 
@@ -400,7 +413,9 @@ impl Shard {
         };
         let (mut user, committed, adopted) = match built {
             Ok(built) => built,
-            Err(recovery::Trouble::Superseded { .. }) => return self.die(format!("a newer owner has written to user {id}")),
+            Err(recovery::Trouble::Superseded { .. }) => {
+                return self.die(format!("a newer owner has written to user {id}"));
+            }
             Err(trouble) => {
                 tracing::error!(event = "user_withdrawn", user = %id, %trouble);
                 if let Some(slot) = self.users.get_mut(id) {
@@ -492,7 +507,9 @@ impl Shard {
             .line
             .unwritten()
             .filter_map(|event| match event.fact {
-                Fact::UserJoined { conversation, .. } | Fact::UserLeft { conversation, .. } => Some((conversation, event.fact.clone())),
+                Fact::UserJoined { conversation, .. } | Fact::UserLeft { conversation, .. } => {
+                    Some((conversation, event.fact.clone()))
+                }
                 _ => None,
             })
             .collect();

@@ -213,7 +213,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// Looks for an id among the durable blocks, newest first, as far back as blocks whose last event was stamped
     /// at or after `not_before`.
-    fn find_id(&self, entity: EntityId, sender: UserId, id: CommandId, not_before: Millis, done: Done<Result<Option<StoredId>, Error>>);
+    fn find_id(
+        &self,
+        entity: EntityId,
+        sender: UserId,
+        id: CommandId,
+        not_before: Millis,
+        done: Done<Result<Option<StoredId>, Error>>,
+    );
 
     /// Writes derived rows; those of one call may become durable in any order.
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>);

@@ -128,7 +128,9 @@ impl User {
     /// The heads that a new connection needs: of what it holds positions in, and of the most active others.
     #[must_use]
     pub fn heads(&self, positions: &[ConversationId], others_max: usize) -> Heads {
-        let head = |id: &ConversationId| self.joined(id).map(|known| Head { seq: known.inbox.last_seq, n: known.inbox.last_n });
+        let head = |id: &ConversationId| {
+            self.joined(id).map(|known| Head { seq: known.inbox.last_seq, n: known.inbox.last_n })
+        };
         let asked = positions.iter().map(|id| (*id, head(id))).collect();
         let unknown = positions.iter().filter(|id| self.unknown.contains(*id)).copied().collect();
         let newest = self.by_change.values().rev().filter(|id| !positions.contains(id));
@@ -170,13 +172,15 @@ impl User {
             })
             .collect()
     }
-
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chappe_schema::{event::{ConversationKind, Fact}, id::UserId};
+    use chappe_schema::{
+        event::{ConversationKind, Fact},
+        id::UserId,
+    };
 
     fn conversation(n: u64) -> ConversationId {
         ConversationId(uuid::Uuid::from_u128(n.into()))
@@ -189,7 +193,13 @@ mod tests {
             let fact = Fact::UserJoined { conversation: conversation(n), kind: ConversationKind::Group, at: 1 };
             let event = user.hear(&fact, 0).unwrap();
             user.apply(&event);
-            let known = HeadKnown { conversation: conversation(n), head: Some(Head { seq: 1, n: 0 }), read_n: 0, last_at: 0, large: n == 3 };
+            let known = HeadKnown {
+                conversation: conversation(n),
+                head: Some(Head { seq: 1, n: 0 }),
+                read_n: 0,
+                last_at: 0,
+                large: n == 3,
+            };
             user.verify(known, || n);
         }
         user
@@ -240,7 +250,13 @@ mod tests {
         user.distrust();
         let mut next = 10;
         for (n, last_at) in [(3, 50), (1, 70), (2, 60)] {
-            let known = HeadKnown { conversation: conversation(n), head: Some(Head { seq: 9, n: 5 }), read_n: 4, last_at, large: false };
+            let known = HeadKnown {
+                conversation: conversation(n),
+                head: Some(Head { seq: 9, n: 5 }),
+                read_n: 4,
+                last_at,
+                large: false,
+            };
             user.verify(known, || {
                 next += 1;
                 next
@@ -250,7 +266,10 @@ mod tests {
         assert_eq!(user.page(None, 1).0[0].unread, 1);
         user.distrust();
         for n in 1..=3 {
-            user.verify(HeadKnown { conversation: conversation(n), head: None, read_n: 0, last_at: 0, large: false }, || unreachable!());
+            user.verify(
+                HeadKnown { conversation: conversation(n), head: None, read_n: 0, last_at: 0, large: false },
+                || unreachable!(),
+            );
         }
         assert_eq!(user.heads(&[conversation(2)], 0).unknown, [conversation(2)]);
     }

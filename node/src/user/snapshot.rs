@@ -50,7 +50,8 @@ impl User {
         user.snapshot_at = stored.seq;
         for one in stored.conversations {
             let conversation = conversation_id(&one.conversation)?;
-            let kind = ConversationKind::from_number(one.kind).ok_or(Corrupt::Content("a stored number has no meaning"))?;
+            let kind =
+                ConversationKind::from_number(one.kind).ok_or(Corrupt::Content("a stored number has no meaning"))?;
             let inbox = one.inbox.unwrap_or_default();
             let known = Membership { kind, at: one.at, joined: one.joined, large: false, inbox, dirty: false };
             if known.joined && inbox.change != 0 {
@@ -72,7 +73,8 @@ mod tests {
         let mut user = User::new(UserId::new("ada").unwrap());
         for n in 1..=3u128 {
             let conversation = ConversationId(uuid::Uuid::from_u128(n));
-            let event = user.hear(&Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 1 }, 4).unwrap();
+            let event =
+                user.hear(&Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 1 }, 4).unwrap();
             user.apply(&event);
             user.raise(conversation, Head { seq: n as u64, n: 1 }, || 10 - n as u64);
         }

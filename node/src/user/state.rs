@@ -93,7 +93,9 @@ impl User {
     /// delivered at least once.
     #[must_use]
     pub fn hear(&self, fact: &Fact, now: Millis) -> Option<Arc<Event>> {
-        let (Fact::UserJoined { conversation, at, .. } | Fact::UserLeft { conversation, at }) = fact else { return None };
+        let (Fact::UserJoined { conversation, at, .. } | Fact::UserLeft { conversation, at }) = fact else {
+            return None;
+        };
         if self.conversations.get(conversation).is_some_and(|known| known.at >= *at) {
             return None;
         }

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 /// Sizes of the embedded log. The defaults suit two cores and 1 GiB.
 ///
-/// Its memory is bounded by `cache_size + 5 × log_memtable_size + 6 × 5 × table_memtable_size` in the worst moment (one
-/// active and four sealed memtables per table, then writes wait); in an ordinary one it is a third of that.
+/// Its memory is bounded by `cache_size + 7 × (log_memtable_size + 6 × table_memtable_size)` in the worst moment, when
+/// every table has three sealed memtables waiting and an active one grown to four times its size; then writes wait. In
+/// an ordinary one it is `cache_size` and two or three memtables of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
