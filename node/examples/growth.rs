@@ -51,7 +51,7 @@ impl GatewayPort for Answers {
             if let ToGateway::Reply(_, result) = message {
                 match result {
                     Ok(Reply::Messages { items, .. }) => {
-                        drop(self.messages.fetch_add(items.len() as u64, Ordering::Relaxed))
+                        self.messages.fetch_add(items.len() as u64, Ordering::Relaxed);
                     }
                     Ok(_) => {}
                     Err(error) => {

@@ -99,7 +99,8 @@ pub fn sweep() -> io::Result<usize> {
         if fs::read(Path::new("/proc").join(pid).join("cmdline")).is_ok_and(|line| !line.is_empty()) {
             continue;
         }
-        rustix::mount::unmount(mountpoint, UnmountFlags::DETACH)?;
+        // By force: a killed tester may still wait for an answer of its own.
+        rustix::mount::unmount(mountpoint, UnmountFlags::FORCE | UnmountFlags::DETACH)?;
         swept += 1;
     }
     Ok(swept)
@@ -216,7 +217,7 @@ impl Power {
         let until = Instant::now() + Duration::from_secs(5);
         while let Err(error) = rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty()) {
             if Instant::now() >= until {
-                rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH)?;
+                rustix::mount::unmount(&self.mountpoint, UnmountFlags::FORCE | UnmountFlags::DETACH)?;
                 return Err(io::Error::new(error.kind(), format!("{} was still in use", self.mountpoint.display())));
             }
             thread::sleep(Duration::from_millis(5));

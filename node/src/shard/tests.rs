@@ -210,11 +210,11 @@ impl Store for Scripted {
                         held.snapshots.insert(entity, (seq, bytes));
                     }
                     Projection::Overlay { entity, target, overlay } => {
-                        drop(held.overlays.insert((entity, target), overlay))
+                        held.overlays.insert((entity, target), overlay);
                     }
                     Projection::IdBlock { entity, end, block } => drop(held.blocks.insert((entity, end), block)),
                     Projection::Inbox { user, conversation, position } => {
-                        drop(held.inbox.insert((user, conversation), position))
+                        held.inbox.insert((user, conversation), position);
                     }
                     Projection::Announced { entity, upto } => {
                         held.announced.retain(|(whose, seq), ()| *whose != entity || *seq > upto)
