@@ -161,14 +161,13 @@ impl World {
             }
             assert!(heads.windows(2).all(|pair| pair[0] == pair[1]), "members see different heads: {heads:?}");
         }
-        let verdict = self.history.verdict().unwrap();
-        println!("{verdict}");
-        verdict
+        self.history.verdict().unwrap()
     }
 
     /// As [`Self::judge`], and the verdict must be clean.
     pub(crate) async fn judge_clean(&self) -> Verdict {
         let verdict = self.judge().await;
+        println!("{verdict}");
         assert!(verdict.is_clean(), "promises were broken; the server's last words:\n{}", self.server.last_words());
         assert_eq!(verdict.stats.acked_unread, 0);
         assert_eq!(verdict.stats.unknown, 0, "no send was given up");
