@@ -143,7 +143,11 @@ impl Gateway {
             Some(last) if queue.len() >= DELIVERY_QUEUE_MAX => Item::Head(conversation, last.seq),
             Some(_) => Item::Events(conversation, events),
         };
-        queue.push_back(item);
+        // At the brim one word per run is enough: the newest head stands for all before it.
+        match (queue.back_mut(), &item) {
+            (Some(Item::Head(waiting, head)), Item::Head(same, newer)) if waiting == same => *head = *newer,
+            _ => queue.push_back(item),
+        }
         drop(queue);
         lane.more.notify_one();
     }
