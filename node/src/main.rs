@@ -259,9 +259,13 @@ fn greet(listen: SocketAddr, admin: SocketAddr, data_dir: &Path, issues_tokens: 
     let mut text = format!("listening on http://{listen}, admin on http://{admin}\n");
     text += &format!("  data in {}\n", data_dir.display());
     if issues_tokens {
+        // Made now, so that the line works as it is printed.
+        let id = uuid::Uuid::now_v7();
         text += &format!(
             "  a token for ada:    TOKEN=$(curl -s http://{listen}/v1/dev/tokens -H 'content-type: application/json' -d '{{\"user\":\"ada\"}}' | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n\
-             \x20 talk to bob:        curl -s http://{listen}/v1/conversations -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json' -d '{{\"kind\":\"direct\",\"with\":\"bob\"}}'\n\
+             \x20 talk to bob:        CONVERSATION=$(curl -s http://{listen}/v1/conversations -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json' -d '{{\"kind\":\"direct\",\"with\":\"bob\"}}' | sed 's/.*\"id\":\"\\([^\"]*\\)\".*/\\1/')\n\
+             \x20 say something there: curl -s http://{listen}/v1/conversations/$CONVERSATION/messages -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json' -d '{{\"client_msg_id\":\"{id}\",\"body\":{{\"text\":\"bonjour\"}}}}'\n\
+             \x20 or open             http://{listen}/ in two browser windows\n\
              \x20 these tokens exist on loopback only; see README.md for keys of your own\n"
         );
     }

@@ -54,6 +54,10 @@ impl Trace {
         let until = Instant::now() + PATIENCE;
         while !traced(pid)? {
             if let Some(status) = trace.strace.try_wait()? {
+                if status.success() {
+                    // The process has ended under it already: what was injected came quickly.
+                    return Ok(trace);
+                }
                 return Err(io::Error::other(format!("strace ended with {status}")));
             }
             if Instant::now() >= until {
@@ -121,7 +125,12 @@ pub fn available() -> Result<(), String> {
 
 /// Whether every thread of a process has a tracer.
 fn traced(pid: u32) -> io::Result<bool> {
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+    let tasks = match fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(tasks) => tasks,
+        // It has ended; strace says so too, in a moment.
+        Err(_) => return Ok(false),
+    };
+    for task in tasks {
         let status = match fs::read_to_string(task?.path().join("status")) {
             Ok(status) => status,
             // A thread that has ended meanwhile.
