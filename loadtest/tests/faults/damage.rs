@@ -268,7 +268,13 @@ async fn a_damaged_journal_is_repaired_or_refused() {
     for index in 0..size("CHAPPE_TEST_DAMAGES", 24) {
         let home = tempfile::Builder::new().prefix("chappe-").tempdir().unwrap();
         let data = corpse.copy(home.path());
-        let damage = Damage::any(&mut dice, written, &seams);
+        // First, every time, the places where a reader is misled most easily: the first byte of a batch in the middle and
+        // of the last one, and the end of the last.
+        let (middle, last, end) = (seams[seams.len() / 2], seams[seams.len() - 2], seams[seams.len() - 1] - 1);
+        let damage = match [middle, last, end, last + 1].get(index as usize) {
+            Some(at) => Damage::Flipped(*at, 1 << dice.below(8)),
+            None => Damage::any(&mut dice, written, &seams),
+        };
         damage.inflict(&data.join("log").join(journal.file_name().unwrap()), &mut dice);
         let what = format!("{damage:?} of {written}");
         let (outcome, served) = examine(&corpse, &data, &what, index % 3 == 0).await;
