@@ -52,6 +52,8 @@ pub(super) struct ConversationSlot {
     id_block: Option<Seq>,
     /// Mutations that wait, in order, for the id blocks to be asked: the first one's question is on its way.
     asking_id: VecDeque<(GatewayId, Box<Asked>)>,
+    /// Whether that question is on its way.
+    is_asking: bool,
 }
 
 impl std::ops::Deref for ConversationSlot {
@@ -84,6 +86,7 @@ impl ConversationSlot {
             projecting: BTreeMap::new(),
             id_block: None,
             asking_id: VecDeque::new(),
+            is_asking: false,
         }
     }
 
@@ -177,9 +180,14 @@ impl Shard {
         self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
     }
 
-    fn answer_now(&mut self, from: GatewayId, asked: &Asked, result: Result<Reply, Error>) {
+    /// Counts an answer, with the time since the gateway asked: it set the deadline then.
+    pub(super) fn count_answer(&self, asked: &Asked, result: &Result<Reply, Error>) {
         let began = asked.deadline.saturating_sub(COMMAND_DEADLINE_MS);
         self.measures.answered(asked.command.op(), result.as_ref().err(), self.now.saturating_sub(began));
+    }
+
+    fn answer_now(&mut self, from: GatewayId, asked: &Asked, result: Result<Reply, Error>) {
+        self.count_answer(asked, &result);
         self.reply(from, asked.correlation, result);
     }
 
@@ -228,8 +236,7 @@ impl Shard {
         }
         match verdict {
             Verdict::Answer(result) => {
-                let began = asked.deadline.saturating_sub(COMMAND_DEADLINE_MS);
-                self.measures.answered(asked.command.op(), result.as_ref().err(), now.saturating_sub(began));
+                self.count_answer(&asked, &result);
                 self.wait_conversation(id, head, Release::Reply(from, asked.correlation, result));
             }
             Verdict::Append(..) => unreachable!("an append was turned into its answer above"),
@@ -251,6 +258,7 @@ impl Shard {
                 let (user, command_id) = (asked.actor.user.clone(), asked.id);
                 // Whoever asks again stays in front.
                 slot.asking_id.push_front((from, asked));
+                slot.is_asking = true;
                 let token = self.token();
                 let done = self.answer(move |found| StoreMail::Id { token, found });
                 self.store.find_id(id.into(), user, command_id, since, done);
@@ -333,7 +341,7 @@ impl Shard {
             self.release_conversation(id, release);
         }
         self.project_conversation(id);
-        self.reload_if_lost(id);
+        self.reload(id);
         if let Some(slot) = self.conversations.get_mut(&id) {
             let bytes = slot.ready().map_or(1, |state| state.bytes());
             Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
@@ -537,9 +545,9 @@ impl Shard {
     pub(super) fn id_found(&mut self, token: u64, found: Result<Option<StoredId>, store::Error>) {
         let Some(Reading::Id(id, upto)) = self.reads.remove(&token) else { return };
         self.looked(id);
-        let Some((from, asked)) = self.conversations.get_mut(&id).and_then(|slot| slot.asking_id.pop_front()) else {
-            return;
-        };
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        slot.is_asking = false;
+        let Some((from, asked)) = slot.asking_id.pop_front() else { return };
         match found {
             Ok(found) => {
                 let evidence = Evidence { id: Some((found.as_ref().map(Into::into), upto)) };
@@ -556,14 +564,10 @@ impl Shard {
     /// Judges what waited behind a question to the store, up to the next question.
     fn judge_those_behind(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        // A question is on its way exactly as long as some read carries it.
-        let mut behind = std::mem::take(&mut slot.asking_id);
-        if self.reads.values().any(|read| matches!(read, Reading::Id(asked, _) if *asked == id)) {
-            if let Some(slot) = self.conversations.get_mut(&id) {
-                slot.asking_id = behind;
-            }
+        if slot.is_asking {
             return;
         }
+        let mut behind = std::mem::take(&mut slot.asking_id);
         while let Some((from, asked)) = behind.pop_front() {
             self.judge(id, from, asked, Evidence::default());
             if let Some(slot) = self.conversations.get_mut(&id)
@@ -685,12 +689,6 @@ impl Shard {
         }
         slot.reading = true;
         self.recover(id.into());
-    }
-
-    fn reload_if_lost(&mut self, id: ConversationId) {
-        if self.conversations.get(&id).is_some_and(|slot| matches!(slot.phase, Phase::Loading)) {
-            self.reload(id);
-        }
     }
 
     pub(super) fn conversation_recovered(&mut self, id: ConversationId, result: Result<Recovered, store::Error>) {

@@ -197,7 +197,7 @@ enum Ticket {
     /// The flight of this entity is durable.
     Flight(EntityId),
     Conversation(ConversationId, Release),
-    User(UserId, UserRelease),
+    User(UserRelease),
 }
 
 /// What a projection does once it is durable.
@@ -597,7 +597,7 @@ impl Shard {
             match ticket {
                 Ticket::Flight(entity) => self.commit(&entity),
                 Ticket::Conversation(id, release) => self.release_conversation(id, release),
-                Ticket::User(id, release) => self.release_user(&id, release),
+                Ticket::User(release) => self.release_user(release),
             }
         }
     }

@@ -5,7 +5,7 @@ use chappe_schema::{
     error::{Code, Error},
     event::Fact,
     id::{ConversationId, EntityId, GatewayId, Millis, Seq, UserId},
-    limit::{COMMAND_DEADLINE_MS, CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
+    limit::{CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
     reply::Reply,
     wire::{Asked, Connecting, ToGateway},
 };
@@ -194,8 +194,7 @@ impl Shard {
             _ => Err(Error::new(Code::UnknownOperation)),
         };
         let head = user.head;
-        let began = asked.deadline.saturating_sub(COMMAND_DEADLINE_MS);
-        self.measures.answered(asked.command.op(), result.as_ref().err(), self.now.saturating_sub(began));
+        self.count_answer(&asked, &result);
         self.wait_user(&id, head, UserRelease::Reply(from, asked.correlation, result));
     }
 
@@ -339,13 +338,13 @@ impl Shard {
         let Some(slot) = self.users.get_mut(id) else { return };
         let Some(release) = slot.line.wait(after, release) else { return };
         if self.confirms_at_once {
-            self.release_user(id, release);
+            self.release_user(release);
         } else {
-            self.pump.issue(Ticket::User(id.clone(), release));
+            self.pump.issue(Ticket::User(release));
         }
     }
 
-    pub(super) fn release_user(&mut self, _id: &UserId, release: UserRelease) {
+    pub(super) fn release_user(&mut self, release: UserRelease) {
         match release {
             UserRelease::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
             UserRelease::Connect(gateway, connecting) => self.register(gateway, connecting),
@@ -362,11 +361,9 @@ impl Shard {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id.clone());
         }
         while let Some(release) = self.users.get_mut(id).and_then(|slot| slot.line.released()) {
-            self.release_user(id, release);
+            self.release_user(release);
         }
-        if self.users.get(id).is_some_and(|slot| matches!(slot.phase, Phase::Loading)) {
-            self.reload_user(id);
-        }
+        self.reload_user(id);
         self.snapshot_user(id);
     }
 
