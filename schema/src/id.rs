@@ -137,6 +137,17 @@ impl CommandId {
         Self(Uuid::now_v7())
     }
 
+    /// The id under which a user's log hears of event `at` of a conversation: each joining and each leaving has its own,
+    /// and the same fact told again has the same.
+    #[must_use]
+    pub fn of_fact(conversation: ConversationId, at: Seq) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"chappe/fact/1");
+        hash.update(conversation.0.as_bytes());
+        hash.update(at.to_be_bytes());
+        Self(uuid_v8(&hash.finalize()))
+    }
+
     /// When the id says it was made, if it is a UUIDv7.
     #[must_use]
     pub fn time(self) -> Option<Millis> {

@@ -8,7 +8,7 @@ use std::{
 use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
-    id::{ConversationId, EntityId, GatewayId, Millis, Seq, UserId},
+    id::{CommandId, ConversationId, EntityId, Epoch, GatewayId, Millis, Seq, UserId},
     limit::{COMMAND_DEADLINE_MS, IDLE_SNAPSHOT_EVENTS, WINDOW},
     reply::Reply,
     stored::StoredId,
@@ -20,8 +20,8 @@ use super::{
     overlays_of, shard_of,
 };
 use crate::{
-    conversation::{Audience, Conversation, Evidence, Read, Verdict, read::Progress},
-    recovery,
+    conversation::{Audience, Conversation, Evidence, Read, Verdict, ids::Memory, read::Progress},
+    recovery::{self, Resolved},
     store::{self, Page, PageRequest, Projection, Recovered},
     user::HeadKnown,
 };
@@ -54,6 +54,8 @@ pub(super) struct ConversationSlot {
     asking_id: VecDeque<(GatewayId, Box<Asked>)>,
     /// Whether that question is on its way.
     is_asking: bool,
+    /// What was read of the log, while the store is asked whether commands to be adopted stand lower already.
+    recovering: Option<Box<Recovering>>,
 }
 
 impl std::ops::Deref for ConversationSlot {
@@ -87,6 +89,7 @@ impl ConversationSlot {
             id_block: None,
             asking_id: VecDeque::new(),
             is_asking: false,
+            recovering: None,
         }
     }
 
@@ -192,7 +195,7 @@ impl Shard {
     }
 
     fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>, evidence: Evidence) {
-        let now = self.now;
+        let (now, epoch) = (self.now, self.epoch);
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let state = match &mut slot.slot.phase {
             Phase::Ready(state) => state,
@@ -218,6 +221,8 @@ impl Shard {
             }
             let audience = state.audience(&event);
             state.apply(&event);
+            // A later owner must know: whatever an earlier one wrote above this was never acknowledged.
+            state.fresh_epoch = epoch;
             let announce = is_announced(&event.fact);
             line.push(Pending { event, audience: Some(audience), announce, adopted: false });
             Ok((Verdict::Answer(Ok(reply)), state.head))
@@ -692,41 +697,81 @@ impl Shard {
     }
 
     pub(super) fn conversation_recovered(&mut self, id: ConversationId, result: Result<Recovered, store::Error>) {
-        let owes = self.unannounced.contains(&EntityId::Conversation(id));
-        let Some(slot) = self.conversations.get_mut(&id) else { return };
-        slot.reading = false;
-        let recovered = match result {
-            Ok(recovered) => recovered,
-            Err(error) => {
-                let error = self.store_failed(id, &error);
-                return self.turn_away(id, &error);
-            }
-        };
-        let epoch = self.epoch;
-        let trusting = self.confirms_at_once;
+        let Some(recovered) = self.recovery_answered(id, result) else { return };
+        let (epoch, trusting) = (self.epoch, self.confirms_at_once);
         let entity = || EntityId::Conversation(id);
-        let Some(built) = self.supervised(entity, || rebuild(id, epoch, recovered, trusting)) else {
+        let Some(begun) = self.supervised(entity, || Recovering::begin(id, epoch, recovered, trusting)) else {
             return self.conversation_panicked(id);
         };
-        let Rebuilt { state, committed, adopted, events } = match built {
-            Ok(rebuilt) => rebuilt,
+        match begun {
+            Ok(recovering) => self.go_on_recovering(id, Box::new(recovering)),
             Err(recovery::Trouble::Superseded { .. }) => {
-                return self.die(format!("a newer owner has written to conversation {id}"));
+                self.die(format!("a newer owner has written to conversation {id}"))
             }
             Err(trouble) => {
                 tracing::error!(event = "conversation_withdrawn", conversation = %id, %trouble);
                 self.withdraw(id, Millis::MAX);
-                return self.turn_away(id, &Code::ConversationUnavailable.into());
+                self.turn_away(id, &Code::ConversationUnavailable.into());
             }
-        };
+        }
+    }
+
+    /// The store has said whether a command that is to be adopted stands in an older block of ids.
+    pub(super) fn adopted_known(&mut self, id: ConversationId, found: Result<Option<StoredId>, store::Error>) {
+        let recovering = self.conversations.get_mut(&id).and_then(|slot| slot.recovering.take());
+        let Some(found) = self.recovery_answered(id, found) else { return };
+        if let Some(mut recovering) = recovering {
+            recovering.answer(found);
+            self.go_on_recovering(id, recovering);
+        }
+    }
+
+    /// What the store has answered to a recovery, unless it has failed, or the conversation was withdrawn meanwhile.
+    fn recovery_answered<T>(&mut self, id: ConversationId, result: Result<T, store::Error>) -> Option<T> {
+        let slot = self.conversations.get_mut(&id)?;
+        slot.reading = false;
+        if !matches!(slot.phase, Phase::Loading) {
+            self.turn_away(id, &Code::ConversationUnavailable.into());
+            return None;
+        }
+        result
+            .inspect_err(|error| {
+                let error = self.store_failed(id, error);
+                self.turn_away(id, &error);
+            })
+            .ok()
+    }
+
+    /// Whatever is adopted must not stand in an older block of ids: the store is asked before anything is written again.
+    fn go_on_recovering(&mut self, id: ConversationId, mut recovering: Box<Recovering>) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        if let Some((sender, command, not_before)) = recovering.question() {
+            slot.reading = true;
+            slot.recovering = Some(recovering);
+            let done = self.answer(move |found| StoreMail::Adopted { conversation: id, found });
+            return self.store.find_id(id.into(), sender, command, not_before, done);
+        }
+        match self.supervised(|| EntityId::Conversation(id), || recovering.finish()) {
+            Some(rebuilt) => self.conversation_rebuilt(id, rebuilt),
+            None => self.conversation_panicked(id),
+        }
+    }
+
+    fn conversation_rebuilt(&mut self, id: ConversationId, rebuilt: Rebuilt) {
+        let owes = self.unannounced.contains(&EntityId::Conversation(id));
+        let Rebuilt { state, committed, standing, adopted, events } = rebuilt;
         let bytes = state.bytes();
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let is_new_to_watch = slot.slot.bytes == 0;
         slot.slot.line.restart(committed);
-        for event in adopted {
-            let announce = is_announced(&event.fact);
-            slot.slot.line.push(Pending { event, audience: None, announce, adopted: true });
+        let found = |adopted| {
+            move |event: Arc<Event>| Pending { announce: is_announced(&event.fact), event, audience: None, adopted }
+        };
+        if !standing.is_empty() {
+            slot.slot.line.stand(standing.into_iter().map(found(false)).collect());
+            self.pump.issue(Ticket::Flight(id.into()));
         }
+        adopted.into_iter().map(found(true)).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
         }
@@ -889,41 +934,87 @@ impl Shard {
     }
 }
 
+/// A conversation that is being read again.
+struct Recovering {
+    /// The state after everything but what is adopted.
+    state: Conversation,
+    resolved: Resolved,
+    /// How many of the adopted events were looked at: their commands stand nowhere below.
+    looked_at: usize,
+}
+
 /// A conversation that was read again.
 struct Rebuilt {
     /// The state after everything that was found and counts.
     state: Conversation,
     /// What of it is committed.
     committed: Seq,
+    /// What is durable under the own epoch, and committed by the next fence read.
+    standing: Vec<Arc<Event>>,
     /// What is written again before anything of it is shown.
     adopted: Vec<Arc<Event>>,
-    /// The events above the snapshot.
+    /// The committed events above the snapshot.
     events: Vec<Arc<Event>>,
 }
 
-fn rebuild(id: ConversationId, epoch: u64, recovered: Recovered, trusting: bool) -> Result<Rebuilt, recovery::Trouble> {
-    let mut state = match recovered.snapshot {
-        Some((_, bytes)) => Conversation::from_snapshot(id, bytes)?,
-        None => Conversation::absent(id),
-    };
-    let resolved = recovery::resolve(
-        recovery::Basis {
-            own_epoch: epoch,
-            snapshot_seq: state.head,
-            snapshot_fresh_epoch: state.fresh_epoch,
-            trusting,
-        },
-        |sender, command| {
-            state.hot.as_ref().is_some_and(|hot| {
-                matches!(hot.ids.look_up(sender, command), crate::conversation::ids::Memory::Known(_))
-            })
-        },
-        recovered.rows,
-    )?;
-    for event in resolved.committed.iter().chain(&resolved.adopted) {
-        state.apply(event);
+impl Recovering {
+    fn begin(
+        id: ConversationId,
+        own_epoch: Epoch,
+        recovered: Recovered,
+        trusting: bool,
+    ) -> Result<Self, recovery::Trouble> {
+        let mut state = match recovered.snapshot {
+            Some((_, bytes)) => Conversation::from_snapshot(id, bytes)?,
+            None => Conversation::absent(id),
+        };
+        let basis =
+            recovery::Basis { own_epoch, snapshot_seq: state.head, snapshot_fresh_epoch: state.fresh_epoch, trusting };
+        let resolved = recovery::resolve(
+            basis,
+            |sender, command| matches!(remembers(&state, sender, command), Memory::Known(_)),
+            recovered.rows,
+        )?;
+        for event in resolved.committed.iter().chain(&resolved.standing) {
+            state.apply(event);
+        }
+        Ok(Self { state, resolved, looked_at: 0 })
     }
-    state.fresh_epoch = resolved.fresh_epoch;
-    let committed = state.head - resolved.adopted.len() as u64;
-    Ok(Rebuilt { state, committed, adopted: resolved.adopted, events: resolved.committed })
+
+    /// The next adopted command of which only the store can say whether it stands lower already, and how far back the
+    /// blocks must be asked.
+    fn question(&mut self) -> Option<(UserId, CommandId, Millis)> {
+        while let Some(event) = self.resolved.adopted.get(self.looked_at) {
+            if let Memory::Ask(not_before) = remembers(&self.state, &event.sender, event.id) {
+                return Some((event.sender.clone(), event.id, not_before));
+            }
+            self.looked_at += 1;
+        }
+        None
+    }
+
+    fn answer(&mut self, found: Option<StoredId>) {
+        // An event that was committed by its owner may stand in a block itself.
+        if let (Some(event), Some(found)) = (self.resolved.adopted.get(self.looked_at), found)
+            && found.seq < event.seq
+        {
+            self.resolved.cut(event.seq);
+        }
+        self.looked_at += 1;
+    }
+
+    fn finish(self) -> Rebuilt {
+        let Self { mut state, resolved, .. } = self;
+        let committed = state.head - resolved.standing.len() as u64;
+        for event in &resolved.adopted {
+            state.apply(event);
+        }
+        state.fresh_epoch = resolved.fresh_epoch;
+        let Resolved { committed: events, standing, adopted, .. } = resolved;
+        Rebuilt { state, committed, standing, adopted, events }
+    }
+}
+
+fn remembers(state: &Conversation, sender: &UserId, command: CommandId) -> Memory {
+    state.hot.as_ref().map_or(Memory::New, |hot| hot.ids.look_up(sender, command))
 }

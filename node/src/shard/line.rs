@@ -38,7 +38,8 @@ pub(super) struct Line<R> {
 
 #[derive(Debug)]
 struct Flight {
-    append: Append,
+    /// `None` when recovery found the events durable: nothing is sent.
+    append: Option<Append>,
     pending: Vec<Pending>,
 }
 
@@ -55,6 +56,13 @@ impl<R> Line<R> {
     pub(super) fn restart(&mut self, committed: Seq) {
         debug_assert!(self.is_quiet(), "a line was restarted while rows were on their way");
         self.committed = committed;
+    }
+
+    /// These events were found in the log under the own epoch. They are the present flight, though nothing is sent: a
+    /// clean fence read that starts from now on commits them, and what follows waits behind them. Only for a quiet line.
+    pub(super) fn stand(&mut self, pending: Vec<Pending>) {
+        debug_assert!(self.has_no_rows(), "events were found standing while rows were on their way");
+        self.flight = Some(Flight { append: None, pending });
     }
 
     /// Whether nothing is on its way.
@@ -116,13 +124,13 @@ impl<R> Line<R> {
             events: pending.iter().map(|pending| Arc::clone(&pending.event)).collect(),
             announce: pending.iter().any(|pending| pending.announce),
         };
-        self.flight = Some(Flight { append: append.clone(), pending });
+        self.flight = Some(Flight { append: Some(append.clone()), pending });
         Some(append)
     }
 
     /// The append on its way, to be sent again identically.
     pub(super) fn again(&self) -> Option<Append> {
-        self.flight.as_ref().map(|flight| flight.append.clone())
+        self.flight.as_ref().and_then(|flight| flight.append.clone())
     }
 
     /// The append on its way is durable and confirmed: its events are committed.
@@ -227,6 +235,20 @@ mod tests {
         .collect();
         assert_eq!(sizes, [1, 64, 35]);
         assert!(line.admits(100 + WINDOW) && !line.admits(101 + WINDOW));
+    }
+
+    #[test]
+    fn what_stands_already_is_not_sent_and_comes_first() {
+        let mut line: Line<&str> = Line::new(0);
+        line.restart(3);
+        line.stand(vec![pending(4, false), pending(5, false)]);
+        line.push(pending(6, true));
+        assert_eq!(line.wait(5, "standing"), None);
+        assert!(!line.can_fly() && line.again().is_none() && !line.has_no_rows());
+        assert_eq!(line.commit().len(), 2);
+        assert_eq!((line.committed(), line.released()), (5, Some("standing")));
+        let append = line.fly(entity(), 7).unwrap();
+        assert_eq!((append.cw, append.adopted, append.events[0].seq), (5, true, 6));
     }
 
     #[test]

@@ -78,13 +78,34 @@ pub(crate) enum Mail {
 
 /// The store's answers.
 pub(crate) enum StoreMail {
-    Written { group: u64, outcomes: Vec<Written> },
+    Written {
+        group: u64,
+        outcomes: Vec<Written>,
+    },
     Confirmed(Confirmation),
     Recovered(EntityId, Result<Recovered, store::Error>),
-    Page { token: u64, page: Result<Page, store::Error> },
-    Target { conversation: ConversationId, seq: Seq, page: Result<Page, store::Error> },
-    Id { token: u64, found: Result<Option<StoredId>, store::Error> },
-    Projected { token: u64, result: Result<(), store::Error> },
+    Page {
+        token: u64,
+        page: Result<Page, store::Error>,
+    },
+    Target {
+        conversation: ConversationId,
+        seq: Seq,
+        page: Result<Page, store::Error>,
+    },
+    Id {
+        token: u64,
+        found: Result<Option<StoredId>, store::Error>,
+    },
+    /// Whether a command that recovery is about to adopt stands lower already.
+    Adopted {
+        conversation: ConversationId,
+        found: Result<Option<StoredId>, store::Error>,
+    },
+    Projected {
+        token: u64,
+        result: Result<(), store::Error>,
+    },
 }
 
 /// From shard to shard of one node. Between nodes the same words will travel by link.
@@ -452,6 +473,7 @@ impl Shard {
             StoreMail::Page { token, page } => self.page_read(token, page),
             StoreMail::Target { conversation, seq, page } => self.target_found(conversation, seq, page),
             StoreMail::Id { token, found } => self.id_found(token, found),
+            StoreMail::Adopted { conversation, found } => self.adopted_known(conversation, found),
             StoreMail::Projected { token, result } => self.projected(token, result),
         }
     }

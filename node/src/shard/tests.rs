@@ -14,7 +14,7 @@ use chappe_schema::{
     command::{Command, Create},
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, HistoryAccess},
-    id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, Generation, Millis, Seq, UserId},
+    id::{CommandId, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Generation, Millis, Seq, UserId},
     reply::{Reply, Sent},
     stored::{LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
     wire::{Actor, Asked, Connecting, Correlation, Heads, ToGateway, ToNode},
@@ -60,6 +60,8 @@ struct Scripted {
     held: Arc<Mutex<Held>>,
     /// Whether `confirm` needs an answer too.
     fenced: bool,
+    /// That of the session.
+    epoch: Epoch,
 }
 
 impl Scripted {
@@ -91,7 +93,9 @@ impl Scripted {
                     events: append.events.to_vec(),
                 };
                 // What is written again must be identical.
-                if let Some(before) = held.rows.insert((append.entity.clone(), last), row.clone()) {
+                if let Some(before) = held.rows.insert((append.entity.clone(), last), row.clone())
+                    && before.epoch == row.epoch
+                {
                     assert_eq!(before, row, "a retried append differs from the first");
                 }
                 held.appended += append.events.len();
@@ -107,7 +111,7 @@ impl Scripted {
 
 impl Store for Scripted {
     fn session(&self) -> Session {
-        Session { id: 1, epoch: 3, generation: Generation(9) }
+        Session { id: self.epoch, epoch: self.epoch, generation: Generation(9) }
     }
 
     fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>) {
@@ -278,7 +282,7 @@ fn group(members: &[&str]) -> Command {
 
 impl Bench {
     fn new(fenced: bool) -> Self {
-        Self::over(Scripted { held: Arc::default(), fenced })
+        Self::over(Scripted { held: Arc::default(), fenced, epoch: 3 })
     }
 
     /// A new life over what an earlier one has left.
@@ -303,6 +307,29 @@ impl Bench {
         shard.turn(&mut vec![Mail::Attach(GATEWAY, heard.clone())]);
         shard.warm_up();
         Self { shard, store, mailbox, heard, now, deaths, asked: 0 }
+    }
+
+    /// The next owner takes over what this one has left.
+    fn succeeded(self) -> Self {
+        {
+            // Whatever it still had in hand is gone with it.
+            let mut held = self.store.held.lock();
+            held.appends.clear();
+            held.confirms.clear();
+            held.others.clear();
+        }
+        let asked = self.asked;
+        Self { asked, ..Self::over(Scripted { epoch: self.store.epoch + 1, ..self.store }) }
+    }
+
+    /// Memory is so short that everything is put away.
+    fn put_away(&mut self) {
+        self.now.fetch_add(61_000, Ordering::Relaxed);
+        let budget = std::mem::take(&mut self.shard.settings.budget_bytes);
+        self.mail(Mail::Tick);
+        self.settle();
+        self.shard.settings.budget_bytes = budget;
+        assert!(self.shard.conversations.is_empty() && self.shard.users.is_empty());
     }
 
     fn mail(&mut self, mail: Mail) {
@@ -889,4 +916,149 @@ fn stopping_flushes_what_only_memory_knows() {
     let held = bench.store.held.lock();
     assert_eq!(held.snapshots[&CONVERSATION.into()].0, 41);
     assert!(held.inbox.values().any(|row| row.last_seq == 41));
+}
+
+// === recovery on a store that needs a fence read
+
+/// What this session has written itself stands in the log already: it is neither lost nor written again.
+#[test]
+fn what_stands_under_the_own_epoch_is_confirmed_not_written_again() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", send("1")).unwrap();
+    bench.done("ada", send("2")).unwrap();
+    bench.put_away();
+    let appended = bench.store.held.lock().appended;
+    let get = bench.ask("ada", Command::MessageGet { conversation: CONVERSATION, seq: 3 });
+    let more = bench.ask("ada", send("3"));
+    bench.reads();
+    // The last row is not known to be committed until the fence was read.
+    assert_eq!((bench.answer(get), bench.answer(more)), (None, None));
+    assert!(bench.store.held.lock().appends.is_empty(), "what is new flies behind what stands");
+    bench.confirm(Confirmation::Clean);
+    bench.settle();
+    assert!(bench.answer(get).unwrap().is_ok());
+    assert_eq!(sent(bench.answer(more)).seq, 4);
+    let list = bench.ask("bob", Command::ConversationList { cursor: None, limit: 9 });
+    bench.settle();
+    assert!(matches!(bench.answer(list), Some(Ok(Reply::Conversations { items, .. })) if items[0].head == 4));
+    assert_eq!(bench.store.held.lock().appended, appended + 1);
+}
+
+/// The owner died with rows in the air: they are written again before anything of them is shown.
+#[test]
+fn what_a_former_owner_may_have_acknowledged_is_adopted_first() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", send("1")).unwrap();
+    let mut next = bench.succeeded();
+    next.store.held.lock().confirms.clear();
+    let more = next.ask("ada", send("2"));
+    next.reads();
+    let held = next.store.clone();
+    let flying = |at: usize| held.held.lock().appends[at].0[0].clone();
+    assert_eq!((flying(0).adopted, flying(0).events[0].seq, flying(0).epoch), (true, 2, 4));
+    next.append(Written::Durable);
+    next.confirm(Confirmation::Clean);
+    assert_eq!((flying(0).adopted, flying(0).events[0].seq, flying(0).cw), (false, 3, 2));
+    next.settle();
+    assert_eq!(sent(next.answer(more)).seq, 3);
+}
+
+/// A command that stands in a durable block of ids is not adopted again, however far below the snapshot that block is.
+#[test]
+fn a_command_that_stands_in_an_old_block_is_not_adopted() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let old = CommandId(uuid::Builder::from_unix_timestamp_millis(T, &[9; 10]).into_uuid());
+    let first = bench.ask_as("ada", old, send("old"));
+    bench.settle();
+    let first = sent(bench.answer(first));
+    for n in 0..600 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    let head = 602;
+    assert_eq!(bench.store.held.lock().snapshots[&CONVERSATION.into()].0, 512);
+    let late = |seq, id, epoch| {
+        let mut event = bench.store.held.lock().rows[&(CONVERSATION.into(), head)].events[0].as_ref().clone();
+        (event.seq, event.n, event.id) = (seq, event.n + 1, id);
+        LogRow { epoch, cw: head - 1, adopted: false, events: vec![Arc::new(event)] }
+    };
+    // A former owner has written a retry of it, and something behind that; neither was ever acknowledged.
+    let rows = [late(head + 1, old, 3), late(head + 2, CommandId::fresh(), 3)];
+    for row in rows {
+        bench.store.held.lock().rows.insert((CONVERSATION.into(), row.events[0].seq), row);
+    }
+    let mut next = bench.succeeded();
+    let more = next.ask("bob", send("more"));
+    next.store.answer_reads();
+    next.collect();
+    assert!(next.store.held.lock().appends.is_empty(), "nothing is written again while the store is asked");
+    next.settle();
+    assert_eq!(sent(next.answer(more)).seq, head + 1);
+    let retry = next.ask_as("ada", old, send("old"));
+    next.settle();
+    assert_eq!(sent(next.answer(retry)), Sent { duplicate: true, ..first });
+}
+
+/// Leaving what one has joined is another fact, not the same one again.
+#[test]
+fn leaving_is_not_taken_for_a_repetition_of_joining() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("bob") }).unwrap();
+    let list = || Command::ConversationList { cursor: None, limit: 10 };
+    let mut next = bench.succeeded();
+    assert!(matches!(next.done("bob", list()), Ok(Reply::Conversations { items, .. }) if items.is_empty()));
+    let rows: Vec<(Seq, Epoch, bool)> = {
+        let held = next.store.held.lock();
+        let of_bob = held.rows.iter().filter(|((whose, _), _)| *whose == user("bob").into());
+        of_bob.map(|((_, seq), row)| (*seq, row.epoch, row.adopted)).collect()
+    };
+    assert_eq!(rows, [(1, 3, false), (2, 4, true)], "the last fact is adopted");
+}
+
+/// What an owner has written afresh makes everything older above it void, also where a snapshot has taken it in.
+#[test]
+fn a_snapshot_knows_the_epoch_of_what_was_written_afresh() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let mut second = bench.succeeded();
+    let none = |bench: &Bench| bench.store.held.lock().snapshots.is_empty();
+    assert!(none(&second));
+    for n in 0..40 {
+        second.done("ada", send(&n.to_string())).unwrap();
+    }
+    let names: Vec<String> = (0..40).map(|n| format!("user-{n}")).collect();
+    for n in &names {
+        let id = ConversationId(uuid::Uuid::new_v4());
+        let create = Command::ConversationCreate(Box::new(Create {
+            conversation: id,
+            kind: ConversationKind::Group,
+            encryption: Encryption::None,
+            members: vec![user(n)],
+            title: String::new(),
+            data: None,
+            history: HistoryAccess::All,
+        }));
+        second.done("ada", create).unwrap();
+    }
+    second.put_away();
+    let snapshots = second.store.held.lock().snapshots.clone();
+    let (seq, bytes) = snapshots[&CONVERSATION.into()].clone();
+    let conversation = crate::conversation::Conversation::from_snapshot(CONVERSATION, bytes).unwrap();
+    assert_eq!((seq, conversation.fresh_epoch), (41, 4));
+    let (_, bytes) = snapshots[&user("ada").into()].clone();
+    assert_eq!(crate::user::User::from_snapshot(user("ada"), bytes).unwrap().fresh_epoch, 4);
+    // A late row of the first owner, above: never acknowledged.
+    let mut event = second.store.held.lock().rows[&(CONVERSATION.into(), 41)].events[0].as_ref().clone();
+    (event.seq, event.id) = (42, CommandId::fresh());
+    let late = LogRow { epoch: 3, cw: 1, adopted: false, events: vec![Arc::new(event)] };
+    second.store.held.lock().rows.insert((CONVERSATION.into(), 42), late);
+    let mut third = second.succeeded();
+    let Ok(Reply::Opened { head, .. }) = third.done("ada", Command::ConversationOpen { conversation: CONVERSATION })
+    else {
+        panic!("no answer")
+    };
+    assert_eq!(head, 41);
 }

@@ -3,7 +3,7 @@
 use chappe_schema::{
     command::Command,
     error::{Code, Error},
-    event::Fact,
+    event::{Event, Fact},
     id::{ConversationId, EntityId, GatewayId, Millis, Seq, UserId},
     limit::{CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
     reply::Reply,
@@ -18,7 +18,7 @@ use super::{
     shard_of,
 };
 use crate::{
-    recovery,
+    recovery::{self, Resolved},
     store::{self, Projection, Recovered},
     user::{Connection, HeadKnown, User},
 };
@@ -306,13 +306,14 @@ impl Shard {
         };
         let (Fact::UserJoined { at, .. } | Fact::UserLeft { at, .. }) = fact else { return };
         let joined = matches!(fact, Fact::UserJoined { .. });
-        let now = self.now;
+        let (now, epoch) = (self.now, self.epoch);
         let Some(slot) = self.users.get_mut(&id) else { return };
         let line = &mut slot.slot.line;
         let Phase::Ready(user) = &mut slot.slot.phase else { return };
         let heard = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             if let Some(event) = user.hear(&fact, now) {
                 user.apply(&event);
+                user.fresh_epoch = epoch;
                 line.push(Pending { event, audience: None, announce: false, adopted: false });
             }
             user.head
@@ -408,7 +409,7 @@ impl Shard {
         let Some(built) = self.supervised(entity, || rebuild(id, epoch, recovered, trusting)) else {
             return self.user_panicked(id);
         };
-        let (mut user, committed, adopted) = match built {
+        let Rebuilt { mut user, committed, standing, adopted } = match built {
             Ok(built) => built,
             Err(recovery::Trouble::Superseded { .. }) => {
                 return self.die(format!("a newer owner has written to user {id}"));
@@ -428,9 +429,12 @@ impl Shard {
         let bytes = user.bytes();
         let is_new_to_watch = slot.slot.bytes == 0;
         slot.slot.line.restart(committed);
-        for event in adopted {
-            slot.slot.line.push(Pending { event, audience: None, announce: false, adopted: true });
+        let found = |adopted| move |event: Arc<Event>| Pending { event, audience: None, announce: false, adopted };
+        if !standing.is_empty() {
+            slot.slot.line.stand(standing.into_iter().map(found(false)).collect());
+            self.pump.issue(Ticket::Flight(id.clone().into()));
         }
+        adopted.into_iter().map(found(true)).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id.clone());
         }
@@ -566,7 +570,17 @@ impl Shard {
     }
 }
 
-type Rebuilt = (User, Seq, Vec<Arc<chappe_schema::event::Event>>);
+/// A user who was read again.
+struct Rebuilt {
+    /// The state after everything that was found and counts.
+    user: User,
+    /// What of it is committed.
+    committed: Seq,
+    /// What is durable under the own epoch, and committed by the next fence read.
+    standing: Vec<Arc<Event>>,
+    /// What is written again before anything of it is shown.
+    adopted: Vec<Arc<Event>>,
+}
 
 fn rebuild(id: &UserId, epoch: u64, recovered: Recovered, trusting: bool) -> Result<Rebuilt, recovery::Trouble> {
     let mut user = match recovered.snapshot {
@@ -576,11 +590,15 @@ fn rebuild(id: &UserId, epoch: u64, recovered: Recovered, trusting: bool) -> Res
     let basis =
         recovery::Basis { own_epoch: epoch, snapshot_seq: user.head, snapshot_fresh_epoch: user.fresh_epoch, trusting };
     let resolved = recovery::resolve(basis, |_, _| false, recovered.rows)?;
-    for event in resolved.committed.iter().chain(&resolved.adopted) {
+    let Resolved { committed, standing, adopted, fresh_epoch, .. } = resolved;
+    for event in &committed {
         user.apply(event);
     }
-    user.fresh_epoch = resolved.fresh_epoch;
+    let committed = user.head;
+    for event in standing.iter().chain(&adopted) {
+        user.apply(event);
+    }
+    user.fresh_epoch = fresh_epoch;
     user.restore_inbox(recovered.inbox);
-    let committed = user.head - resolved.adopted.len() as u64;
-    Ok((user, committed, resolved.adopted))
+    Ok(Rebuilt { user, committed, standing, adopted })
 }

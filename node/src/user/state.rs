@@ -104,7 +104,7 @@ impl User {
             n: 0,
             sender: self.id.clone(),
             device: None,
-            id: CommandId(conversation.0),
+            id: CommandId::of_fact(*conversation, *at),
             target: 0,
             created_at: now.max(self.last_at),
             hash: *at,
