@@ -265,6 +265,13 @@ impl Conversation {
         }
     }
 
+    /// Those overlays are durable of which `is_durable` says so, by target and the event that they reflect.
+    pub fn overlays_durable(&mut self, is_durable: impl Fn(Seq, Seq) -> bool) {
+        if let Some(hot) = &mut self.hot {
+            hot.overlays.retain(|target, overlay| !is_durable(*target, overlay.as_of));
+        }
+    }
+
     /// Whether everything that only the hot form knows is durable, so that it may be dropped.
     #[must_use]
     pub fn can_cool(&self) -> bool {

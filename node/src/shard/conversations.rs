@@ -14,10 +14,11 @@ use chappe_schema::{
     stored::StoredId,
     wire::{Asked, Correlation, Head, ToGateway},
 };
+use hashbrown::HashSet;
 
 use super::{
-    News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, WITHDRAWN_MS, line::Pending,
-    overlays_of, shard_of,
+    InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, WITHDRAWN_MS, line::Pending,
+    shard_of, supervision::Lost,
 };
 use crate::{
     conversation::{Audience, Conversation, Evidence, Read, Verdict, ids::Memory, read::Progress},
@@ -42,8 +43,12 @@ pub(super) struct ConversationSlot {
     pub(super) slot: Slot<Conversation, Parked, Release>,
     /// Commands that wait for a look at a message.
     targets: BTreeMap<Seq, Vec<(GatewayId, Box<Asked>, Evidence)>>,
-    /// Events that users must still hear of: how many of them.
-    announcing: BTreeMap<Seq, usize>,
+    /// Events that users must still hear of, and who of them.
+    announcing: BTreeMap<Seq, HashSet<UserId>>,
+    /// Committed events that nobody was told of, because there was no state to tell from: told after the recovery.
+    unpublished: Vec<Pending>,
+    /// The same for what belongs in users' own logs.
+    unannounced: Vec<Pending>,
     /// A snapshot that waits until everything it reflects is durable.
     snapshot: Option<(Seq, bytes::Bytes)>,
     /// Overlays on their way to the store, by target: the event that each reflects.
@@ -84,6 +89,8 @@ impl ConversationSlot {
             slot: Slot::loading(now),
             targets: BTreeMap::new(),
             announcing: BTreeMap::new(),
+            unpublished: Vec::new(),
+            unannounced: Vec::new(),
             snapshot: None,
             projecting: BTreeMap::new(),
             id_block: None,
@@ -99,28 +106,35 @@ impl ConversationSlot {
             && self.targets.is_empty()
             && self.asking_id.is_empty()
             && self.announcing.is_empty()
+            && self.unpublished.is_empty()
+            && self.unannounced.is_empty()
             && self.projecting.is_empty()
             && self.id_block.is_none()
     }
 }
 
-/// Facts that an event has for users' own logs.
-fn announcements(event: &Event, conversation: ConversationId, state: Option<&Conversation>) -> Vec<(UserId, Fact)> {
+/// Facts that an event has for users' own logs; `None` when that takes the state, which is not there.
+fn announcements(
+    event: &Event,
+    conversation: ConversationId,
+    state: Option<&Conversation>,
+) -> Option<Vec<(UserId, Fact)>> {
     let at = event.seq;
-    match &event.fact {
+    let facts = match &event.fact {
         Fact::ConversationCreated { kind, members, .. } => {
             members.iter().map(|(user, _)| (user.clone(), Fact::UserJoined { conversation, kind: *kind, at })).collect()
         }
         Fact::MemberJoined { user, .. } => {
-            let kind = state.map_or(chappe_schema::event::ConversationKind::Group, |state| state.kind);
-            vec![(user.clone(), Fact::UserJoined { conversation, kind, at })]
+            vec![(user.clone(), Fact::UserJoined { conversation, kind: state?.kind, at })]
         }
         Fact::MemberLeft { user } => vec![(user.clone(), Fact::UserLeft { conversation, at })],
-        Fact::ConversationDeleted => state.map_or_else(Vec::new, |state| {
-            state.members.present().map(|member| (member.user.clone(), Fact::UserLeft { conversation, at })).collect()
-        }),
+        Fact::ConversationDeleted => {
+            let members = state?.members.present();
+            members.map(|member| (member.user.clone(), Fact::UserLeft { conversation, at })).collect()
+        }
         _ => Vec::new(),
-    }
+    };
+    Some(facts)
 }
 
 /// Whether an event has facts for users' own logs.
@@ -173,7 +187,10 @@ impl Shard {
                 self.answer_now(from, &asked, Err(Error::new(Code::Overloaded).after_ms(500)));
             }
             // Questions for the head are bounded by the members: each asks once and waits.
-            parked => slot.slot.parked.push_back(parked),
+            parked => {
+                slot.slot.parked.push_back(parked);
+                self.kept();
+            }
         }
     }
 
@@ -195,6 +212,11 @@ impl Shard {
     }
 
     fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>, evidence: Evidence) {
+        let request = InHand::Command(from, asked.correlation);
+        self.guarded_for(Some(request), || id.into(), |shard| shard.judge_ready(id, from, asked, evidence));
+    }
+
+    fn judge_ready(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>, evidence: Evidence) {
         let (now, epoch) = (self.now, self.epoch);
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let state = match &mut slot.slot.phase {
@@ -208,7 +230,7 @@ impl Shard {
                 return self.answer_now(from, &asked, Err(Error::new(Code::Overloaded).after_ms(100)));
             }
             slot.asking_id.push_back((from, asked));
-            return;
+            return self.kept();
         }
         let line = &mut slot.slot.line;
         let mut decide = || {
@@ -227,14 +249,9 @@ impl Shard {
             line.push(Pending { event, audience: Some(audience), announce, adopted: false });
             Ok((Verdict::Answer(Ok(reply)), state.head))
         };
-        let decided = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut decide));
-        let (verdict, head) = match decided {
-            Ok(Ok(decided)) => decided,
-            Ok(Err(error)) => return self.answer_now(from, &asked, Err(error)),
-            Err(_) => {
-                self.answer_now(from, &asked, Err(Code::Internal.into()));
-                return self.conversation_panicked(id);
-            }
+        let (verdict, head) = match decide() {
+            Ok(decided) => decided,
+            Err(error) => return self.answer_now(from, &asked, Err(error)),
         };
         if !line.has_no_rows() {
             Self::list_for_flush(&mut self.flush, &mut line.listed, id);
@@ -252,18 +269,21 @@ impl Shard {
             Verdict::NeedTarget(seq) => {
                 let waiting = slot.targets.entry(seq).or_default();
                 waiting.push((from, asked, evidence));
-                if waiting.len() == 1 {
+                let is_first = waiting.len() == 1;
+                self.kept();
+                if is_first {
                     // What the store is asked for must be there.
                     self.wait_conversation(id, seq, Release::Target(seq));
                 }
             }
             Verdict::NeedId(since) => {
-                slot.slot.looks += 1;
                 let upto = state.hot.as_ref().map_or(0, |hot| hot.ids.durable().0);
                 let (user, command_id) = (asked.actor.user.clone(), asked.id);
+                slot.slot.looks += 1;
                 // Whoever asks again stays in front.
                 slot.asking_id.push_front((from, asked));
                 slot.is_asking = true;
+                self.kept();
                 let token = self.token();
                 let done = self.answer(move |found| StoreMail::Id { token, found });
                 self.store.find_id(id.into(), user, command_id, since, done);
@@ -296,11 +316,12 @@ impl Shard {
 
     fn wait_conversation(&mut self, id: ConversationId, after: Seq, release: Release) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let Some(release) = slot.line.wait(after, release) else { return };
-        if self.confirms_at_once {
-            self.release_conversation(id, release);
-        } else {
-            self.pump.issue(Ticket::Conversation(id, release));
+        let now = slot.line.wait(after, release);
+        self.kept();
+        match now {
+            None => {}
+            Some(release) if self.confirms_at_once => self.release_conversation(id, release),
+            Some(release) => self.pump.issue(Ticket::Conversation(id, release)),
         }
     }
 
@@ -309,8 +330,11 @@ impl Shard {
         match release {
             Release::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
             Release::Read(gateway, correlation, read) => {
-                let (read, progress) = read.begin();
-                self.go_on_reading(id, gateway, correlation, Box::new(read), progress);
+                let begin = |shard: &mut Self| {
+                    let (read, progress) = read.begin();
+                    shard.go_on_reading(id, gateway, correlation, Box::new(read), progress);
+                };
+                self.guarded_for(Some(InHand::Command(gateway, correlation)), || id.into(), begin);
             }
             Release::Target(seq) => {
                 if let Some(slot) = self.conversations.get_mut(&id) {
@@ -340,16 +364,36 @@ impl Shard {
         if slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
         }
-        self.publish(id, &committed);
-        self.announce(id, &committed);
+        self.tell_everybody(id, &committed, &committed);
         while let Some(release) = self.conversations.get_mut(&id).and_then(|slot| slot.line.released()) {
             self.release_conversation(id, release);
         }
-        self.project_conversation(id);
+        let derive = |shard: &mut Self| {
+            shard.project_conversation(id);
+            if let Some(slot) = shard.conversations.get_mut(&id) {
+                let bytes = slot.ready().map_or(1, |state| state.bytes());
+                Self::account(&mut shard.bytes, &mut slot.slot.bytes, bytes);
+            }
+        };
+        self.guarded(|| id.into(), derive);
         self.reload(id);
-        if let Some(slot) = self.conversations.get_mut(&id) {
-            let bytes = slot.ready().map_or(1, |state| state.bytes());
-            Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
+    }
+
+    /// Sends committed events to whoever hears of them, and what belongs there to users' own logs. Who could not be told
+    /// because of a panic is told after the recovery.
+    fn tell_everybody(&mut self, id: ConversationId, publish: &[Pending], announce: &[Pending]) {
+        // What comes later waits its turn behind what is held up.
+        let is_held_up = self.conversations.get(&id).is_some_and(|slot| !slot.unpublished.is_empty());
+        if (is_held_up || self.guarded(|| id.into(), |shard| shard.publish(id, publish)).is_none())
+            && let Some(slot) = self.conversations.get_mut(&id)
+        {
+            slot.unpublished.extend_from_slice(publish);
+        }
+        if announce.iter().any(|pending| pending.announce)
+            && self.guarded(|| id.into(), |shard| shard.announce(id, announce)).is_none()
+            && let Some(slot) = self.conversations.get_mut(&id)
+        {
+            slot.unannounced.extend(announce.iter().filter(|pending| pending.announce).cloned());
         }
     }
 
@@ -415,11 +459,14 @@ impl Shard {
     fn announce(&mut self, id: ConversationId, committed: &[Pending]) {
         for pending in committed.iter().filter(|pending| pending.announce) {
             let Some(slot) = self.conversations.get_mut(&id) else { return };
-            let facts = announcements(&pending.event, id, slot.ready().map(|state| &*state));
+            let Some(facts) = announcements(&pending.event, id, slot.ready().map(|state| &*state)) else {
+                slot.unannounced.push(pending.clone());
+                continue;
+            };
             if facts.is_empty() {
                 continue;
             }
-            slot.announcing.insert(pending.event.seq, facts.len());
+            slot.announcing.insert(pending.event.seq, facts.iter().map(|(user, _)| user.clone()).collect());
             for (user, fact) in facts {
                 self.send_to_entity(&user.clone().into(), PeerMail::Tell { user, fact, conversation: id });
             }
@@ -427,35 +474,39 @@ impl Shard {
     }
 
     /// A user has heard of event `at`.
-    pub(super) fn told(&mut self, id: ConversationId, at: Seq) {
+    pub(super) fn told(&mut self, id: ConversationId, at: Seq, user: &UserId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         if let Some(left) = slot.announcing.get_mut(&at) {
-            *left -= 1;
-            if *left > 0 {
+            left.remove(user);
+            if !left.is_empty() {
                 return;
             }
             slot.announcing.remove(&at);
+        }
+        if !slot.unannounced.is_empty() {
+            return;
         }
         let upto = slot.announcing.keys().next().map_or(slot.line.committed(), |first| first - 1);
         if slot.announcing.is_empty() {
             self.unannounced.remove(&EntityId::Conversation(id));
         }
         self.project(Projected::Other, Projection::Announced { entity: id.into(), upto });
-        self.project_conversation(id);
+        self.guarded(|| id.into(), |shard| shard.project_conversation(id));
     }
 
     /// Writes what derives from committed events.
     fn project_conversation(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let committed = slot.line.committed();
-        let announced = slot.announcing.is_empty();
+        let announced = slot.announcing.is_empty() && slot.unannounced.is_empty();
         let Phase::Ready(state) = &mut slot.slot.phase else { return };
         let mut writes = Vec::new();
-        for (target, overlay) in overlays_of(state) {
-            if overlay.as_of <= committed && slot.projecting.get(&target).is_none_or(|as_of| *as_of < overlay.as_of) {
-                slot.projecting.insert(target, overlay.as_of);
-                let then = Projected::Overlays(id, vec![(target, overlay.as_of)]);
-                writes.push((then, Projection::Overlay { entity: id.into(), target, overlay }));
+        for (target, overlay) in state.hot.iter().flat_map(|hot| &hot.overlays) {
+            let (target, as_of) = (*target, overlay.as_of);
+            if as_of <= committed && slot.projecting.get(&target).is_none_or(|before| *before < as_of) {
+                slot.projecting.insert(target, as_of);
+                let then = Projected::Overlays(id, vec![(target, as_of)]);
+                writes.push((then, Projection::Overlay { entity: id.into(), target, overlay: overlay.clone() }));
             }
         }
         if slot.snapshot.is_none() && state.snapshot_due() {
@@ -485,6 +536,10 @@ impl Shard {
     }
 
     pub(super) fn overlays_durable(&mut self, id: ConversationId, overlays: &[(Seq, Seq)]) {
+        self.guarded(|| id.into(), |shard| shard.forget_overlays(id, overlays));
+    }
+
+    fn forget_overlays(&mut self, id: ConversationId, overlays: &[(Seq, Seq)]) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         for (target, as_of) in overlays {
             if slot.projecting.get(target) == Some(as_of) {
@@ -504,12 +559,15 @@ impl Shard {
         let now = self.now;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         slot.id_block = None;
-        if let Some(state) = slot.ready()
-            && let Some(hot) = &mut state.hot
-        {
-            hot.ids.block_durable(end, now);
-        }
-        self.project_conversation(id);
+        let forget = |shard: &mut Self| {
+            if let Some(state) = shard.conversations.get_mut(&id).and_then(|slot| slot.slot.ready())
+                && let Some(hot) = &mut state.hot
+            {
+                hot.ids.block_durable(end, now);
+            }
+            shard.project_conversation(id);
+        };
+        self.guarded(|| id.into(), forget);
     }
 
     // === reads
@@ -528,6 +586,7 @@ impl Shard {
                 let token = self.token();
                 let done = self.answer(move |page| StoreMail::Page { token, page });
                 self.reads.insert(token, Reading::Page(gateway, correlation, read, id));
+                self.kept();
                 self.store.page(request, done);
             }
         }
@@ -537,8 +596,11 @@ impl Shard {
         let Some(Reading::Page(gateway, correlation, read, id)) = self.reads.remove(&token) else { return };
         match page {
             Ok(page) => {
-                let (read, progress) = read.take(page);
-                self.go_on_reading(id, gateway, correlation, Box::new(read), progress);
+                let go_on = |shard: &mut Self| {
+                    let (read, progress) = read.take(page);
+                    shard.go_on_reading(id, gateway, correlation, Box::new(read), progress);
+                };
+                self.guarded_for(Some(InHand::Command(gateway, correlation)), || id.into(), go_on);
             }
             Err(error) => {
                 let error = self.store_failed(id, &error);
@@ -587,13 +649,17 @@ impl Shard {
     pub(super) fn target_found(&mut self, id: ConversationId, seq: Seq, page: Result<Page, store::Error>) {
         self.looked(id);
         let Some(slot) = self.conversations.get_mut(&id) else { return };
+        // Judged whatever becomes of the state: without one they wait for it.
         let waiting = slot.targets.remove(&seq).unwrap_or_default();
         match page {
             Ok(mut page) => {
-                if let Some(state) = slot.ready() {
-                    let overlay = page.overlays.pop().map(|(_, overlay)| overlay);
-                    state.remember_target(seq, page.events.pop().map(|event| (event, overlay)));
-                }
+                let remember = |shard: &mut Self| {
+                    if let Some(state) = shard.conversations.get_mut(&id).and_then(|slot| slot.slot.ready()) {
+                        let overlay = page.overlays.pop().map(|(_, overlay)| overlay);
+                        state.remember_target(seq, page.events.pop().map(|event| (event, overlay)));
+                    }
+                };
+                self.guarded(|| id.into(), remember);
                 for (from, asked, evidence) in waiting {
                     self.judge(id, from, asked, evidence);
                 }
@@ -612,16 +678,17 @@ impl Shard {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         slot.slot.looks = slot.slot.looks.saturating_sub(1);
         if slot.slot.looks == 0 {
-            let projecting = slot.projecting.clone();
-            let committed = slot.slot.line.committed();
-            if let Some(state) = slot.slot.ready() {
-                for (target, overlay) in overlays_of(state) {
-                    // Neither on its way nor still to be sent: it became durable while the read was under way.
-                    if overlay.as_of <= committed && !projecting.contains_key(&target) {
-                        state.overlay_durable(target, overlay.as_of);
-                    }
-                }
-            }
+            self.guarded(|| id.into(), |shard| shard.forget_durable_overlays(id));
+        }
+    }
+
+    /// Overlays that became durable while reads were under way.
+    fn forget_durable_overlays(&mut self, id: ConversationId) {
+        let Some(ConversationSlot { slot, projecting, .. }) = self.conversations.get_mut(&id) else { return };
+        let committed = slot.line.committed();
+        if let Some(state) = slot.ready() {
+            // Neither on its way nor still to be sent.
+            state.overlays_durable(|target, as_of| as_of <= committed && !projecting.contains_key(&target));
         }
     }
 
@@ -645,18 +712,11 @@ impl Shard {
             return self.park(id, Parked::Head(user));
         };
         match &slot.slot.phase {
-            Phase::Ready(state) => {
-                let head = Head { seq: state.head, n: state.n };
-                let read_n = state.members.get(&user).map_or(0, |member| member.read_n);
-                let known = HeadKnown {
-                    conversation: id,
-                    head: Some(head),
-                    read_n,
-                    last_at: state.last_at,
-                    large: state.is_large(),
-                };
-                self.wait_conversation(id, head.seq, Release::Head(user, known));
-                self.drop_if_absent(id);
+            Phase::Ready(_) => {
+                if self.guarded(|| id.into(), |shard| shard.tell_head(id, &user)).is_none() {
+                    // By now it is being read again, or withdrawn.
+                    self.ask_head(id, user);
+                }
             }
             Phase::Loading => {
                 self.park(id, Parked::Head(user));
@@ -664,6 +724,16 @@ impl Shard {
             }
             Phase::Withdrawn { .. } => self.head_unknown(id, user),
         }
+    }
+
+    fn tell_head(&mut self, id: ConversationId, user: &UserId) {
+        let Some(state) = self.conversations.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
+        let head = Head { seq: state.head, n: state.n };
+        let read_n = state.members.get(user).map_or(0, |member| member.read_n);
+        let (last_at, large) = (state.last_at, state.is_large());
+        let known = HeadKnown { conversation: id, head: Some(head), read_n, last_at, large };
+        self.wait_conversation(id, head.seq, Release::Head(user.clone(), known));
+        self.drop_if_absent(id);
     }
 
     /// A gateway has, or no longer has, listeners.
@@ -688,21 +758,16 @@ impl Shard {
 
     /// Reads the conversation's log again, as soon as every row that this session sent for it is durable.
     fn reload(&mut self, id: ConversationId) {
-        let Some(slot) = self.conversations.get_mut(&id) else { return };
-        if slot.reading || !slot.line.has_no_rows() || !matches!(slot.phase, Phase::Loading) {
-            return;
+        if self.conversations.get_mut(&id).is_some_and(|slot| slot.begin_reading()) {
+            self.recover(id.into());
         }
-        slot.reading = true;
-        self.recover(id.into());
     }
 
     pub(super) fn conversation_recovered(&mut self, id: ConversationId, result: Result<Recovered, store::Error>) {
         let Some(recovered) = self.recovery_answered(id, result) else { return };
         let (epoch, trusting) = (self.epoch, self.confirms_at_once);
-        let entity = || EntityId::Conversation(id);
-        let Some(begun) = self.supervised(entity, || Recovering::begin(id, epoch, recovered, trusting)) else {
-            return self.conversation_panicked(id);
-        };
+        let begun = self.guarded(|| id.into(), |_| Recovering::begin(id, epoch, recovered, trusting));
+        let Some(begun) = begun else { return };
         match begun {
             Ok(recovering) => self.go_on_recovering(id, Box::new(recovering)),
             Err(recovery::Trouble::Superseded { .. }) => {
@@ -744,23 +809,22 @@ impl Shard {
 
     /// Whatever is adopted must not stand in an older block of ids: the store is asked before anything is written again.
     fn go_on_recovering(&mut self, id: ConversationId, mut recovering: Box<Recovering>) {
+        let Some(question) = self.guarded(|| id.into(), |_| recovering.question()) else { return };
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        if let Some((sender, command, not_before)) = recovering.question() {
+        if let Some((sender, command, not_before)) = question {
             slot.reading = true;
             slot.recovering = Some(recovering);
             let done = self.answer(move |found| StoreMail::Adopted { conversation: id, found });
             return self.store.find_id(id.into(), sender, command, not_before, done);
         }
-        match self.supervised(|| EntityId::Conversation(id), || recovering.finish()) {
-            Some(rebuilt) => self.conversation_rebuilt(id, rebuilt),
-            None => self.conversation_panicked(id),
+        if let Some(rebuilt) = self.guarded(|| id.into(), |_| recovering.finish()) {
+            self.conversation_rebuilt(id, rebuilt);
         }
     }
 
     fn conversation_rebuilt(&mut self, id: ConversationId, rebuilt: Rebuilt) {
         let owes = self.unannounced.contains(&EntityId::Conversation(id));
-        let Rebuilt { state, committed, standing, adopted, events } = rebuilt;
-        let bytes = state.bytes();
+        let Rebuilt { state, committed, standing, adopted, events, bytes } = rebuilt;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let is_new_to_watch = slot.slot.bytes == 0;
         slot.slot.line.restart(committed);
@@ -795,9 +859,10 @@ impl Shard {
                 self.unannounced.remove(&EntityId::Conversation(id));
                 self.project(Projected::Other, Projection::Announced { entity: id.into(), upto: committed });
             }
-            self.announce(id, &owed);
+            self.tell_everybody(id, &[], &owed);
         }
-        self.project_conversation(id);
+        self.catch_up(id);
+        self.guarded(|| id.into(), |shard| shard.project_conversation(id));
         let parked: Vec<Parked> =
             self.conversations.get_mut(&id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
         for parked in parked {
@@ -810,6 +875,18 @@ impl Shard {
             }
         }
         self.drop_if_absent(id);
+    }
+
+    /// Lets out what a panic has held up.
+    fn catch_up(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let (publish, announce) = (std::mem::take(&mut slot.unpublished), std::mem::take(&mut slot.unannounced));
+        if !publish.is_empty() || !announce.is_empty() {
+            self.tell_everybody(id, &publish, &announce);
+        }
+        while let Some(release) = self.conversations.get_mut(&id).and_then(|slot| slot.line.released()) {
+            self.release_conversation(id, release);
+        }
     }
 
     /// Answers everything that waits for a conversation that cannot be read.
@@ -842,16 +919,24 @@ impl Shard {
         }
     }
 
-    fn conversation_panicked(&mut self, id: ConversationId) {
+    /// The state is lost; what surrounds it is put in order.
+    pub(super) fn conversation_panicked(&mut self, id: ConversationId) {
         let now = self.now;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let hopeless = Self::is_hopeless(&mut slot.slot.panics, now);
-        slot.slot.phase = Phase::Loading;
+        let lost = slot.lose_state(now);
         slot.projecting.clear();
         slot.snapshot = None;
-        if hopeless {
-            self.withdraw(id, now + WITHDRAWN_MS);
-            return self.turn_away(id, &Code::ConversationUnavailable.into());
+        if slot.line.can_fly() {
+            // The panic may have come between a row and its listing.
+            Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
+        }
+        match lost {
+            Lost::Mendable => {}
+            Lost::Hopeless => {
+                self.withdraw(id, now + WITHDRAWN_MS);
+                return self.turn_away(id, &Code::ConversationUnavailable.into());
+            }
+            Lost::Withdrawn => return,
         }
         // Commands that waited for a look at a message are judged anew.
         let targets = std::mem::take(&mut slot.targets);
@@ -897,7 +982,10 @@ impl Shard {
         if in_use || !slot.may_go() {
             let bytes = slot.ready().map_or(1, |state| state.bytes());
             Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
-            return Some((idle_at.max(now + 1000), slot.used));
+            let again = Some((idle_at.max(now + 1000), slot.used));
+            // It may owe something and have failed to be read.
+            self.reload(id);
+            return again;
         }
         self.snapshot_before_rest(id);
         let slot = self.conversations.get_mut(&id)?;
@@ -920,7 +1008,10 @@ impl Shard {
     /// A conversation that has moved on since its last snapshot writes one, so that it is cheap to read again.
     pub(super) fn snapshot_before_rest(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let complete = slot.line.has_no_rows() && slot.announcing.is_empty() && slot.projecting.is_empty();
+        let complete = slot.line.has_no_rows()
+            && slot.announcing.is_empty()
+            && slot.unannounced.is_empty()
+            && slot.projecting.is_empty();
         let Some(state) = slot.ready() else { return };
         if complete
             && state.can_cool()
@@ -955,6 +1046,8 @@ struct Rebuilt {
     adopted: Vec<Arc<Event>>,
     /// The committed events above the snapshot.
     events: Vec<Arc<Event>>,
+    /// What the state takes in memory.
+    bytes: usize,
 }
 
 impl Recovering {
@@ -1011,7 +1104,8 @@ impl Recovering {
         }
         state.fresh_epoch = resolved.fresh_epoch;
         let Resolved { committed: events, standing, adopted, .. } = resolved;
-        Rebuilt { state, committed, standing, adopted, events }
+        let bytes = state.bytes();
+        Rebuilt { state, committed, standing, adopted, events, bytes }
     }
 }
 

@@ -52,14 +52,15 @@ impl<R> Line<R> {
         self.committed
     }
 
-    /// The log was read again: this is what is committed. Only for a quiet line.
+    /// The log was read again: this is what is committed. Only for a line without rows.
     pub(super) fn restart(&mut self, committed: Seq) {
-        debug_assert!(self.is_quiet(), "a line was restarted while rows were on their way");
+        debug_assert!(self.has_no_rows(), "a line was restarted while rows were on their way");
         self.committed = committed;
     }
 
     /// These events were found in the log under the own epoch. They are the present flight, though nothing is sent: a
-    /// clean fence read that starts from now on commits them, and what follows waits behind them. Only for a quiet line.
+    /// clean fence read that starts from now on commits them, and what follows waits behind them. Only for a line without
+    /// rows.
     pub(super) fn stand(&mut self, pending: Vec<Pending>) {
         debug_assert!(self.has_no_rows(), "events were found standing while rows were on their way");
         self.flight = Some(Flight { append: None, pending });
@@ -149,11 +150,6 @@ impl<R> Line<R> {
             return self.waiting.pop_front().map(|(_, release)| release);
         }
         None
-    }
-
-    /// Drops what waits and is not wanted any more.
-    pub(super) fn forget(&mut self, unwanted: impl Fn(&R) -> bool) {
-        self.waiting.retain(|(_, release)| !unwanted(release));
     }
 
     /// The events on their way, sent or not.

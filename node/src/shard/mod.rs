@@ -8,22 +8,19 @@
 //! - [`pump`]: why nothing leaves before a fence read
 //! - [`conversations`]: driving conversations
 //! - [`users`]: driving users
+//! - [`supervision`]: what a panic costs
 //! - [`mailbox`]: how mail arrives
 
-use std::{
-    collections::VecDeque,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use chappe_cluster::link::GatewayPort;
 use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
     id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Seq, UserId},
-    limit::{PANICS_PER_MINUTE_MAX, RECOVERIES_MAX},
+    limit::RECOVERIES_MAX,
     reply::Reply,
-    stored::{StoredId, StoredOverlay},
+    stored::StoredId,
     wire::{Connecting, Correlation, Head, ToGateway, ToNode},
 };
 use hashbrown::{HashMap, HashSet};
@@ -31,9 +28,9 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::{
-    conversation::{Conversation, Read},
+    conversation::Read,
     store::{self, Append, Confirmation, Page, Projection, Recovered, Store, Written},
-    user::{Connection, HeadKnown, User},
+    user::{Connection, HeadKnown},
 };
 
 mod conversations;
@@ -41,6 +38,7 @@ mod line;
 pub(crate) mod mailbox;
 mod measure;
 mod pump;
+mod supervision;
 mod users;
 
 #[cfg(test)]
@@ -50,6 +48,7 @@ use line::Line;
 use mailbox::Mailbox;
 pub(crate) use measure::Measures;
 use pump::Pump;
+use supervision::{InHand, WITHDRAWN_MS};
 
 /// Groups of appends that a shard may have at the store at once: while one syncs, the next one waits, so the
 /// committer never idles; a third would only make smaller groups.
@@ -116,7 +115,7 @@ pub(crate) enum PeerMail {
     /// A user must hear a fact, until `Told` says that it is in their log.
     Tell { user: UserId, fact: Fact, conversation: ConversationId },
     /// The user has heard the fact about event `at`.
-    Told { conversation: ConversationId, at: Seq },
+    Told { conversation: ConversationId, at: Seq, user: UserId },
     /// A user's shard asks where conversations stand.
     AskHeads { user: UserId, conversations: Vec<ConversationId> },
     /// A conversation's owner answers.
@@ -209,7 +208,7 @@ enum Release {
 enum UserRelease {
     Reply(GatewayId, Correlation, Result<Reply, Error>),
     Connect(GatewayId, Box<Connecting>),
-    Told(ConversationId, Seq),
+    Told(UserId, ConversationId, Seq),
 }
 
 /// What waits for a fence read.
@@ -278,6 +277,8 @@ pub(crate) struct Shard {
     bytes: usize,
     /// Change numbers of inboxes: the epoch above, a counter below.
     next_change: u64,
+    /// The request whose handling is under way, while nobody else keeps it.
+    in_hand: Option<InHand>,
     stopping: Option<oneshot::Sender<()>>,
     stopped: bool,
     is_dead: bool,
@@ -344,6 +345,7 @@ impl Shard {
             idle: VecDeque::new(),
             bytes: 0,
             next_change: session.epoch << CHANGE_BITS,
+            in_hand: None,
             stopping: None,
             stopped: false,
             is_dead: false,
@@ -421,7 +423,7 @@ impl Shard {
                 Some(conversation) => self.command(conversation, from, asked),
                 None => self.inbox(from, asked, false),
             },
-            Mail::Gateway(from, ToNode::Connect(connecting)) => self.connect(from, connecting, false),
+            Mail::Gateway(from, ToNode::Connect(connecting)) => self.connect(from, connecting),
             Mail::Gateway(gateway, ToNode::Disconnect { user, connection }) => {
                 self.disconnect(&user, Connection { gateway, slot: connection });
             }
@@ -448,7 +450,7 @@ impl Shard {
         match mail {
             PeerMail::News { news, users } => self.news(&news, &users),
             PeerMail::Tell { user, fact, conversation } => self.tell(user, fact, conversation),
-            PeerMail::Told { conversation, at } => self.told(conversation, at),
+            PeerMail::Told { conversation, at, user } => self.told(conversation, at, &user),
             PeerMail::AskHeads { user, conversations } => {
                 for conversation in conversations {
                     self.ask_head(conversation, user.clone());
@@ -488,6 +490,9 @@ impl Shard {
     }
 
     fn reply(&mut self, gateway: GatewayId, correlation: Correlation, result: Result<Reply, Error>) {
+        if self.in_hand == Some(InHand::Command(gateway, correlation)) {
+            self.kept();
+        }
         self.send_to_gateway(gateway, ToGateway::Reply(correlation, result));
     }
 
@@ -688,22 +693,6 @@ impl Shard {
         }
     }
 
-    // === supervision
-
-    /// Runs what touches an entity's state; a panic there is caught, counted, and costs only that entity.
-    fn supervised<T>(&self, entity: impl Fn() -> EntityId, work: impl FnOnce() -> T) -> Option<T> {
-        // The state is dropped after a panic and read again from the log, so nobody sees it half changed.
-        match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(value) => Some(value),
-            Err(_) => {
-                let entity = entity();
-                tracing::error!(event = "entity_panicked", %entity);
-                self.measures.restarted(&entity, "panic");
-                None
-            }
-        }
-    }
-
     // === time
 
     fn tick(&mut self) {
@@ -739,10 +728,14 @@ impl Shard {
         let next =
             if cold_first { self.cold.pop_front().or_else(|| self.idle.pop_front()) } else { self.idle.pop_front() };
         let Some(Watched { used, entity, .. }) = next else { return };
-        let again = match &entity {
-            EntityId::Conversation(id) => self.rest_conversation(*id, used),
-            EntityId::User(id) => self.rest_user(id, used),
-        };
+        let looked = self.guarded(
+            || entity.clone(),
+            |shard| match &entity {
+                EntityId::Conversation(id) => shard.rest_conversation(*id, used),
+                EntityId::User(id) => shard.rest_user(id, used),
+            },
+        );
+        let again = looked.unwrap_or(Some((self.now + self.settings.idle_ms, used)));
         if let Some((due, used)) = again {
             let queue = if due > self.now + 2 * self.settings.idle_ms { &mut self.cold } else { &mut self.idle };
             queue.push_back(Watched { due, used, entity });
@@ -765,11 +758,11 @@ impl Shard {
         self.stopping = Some(done);
         let conversations: Vec<ConversationId> = self.conversations.keys().copied().collect();
         for id in conversations {
-            self.snapshot_before_rest(id);
+            self.guarded(|| id.into(), |shard| shard.snapshot_before_rest(id));
         }
         let users: Vec<UserId> = self.users.keys().cloned().collect();
         for id in users {
-            self.flush_inbox(&id);
+            self.guarded(|| id.clone().into(), |shard| shard.flush_inbox(&id));
         }
     }
 
@@ -792,33 +785,9 @@ impl Shard {
     const fn is_stopping(&self) -> bool {
         self.stopping.is_some() || self.is_dead
     }
-
-    /// Too many panics in a minute.
-    fn is_hopeless(panics: &mut SmallVec<[Millis; 4]>, now: Millis) -> bool {
-        panics.retain(|at| *at + 60_000 > now);
-        panics.push(now);
-        panics.len() >= PANICS_PER_MINUTE_MAX
-    }
 }
-
-/// For how long an entity that panicked again and again is withdrawn.
-const WITHDRAWN_MS: u64 = 5 * 60_000;
 
 /// Which shard drives an entity: its partition decides, so that one partition is never split.
 pub(crate) fn shard_of(entity: &EntityId, shards: usize) -> usize {
     usize::from(entity.partition().0) % shards
-}
-
-/// The overlays that are not durable yet, with the event that each reflects.
-fn overlays_of(conversation: &Conversation) -> Vec<(Seq, StoredOverlay)> {
-    conversation
-        .hot
-        .as_ref()
-        .map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect())
-        .unwrap_or_default()
-}
-
-/// A user's connections, kept when the user's state is not.
-fn connections_of(user: &mut User) -> SmallVec<[Connection; 2]> {
-    std::mem::take(&mut user.connections)
 }

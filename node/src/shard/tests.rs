@@ -21,7 +21,11 @@ use chappe_schema::{
 };
 use parking_lot::Mutex;
 
-use super::{Mail, Parts, Settings, Shard, mailbox::Mailbox};
+use super::{
+    Mail, Parts, Settings, Shard,
+    mailbox::Mailbox,
+    supervision::fault::{self as panic, Moment},
+};
 use crate::{
     conversation::state::fault,
     store::{
@@ -1061,4 +1065,194 @@ fn a_snapshot_knows_the_epoch_of_what_was_written_afresh() {
         panic!("no answer")
     };
     assert_eq!(head, 41);
+}
+
+// === supervision
+
+/// Clients that ask again, under the same id, when they are told that something went wrong inside.
+struct Patient {
+    bench: Bench,
+    ids: u64,
+}
+
+impl Patient {
+    fn done(&mut self, who: &str, command: Command) -> Reply {
+        self.ids += 1;
+        let random: [u8; 10] = (u128::from(self.ids)).to_be_bytes()[6..].try_into().unwrap();
+        let id = CommandId(uuid::Builder::from_unix_timestamp_millis(T, &random).into_uuid());
+        for _ in 0..3 {
+            let asked = self.bench.ask_as(who, id, command.clone());
+            self.bench.settle();
+            match self.bench.answer(asked).expect("no answer") {
+                Err(error) if error.code == Code::Internal => {}
+                answer => return answer.unwrap_or_else(|error| panic!("{who}, {command:?}: {error:?}")),
+            }
+        }
+        panic!("{command:?} fails again and again");
+    }
+
+    fn connect(&mut self, who: &str, slot: u32) {
+        for _ in 0..3 {
+            self.bench.connect(who, slot);
+            self.bench.settle();
+            let last = Correlation(self.bench.asked);
+            let heard = self.bench.heard.0.lock();
+            let answer = |message: &ToGateway| match message {
+                ToGateway::Connected(asked, result) if *asked == last => Some(result.is_ok()),
+                _ => None,
+            };
+            if heard.iter().find_map(answer).expect("no answer") {
+                return;
+            }
+        }
+        panic!("{who} cannot connect");
+    }
+
+    /// A day in the life of two conversations. What is left at its end, in words.
+    fn live(mut self) -> (String, Bench) {
+        let other = ConversationId(uuid::Uuid::from_u128(8));
+        let in_other = |command: Command| match command {
+            Command::MessageSend { body, .. } => Command::MessageSend { conversation: other, body },
+            Command::ConversationCreate(mut create) => {
+                create.conversation = other;
+                Command::ConversationCreate(create)
+            }
+            command => command,
+        };
+        self.done("ada", group(&["bob", "eve"]));
+        self.done("zoe", in_other(group(&["yan", "bob"])));
+        self.connect("bob", 5);
+        self.connect("ada", 7);
+        self.done("ada", send("1"));
+        self.done("bob", send("2"));
+        self.done("yan", in_other(send("x")));
+        self.done("ada", Command::MessageEdit { conversation: CONVERSATION, seq: 2, body: body("better") });
+        self.done("ada", Command::MessageDelete { conversation: CONVERSATION, seq: 2 });
+        self.done("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("eve") });
+        self.done(
+            "ada",
+            Command::MemberAdd { conversation: CONVERSATION, user: user("eve"), role: Default::default() },
+        );
+        self.done("eve", Command::MessageGet { conversation: CONVERSATION, seq: 3 });
+        self.done("bob", Command::ConversationList { cursor: None, limit: 9 });
+        self.connect("eve", 6);
+        self.bench
+            .mail(Mail::Gateway(GATEWAY, ToNode::Disconnect { user: user("eve"), connection: ConnectionSlot(6) }));
+        for n in 0..40 {
+            self.done("ada", send(&n.to_string()));
+        }
+        self.bench.now.fetch_add(61_000, Ordering::Relaxed);
+        self.bench.mail(Mail::Tick);
+        self.bench.settle();
+        self.done("ada", send("later"));
+        self.done("zoe", Command::ConversationDelete { conversation: other });
+        self.bench.mail(Mail::Tick);
+        self.bench.settle();
+        let mut left = String::new();
+        for who in ["ada", "bob", "eve", "yan", "zoe"] {
+            let Reply::Conversations { items, .. } =
+                self.done(who, Command::ConversationList { cursor: None, limit: 9 })
+            else {
+                panic!("no inbox")
+            };
+            let items: Vec<_> = items.iter().map(|item| (item.id, item.head, item.unread)).collect();
+            left += &format!("{who}: {items:?}\n");
+        }
+        let mut bench = self.bench;
+        for slot in [5, 6, 7] {
+            // Told again after a panic, if need be; clients know each event by its seq.
+            let mut heard = bench.delivered(slot);
+            heard.dedup();
+            left += &format!("{slot} heard {heard:?}\n");
+        }
+        {
+            let held = bench.store.held.lock();
+            for entity in [CONVERSATION, other] {
+                let rows = held.rows.iter().filter(|((whose, _), _)| *whose == entity.into());
+                let ids: Vec<_> =
+                    rows.flat_map(|(_, row)| row.events.iter().map(|event| (event.seq, event.id))).collect();
+                left += &format!("{ids:?}\n");
+            }
+            left += &format!("owed: {:?}\n", held.announced);
+        }
+        assert!(bench.deaths.lock().is_empty());
+        let shard = &mut bench.shard;
+        assert!(shard.flush.is_empty() && shard.groups.is_empty() && shard.reads.is_empty());
+        assert!(shard.projecting.is_empty() && shard.recoveries == 0 && shard.in_hand.is_none());
+        assert!(shard.conversations.values_mut().all(|slot| slot.ready().is_some() && slot.is_quiet()));
+        assert!(shard.users.values_mut().all(|slot| slot.ready().is_some() && slot.is_quiet()));
+        let heard = bench.heard.0.lock();
+        for asked in 1..=bench.asked {
+            let is_answer = |message: &&ToGateway| matches!(message, ToGateway::Reply(to, _) | ToGateway::Connected(to, _) if *to == Correlation(asked));
+            assert_eq!(heard.iter().filter(is_answer).count(), 1, "answers to request {asked}");
+        }
+        drop(heard);
+        (left, bench)
+    }
+}
+
+/// Wherever a panic strikes, and whatever was under way: nothing is lost, nothing is done twice, and who asked is told.
+#[test]
+fn a_panic_anywhere_costs_nobody_anything() {
+    for fenced in [false, true] {
+        let live = || Patient { bench: Bench::new(fenced), ids: 0 }.live().0;
+        let undisturbed = live();
+        for moment in [Moment::Before, Moment::After] {
+            for passes in 0.. {
+                panic::plant(passes, moment);
+                let left = std::panic::catch_unwind(live);
+                let is_over = panic::dig_up();
+                let left = left.unwrap_or_else(|_| panic!("{moment:?} work {passes}, fenced {fenced}"));
+                assert_eq!(left, undisturbed, "{moment:?} work {passes}, fenced {fenced}");
+                if is_over {
+                    println!("{passes} works, {moment:?}, fenced {fenced}");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Who is gone before the fence was read is not registered; who comes back under the same number is, once.
+#[test]
+fn a_connection_that_is_gone_before_its_answer_is_not_registered() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("bob", Command::ConversationList { cursor: None, limit: 1 }).unwrap();
+    bench.connect("bob", 5);
+    let gone = || ToNode::Disconnect { user: user("bob"), connection: ConnectionSlot(5) };
+    bench.mail(Mail::Gateway(GATEWAY, gone()));
+    bench.settle();
+    assert_eq!(bench.connected().len(), 0);
+    bench.done("ada", send("1")).unwrap();
+    assert!(bench.delivered(5).is_empty());
+    bench.connect("bob", 5);
+    bench.mail(Mail::Gateway(GATEWAY, gone()));
+    bench.connect("bob", 5);
+    bench.settle();
+    assert_eq!(bench.connected().len(), 1);
+    bench.done("ada", send("2")).unwrap();
+    assert_eq!(bench.delivered(5), [3]);
+    bench.mail(Mail::Gateway(GATEWAY, gone()));
+    bench.put_away();
+}
+
+/// A deletion that is committed while its conversation is read again is told to its members all the same.
+#[test]
+fn what_was_committed_during_a_recovery_is_announced_after_it() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.ask("ada", Command::ConversationDelete { conversation: CONVERSATION });
+    // The row is on its way when the state is lost.
+    panic::plant(0, Moment::Before);
+    let struck = bench.ask("ada", Command::ConversationGet { conversation: CONVERSATION });
+    assert_eq!(bench.answer(struck).unwrap().unwrap_err().code, Code::Internal);
+    bench.settle();
+    let Ok(Reply::Conversations { items, .. }) =
+        bench.done("bob", Command::ConversationList { cursor: None, limit: 10 })
+    else {
+        panic!("no inbox")
+    };
+    assert_eq!(items.len(), 0);
+    assert!(bench.store.held.lock().announced.is_empty());
 }

@@ -4,18 +4,18 @@ use chappe_schema::{
     command::Command,
     error::{Code, Error},
     event::{Event, Fact},
-    id::{ConversationId, EntityId, GatewayId, Millis, Seq, UserId},
+    id::{ConnectionSlot, ConversationId, GatewayId, Millis, Seq, UserId},
     limit::{CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
     reply::Reply,
-    wire::{Asked, Connecting, ToGateway},
+    wire::{Asked, Connecting, Correlation, Heads, ToGateway},
 };
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 use super::{
-    News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, connections_of, line::Pending,
-    shard_of,
+    InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, line::Pending, shard_of,
+    supervision::Lost,
 };
 use crate::{
     recovery::{self, Resolved},
@@ -31,11 +31,16 @@ pub(super) enum Parked {
     News(Arc<News>),
 }
 
+/// Connections that hear of something, by gateway.
+type Recipients = SmallVec<[(GatewayId, Vec<ConnectionSlot>); 2]>;
+
 /// A user and what surrounds them.
 pub(super) struct UserSlot {
     pub(super) slot: Slot<User, Parked, UserRelease>,
     /// Connections of a user whose state was lost and is being read again.
     saved: SmallVec<[Connection; 2]>,
+    /// Connections that are to be registered, wherever their request waits: who is gone by then is not.
+    expected: SmallVec<[(Connection, Correlation); 2]>,
     /// Requests that wait until the heads that were asked for are known.
     unanswered: Vec<Parked>,
 }
@@ -55,7 +60,31 @@ impl std::ops::DerefMut for UserSlot {
 
 impl UserSlot {
     fn loading(now: Millis) -> Self {
-        Self { slot: Slot::loading(now), saved: SmallVec::new(), unanswered: Vec::new() }
+        Self { slot: Slot::loading(now), saved: SmallVec::new(), expected: SmallVec::new(), unanswered: Vec::new() }
+    }
+
+    /// Whether nothing is on its way in or out, so that the slot may be dropped.
+    fn may_go(&self) -> bool {
+        self.is_quiet() && self.unanswered.is_empty() && self.saved.is_empty() && self.expected.is_empty()
+    }
+
+    /// Only a user whose connections outlive their state can miss something: heads are asked for after a load.
+    fn misses_news(&self) -> bool {
+        matches!(self.phase, Phase::Loading) && !self.saved.is_empty()
+    }
+
+    /// The state is about to go: the connections stay, and who waits for heads waits for the state instead.
+    fn save_connections(&mut self) {
+        if let Some(user) = self.slot.ready() {
+            self.saved = std::mem::take(&mut user.connections);
+        }
+        let unanswered = std::mem::take(&mut self.unanswered);
+        self.slot.parked.extend(unanswered);
+    }
+
+    fn expects(&self, gateway: GatewayId, connecting: &Connecting) -> bool {
+        let connection = Connection { gateway, slot: connecting.connection };
+        self.expected.contains(&(connection, connecting.correlation))
     }
 }
 
@@ -79,6 +108,7 @@ impl Shard {
             Phase::Withdrawn { .. } => {
                 slot.slot.phase = Phase::Loading;
                 slot.slot.parked.push_back(parked);
+                self.kept();
                 self.reload_user(id);
             }
             // What must not be lost waits in any number: it is bounded by what other entities have in hand.
@@ -90,6 +120,7 @@ impl Shard {
             }
             Phase::Loading => {
                 slot.slot.parked.push_back(parked);
+                self.kept();
                 // Already under way, unless an earlier attempt has failed.
                 self.reload_user(id);
             }
@@ -100,7 +131,7 @@ impl Shard {
     fn refuse(&mut self, user: &UserId, parked: Parked, error: &Error) {
         match parked {
             Parked::Connect(gateway, connecting) => {
-                self.send_to_gateway(gateway, ToGateway::Connected(connecting.correlation, Err(error.clone())));
+                self.connected(user, gateway, connecting.correlation, Err(error.clone()));
             }
             Parked::Inbox(gateway, asked) => self.reply(gateway, asked.correlation, Err(error.clone())),
             Parked::Tell(fact, conversation) => self.postponed.push((user.clone(), fact, conversation)),
@@ -110,22 +141,64 @@ impl Shard {
 
     // === requests
 
-    /// A connection of the user exists. `asked` tells that the heads of large conversations are fresh.
-    pub(super) fn connect(&mut self, from: GatewayId, connecting: Box<Connecting>, asked: bool) {
+    /// A connection of the user exists.
+    pub(super) fn connect(&mut self, from: GatewayId, connecting: Box<Connecting>) {
+        let now = self.now;
+        let id = &connecting.actor.user;
+        if !self.users.contains_key(id) {
+            // The entry API would clone the id on every call.
+            self.users.insert(id.clone(), UserSlot::loading(now));
+        }
+        if let Some(slot) = self.users.get_mut(id) {
+            let connection = Connection { gateway: from, slot: connecting.connection };
+            slot.expected.push((connection, connecting.correlation));
+        }
+        self.go_on_connecting(from, connecting, false);
+    }
+
+    /// `asked` tells that the heads of large conversations are fresh.
+    fn go_on_connecting(&mut self, from: GatewayId, connecting: Box<Connecting>, asked: bool) {
         let id = connecting.actor.user.clone();
+        let request = InHand::Connect(from, connecting.correlation);
+        let work = |shard: &mut Self| shard.try_to_connect(&id, from, connecting, asked);
+        self.guarded_for(Some(request), || id.clone().into(), work);
+    }
+
+    fn try_to_connect(&mut self, id: &UserId, from: GatewayId, connecting: Box<Connecting>, asked: bool) {
+        if !self.users.get(id).is_some_and(|slot| slot.expects(from, &connecting)) {
+            // Gone, and nobody waits for an answer.
+            return self.kept();
+        }
         if self.is_stopping() {
             let error = Error::new(Code::GoingAway).after_ms(1000);
-            return self.send_to_gateway(from, ToGateway::Connected(connecting.correlation, Err(error)));
+            return self.connected(id, from, connecting.correlation, Err(error));
         }
-        let Some(Parked::Connect(from, connecting)) = self.user_or_park(&id, Parked::Connect(from, connecting)) else {
+        let Some(Parked::Connect(from, connecting)) = self.user_or_park(id, Parked::Connect(from, connecting)) else {
             return;
         };
-        if !asked && self.heads_needed(&id) {
-            return self.wait_for_heads(&id, Parked::Connect(from, connecting));
+        if !asked && self.heads_needed(id) {
+            return self.wait_for_heads(id, Parked::Connect(from, connecting));
         }
-        let Some(user) = self.users.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
+        let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return };
         let head = user.head;
-        self.wait_user(&id, head, UserRelease::Connect(from, connecting));
+        self.wait_user(id, head, UserRelease::Connect(from, connecting));
+    }
+
+    /// Answers a connection, which is expected no longer.
+    pub(super) fn connected(
+        &mut self,
+        user: &UserId,
+        gateway: GatewayId,
+        correlation: Correlation,
+        result: Result<Heads, Error>,
+    ) {
+        if self.in_hand == Some(InHand::Connect(gateway, correlation)) {
+            self.kept();
+        }
+        if let Some(slot) = self.users.get_mut(user) {
+            slot.expected.retain(|(connection, asked)| connection.gateway != gateway || *asked != correlation);
+        }
+        self.send_to_gateway(gateway, ToGateway::Connected(correlation, result));
     }
 
     /// Everything that the user's state shows is committed: the connection is registered and answered in one step, so
@@ -133,10 +206,13 @@ impl Shard {
     fn register(&mut self, from: GatewayId, connecting: Box<Connecting>) {
         let id = &connecting.actor.user;
         let Some(slot) = self.users.get_mut(id) else { return };
+        if !slot.expects(from, &connecting) {
+            return self.kept();
+        }
         let committed = slot.line.committed();
         let Some(user) = slot.slot.ready() else {
             slot.slot.parked.push_back(Parked::Connect(from, connecting));
-            return;
+            return self.kept();
         };
         if user.head > committed {
             let (head, id) = (user.head, id.clone());
@@ -149,7 +225,7 @@ impl Shard {
             Err(Error::new(Code::ConnectionLimit)
                 .with_detail(format!("at most {USER_CONNECTIONS_MAX} connections of one user")))
         };
-        self.send_to_gateway(from, ToGateway::Connected(connecting.correlation, result));
+        self.connected(&connecting.actor.user, from, connecting.correlation, result);
     }
 
     /// A connection of the user is gone.
@@ -157,35 +233,44 @@ impl Shard {
         let now = self.now;
         let Some(slot) = self.users.get_mut(id) else { return };
         slot.used = now;
-        slot.saved.retain(|saved| *saved != connection);
-        let same = |parked: &Parked| matches!(parked, Parked::Connect(from, connecting) if *from == connection.gateway && connecting.connection == connection.slot);
-        slot.slot.parked.retain(|parked| !same(parked));
-        slot.unanswered.retain(|parked| !same(parked));
-        slot.slot.line.forget(|release| {
-            matches!(release, UserRelease::Connect(from, connecting) if *from == connection.gateway && connecting.connection == connection.slot)
-        });
-        if let Some(user) = slot.ready() {
-            user.disconnect(connection);
-        }
+        self.forget_connections(id, |known| known == connection);
     }
 
     pub(super) fn forget_gateway(&mut self, gateway: GatewayId) {
-        for slot in self.users.values_mut() {
-            slot.saved.retain(|saved| saved.gateway != gateway);
-            if let Some(user) = slot.ready() {
-                user.forget_gateway(gateway);
+        let users: Vec<UserId> = self.users.keys().cloned().collect();
+        for id in users {
+            self.forget_connections(&id, |known| known.gateway == gateway);
+        }
+    }
+
+    fn forget_connections(&mut self, id: &UserId, is_gone: impl Fn(Connection) -> bool) {
+        let forget = |shard: &mut Self| {
+            if let Some(user) = shard.users.get_mut(id).and_then(|slot| slot.slot.ready()) {
+                user.forget(&is_gone);
             }
+        };
+        self.guarded(|| id.clone().into(), forget);
+        // After that: a panic has saved them.
+        if let Some(slot) = self.users.get_mut(id) {
+            slot.saved.retain(|saved| !is_gone(*saved));
+            slot.expected.retain(|(expected, _)| !is_gone(*expected));
         }
     }
 
     /// The caller's list of conversations.
     pub(super) fn inbox(&mut self, from: GatewayId, asked: Box<Asked>, heads_asked: bool) {
         let id = asked.actor.user.clone();
-        let Some(Parked::Inbox(from, asked)) = self.user_or_park(&id, Parked::Inbox(from, asked)) else { return };
-        if !heads_asked && self.heads_needed(&id) {
-            return self.wait_for_heads(&id, Parked::Inbox(from, asked));
+        let request = InHand::Command(from, asked.correlation);
+        let work = |shard: &mut Self| shard.show_inbox(&id, from, asked, heads_asked);
+        self.guarded_for(Some(request), || id.clone().into(), work);
+    }
+
+    fn show_inbox(&mut self, id: &UserId, from: GatewayId, asked: Box<Asked>, heads_asked: bool) {
+        let Some(Parked::Inbox(from, asked)) = self.user_or_park(id, Parked::Inbox(from, asked)) else { return };
+        if !heads_asked && self.heads_needed(id) {
+            return self.wait_for_heads(id, Parked::Inbox(from, asked));
         }
-        let Some(user) = self.users.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
+        let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return };
         let result = match &asked.command {
             Command::ConversationList { cursor, limit } => {
                 let (items, next_cursor) = user.page(*cursor, *limit);
@@ -195,7 +280,7 @@ impl Shard {
         };
         let head = user.head;
         self.count_answer(&asked, &result);
-        self.wait_user(&id, head, UserRelease::Reply(from, asked.correlation, result));
+        self.wait_user(id, head, UserRelease::Reply(from, asked.correlation, result));
     }
 
     /// Whether heads must be asked for before an answer; large conversations' are asked for every time.
@@ -216,6 +301,7 @@ impl Shard {
     fn wait_for_heads(&mut self, id: &UserId, parked: Parked) {
         if let Some(slot) = self.users.get_mut(id) {
             slot.unanswered.push(parked);
+            self.kept();
         }
     }
 
@@ -233,21 +319,21 @@ impl Shard {
 
     /// A conversation's owner has answered.
     pub(super) fn head_known(&mut self, id: &UserId, known: HeadKnown) {
-        let mut next = self.next_change;
-        let Some(slot) = self.users.get_mut(id) else { return };
-        let Some(user) = slot.slot.ready() else { return };
-        let mut change = || {
-            next += 1;
-            next
+        let verify = |shard: &mut Self| {
+            let Self { users, next_change, .. } = shard;
+            let Some(user) = users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return false };
+            let change = || {
+                *next_change += 1;
+                *next_change
+            };
+            user.verify(known, change);
+            user.is_verified()
         };
-        user.verify(known, &mut change);
-        let verified = user.is_verified();
-        self.next_change = next;
-        if verified {
+        if self.guarded(|| id.clone().into(), verify) == Some(true) {
             let Some(slot) = self.users.get_mut(id) else { return };
             for parked in std::mem::take(&mut slot.unanswered) {
                 match parked {
-                    Parked::Connect(from, connecting) => self.connect(from, connecting, true),
+                    Parked::Connect(from, connecting) => self.go_on_connecting(from, connecting, true),
                     Parked::Inbox(from, asked) => self.inbox(from, asked, true),
                     Parked::Tell(..) | Parked::News(_) => {}
                 }
@@ -259,44 +345,48 @@ impl Shard {
 
     /// A conversation of these users has moved on. Who is not loaded needs no news: the heads are asked for after a load.
     pub(super) fn news(&mut self, news: &Arc<News>, users: &[UserId]) {
-        let mut next = self.next_change;
         // Most nodes have one or two gateways, most users one connection.
-        let mut recipients: SmallVec<[(GatewayId, Vec<chappe_schema::id::ConnectionSlot>); 2]> = SmallVec::new();
+        let mut recipients = Recipients::new();
         for id in users {
-            let Some(slot) = self.users.get_mut(id) else { continue };
-            match &mut slot.slot.phase {
-                Phase::Ready(user) => {
-                    let mut change = || {
-                        next += 1;
-                        next
-                    };
-                    user.raise(news.conversation, news.head, &mut change);
-                    if news.large {
-                        user.grown_large(news.conversation);
-                    }
-                    // Who writes has read up to their own message.
-                    if let Some(own) =
-                        news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id)
-                    {
-                        user.read_upto(news.conversation, own.n);
-                    }
-                    for connection in &user.connections {
-                        match recipients.iter_mut().find(|(gateway, _)| *gateway == connection.gateway) {
-                            Some((_, slots)) => slots.push(connection.slot),
-                            None => recipients.push((connection.gateway, vec![connection.slot])),
-                        }
-                    }
-                }
-                // Only a user whose connections outlive their state can miss something here.
-                Phase::Loading if !slot.saved.is_empty() => slot.slot.parked.push_back(Parked::News(Arc::clone(news))),
-                Phase::Loading | Phase::Withdrawn { .. } => {}
+            let hear = |shard: &mut Self| shard.hear_news(id, news, &mut recipients);
+            if self.guarded(|| id.clone().into(), hear) != Some(true)
+                && let Some(slot) = self.users.get_mut(id)
+                && slot.misses_news()
+            {
+                slot.slot.parked.push_back(Parked::News(Arc::clone(news)));
             }
         }
-        self.next_change = next;
         for (gateway, connections) in recipients {
             let events = Arc::clone(&news.events);
             self.send_to_gateway(gateway, ToGateway::Deliver { conversation: news.conversation, events, connections });
         }
+    }
+
+    /// Whether nothing is missed by it: the user heard it, or need not.
+    fn hear_news(&mut self, id: &UserId, news: &News, recipients: &mut Recipients) -> bool {
+        let Self { users, next_change, .. } = self;
+        let Some(slot) = users.get_mut(id) else { return true };
+        let misses_news = slot.misses_news();
+        let Some(user) = slot.slot.ready() else { return !misses_news };
+        let change = || {
+            *next_change += 1;
+            *next_change
+        };
+        user.raise(news.conversation, news.head, change);
+        if news.large {
+            user.grown_large(news.conversation);
+        }
+        // Who writes has read up to their own message.
+        if let Some(own) = news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id) {
+            user.read_upto(news.conversation, own.n);
+        }
+        for connection in &user.connections {
+            match recipients.iter_mut().find(|(gateway, _)| *gateway == connection.gateway) {
+                Some((_, slots)) => slots.push(connection.slot),
+                None => recipients.push((connection.gateway, vec![connection.slot])),
+            }
+        }
+        true
     }
 
     /// A fact for the user's own log.
@@ -304,53 +394,61 @@ impl Shard {
         let Some(Parked::Tell(fact, conversation)) = self.user_or_park(&id, Parked::Tell(fact, conversation)) else {
             return;
         };
+        let hear = |shard: &mut Self| shard.hear_fact(&id, &fact, conversation);
+        if self.guarded(|| id.clone().into(), hear).is_none() {
+            // It is heard after the recovery.
+            self.user_or_park(&id, Parked::Tell(fact, conversation));
+        }
+    }
+
+    fn hear_fact(&mut self, id: &UserId, fact: &Fact, conversation: ConversationId) {
         let (Fact::UserJoined { at, .. } | Fact::UserLeft { at, .. }) = fact else { return };
         let joined = matches!(fact, Fact::UserJoined { .. });
         let (now, epoch) = (self.now, self.epoch);
-        let Some(slot) = self.users.get_mut(&id) else { return };
+        let Some(slot) = self.users.get_mut(id) else { return };
         let line = &mut slot.slot.line;
         let Phase::Ready(user) = &mut slot.slot.phase else { return };
-        let heard = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            if let Some(event) = user.hear(&fact, now) {
-                user.apply(&event);
-                user.fresh_epoch = epoch;
-                line.push(Pending { event, audience: None, announce: false, adopted: false });
-            }
-            user.head
-        }));
-        let Ok(head) = heard else {
-            slot.slot.parked.push_back(Parked::Tell(fact, conversation));
-            return self.user_panicked(&id);
-        };
+        if let Some(event) = user.hear(fact, now) {
+            user.apply(&event);
+            user.fresh_epoch = epoch;
+            line.push(Pending { event, audience: None, announce: false, adopted: false });
+        }
+        let head = user.head;
         if line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut line.listed, id.clone());
         }
-        self.wait_user(&id, head, UserRelease::Told(conversation, at));
+        self.wait_user(id, head, UserRelease::Told(id.clone(), conversation, *at));
         if joined {
             // Its owner says where a conversation stands that the user has just joined.
             self.send_to_entity(
                 &conversation.into(),
-                PeerMail::AskHeads { user: id, conversations: vec![conversation] },
+                PeerMail::AskHeads { user: id.clone(), conversations: vec![conversation] },
             );
         }
     }
 
     fn wait_user(&mut self, id: &UserId, after: Seq, release: UserRelease) {
         let Some(slot) = self.users.get_mut(id) else { return };
-        let Some(release) = slot.line.wait(after, release) else { return };
-        if self.confirms_at_once {
-            self.release_user(release);
-        } else {
-            self.pump.issue(Ticket::User(release));
+        let now = slot.line.wait(after, release);
+        self.kept();
+        match now {
+            None => {}
+            Some(release) if self.confirms_at_once => self.release_user(release),
+            Some(release) => self.pump.issue(Ticket::User(release)),
         }
     }
 
     pub(super) fn release_user(&mut self, release: UserRelease) {
         match release {
             UserRelease::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
-            UserRelease::Connect(gateway, connecting) => self.register(gateway, connecting),
-            UserRelease::Told(conversation, at) => {
-                self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at })
+            UserRelease::Connect(gateway, connecting) => {
+                let id = connecting.actor.user.clone();
+                let request = InHand::Connect(gateway, connecting.correlation);
+                let register = |shard: &mut Self| shard.register(gateway, connecting);
+                self.guarded_for(Some(request), || id.into(), register);
+            }
+            UserRelease::Told(user, conversation, at) => {
+                self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at, user })
             }
         }
     }
@@ -365,7 +463,7 @@ impl Shard {
             self.release_user(release);
         }
         self.reload_user(id);
-        self.snapshot_user(id);
+        self.guarded(|| id.clone().into(), |shard| shard.snapshot_user(id));
     }
 
     fn snapshot_user(&mut self, id: &UserId) {
@@ -383,17 +481,17 @@ impl Shard {
     // === recovery and supervision
 
     fn reload_user(&mut self, id: &UserId) {
-        let Some(slot) = self.users.get_mut(id) else { return };
-        if slot.reading || !slot.line.has_no_rows() || !matches!(slot.phase, Phase::Loading) {
-            return;
+        if self.users.get_mut(id).is_some_and(|slot| slot.begin_reading()) {
+            self.recover(id.clone().into());
         }
-        slot.reading = true;
-        self.recover(id.clone().into());
     }
 
     pub(super) fn user_recovered(&mut self, id: &UserId, result: Result<Recovered, store::Error>) {
         let Some(slot) = self.users.get_mut(id) else { return };
         slot.reading = false;
+        if !matches!(slot.phase, Phase::Loading) {
+            return self.turn_user_away(id);
+        }
         let recovered = match result {
             Ok(recovered) => recovered,
             Err(error) => {
@@ -405,12 +503,10 @@ impl Shard {
             }
         };
         let (epoch, trusting) = (self.epoch, self.confirms_at_once);
-        let entity = || EntityId::User(id.clone());
-        let Some(built) = self.supervised(entity, || rebuild(id, epoch, recovered, trusting)) else {
-            return self.user_panicked(id);
-        };
-        let Rebuilt { mut user, committed, standing, adopted } = match built {
-            Ok(built) => built,
+        let rebuilt = self.guarded(|| id.clone().into(), |_| rebuild(id, epoch, recovered, trusting));
+        let Some(rebuilt) = rebuilt else { return };
+        let Rebuilt { mut user, committed, standing, adopted, bytes } = match rebuilt {
+            Ok(rebuilt) => rebuilt,
             Err(recovery::Trouble::Superseded { .. }) => {
                 return self.die(format!("a newer owner has written to user {id}"));
             }
@@ -424,9 +520,6 @@ impl Shard {
         };
         let Some(slot) = self.users.get_mut(id) else { return };
         user.connections = std::mem::take(&mut slot.saved);
-        user.distrust();
-        let verified = user.is_verified();
-        let bytes = user.bytes();
         let is_new_to_watch = slot.slot.bytes == 0;
         slot.slot.line.restart(committed);
         let found = |adopted| move |event: Arc<Event>| Pending { event, audience: None, announce: false, adopted };
@@ -440,16 +533,18 @@ impl Shard {
         }
         slot.slot.phase = Phase::Ready(Box::new(user));
         Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
-        let parked: Vec<Parked> = slot.slot.parked.drain(..).collect();
         if is_new_to_watch {
             self.watch(id.clone());
         }
-        if !verified {
-            self.ask_heads(id);
+        while let Some(release) = self.users.get_mut(id).and_then(|slot| slot.line.released()) {
+            self.release_user(release);
         }
+        self.guarded(|| id.clone().into(), |shard| shard.ask_heads(id));
+        let parked: Vec<Parked> =
+            self.users.get_mut(id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
         for parked in parked {
             match parked {
-                Parked::Connect(from, connecting) => self.connect(from, connecting, false),
+                Parked::Connect(from, connecting) => self.go_on_connecting(from, connecting, false),
                 Parked::Inbox(from, asked) => self.inbox(from, asked, false),
                 Parked::Tell(fact, conversation) => self.tell(id.clone(), fact, conversation),
                 Parked::News(news) => self.news(&news, std::slice::from_ref(id)),
@@ -465,8 +560,7 @@ impl Shard {
         }
         if let Some(slot) = self.users.get(id)
             && matches!(slot.phase, Phase::Loading)
-            && slot.is_quiet()
-            && slot.saved.is_empty()
+            && slot.may_go()
         {
             self.forget_user(id);
         }
@@ -478,26 +572,25 @@ impl Shard {
         }
     }
 
-    fn user_panicked(&mut self, id: &UserId) {
+    /// The state is lost, the connections stay; what surrounds it is put in order.
+    pub(super) fn user_panicked(&mut self, id: &UserId) {
         let now = self.now;
         let Some(slot) = self.users.get_mut(id) else { return };
-        let hopeless = Self::is_hopeless(&mut slot.slot.panics, now);
-        Self::lose_state(slot);
-        if hopeless {
-            slot.slot.phase = Phase::Withdrawn { until: now + WITHDRAWN_MS };
-            return self.turn_user_away(id);
+        slot.save_connections();
+        let lost = slot.lose_state(now);
+        if slot.line.can_fly() {
+            // The panic may have come between a row and its listing.
+            Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id.clone());
         }
-        self.reload_user(id);
-    }
-
-    /// The state goes, the connections stay.
-    fn lose_state(slot: &mut UserSlot) {
-        if let Some(user) = slot.slot.ready() {
-            slot.saved = connections_of(user);
+        match lost {
+            Lost::Mendable => self.reload_user(id),
+            Lost::Hopeless => {
+                slot.slot.phase = Phase::Withdrawn { until: now + WITHDRAWN_MS };
+                self.measures.restarted(&id.clone().into(), "withdrawn");
+                self.turn_user_away(id);
+            }
+            Lost::Withdrawn => {}
         }
-        slot.slot.phase = Phase::Loading;
-        let unanswered = std::mem::take(&mut slot.unanswered);
-        slot.slot.parked.extend(unanswered);
     }
 
     /// Nothing of what is on its way was written: the log is read again, and facts are told again.
@@ -515,14 +608,15 @@ impl Shard {
             })
             .collect();
         let released = slot.slot.line.give_up();
-        Self::lose_state(slot);
+        slot.save_connections();
+        slot.slot.phase = Phase::Loading;
         // Not at once: what was refused would be refused again.
         self.postponed.extend(events.into_iter().map(|(conversation, fact)| (id.clone(), fact, conversation)));
         for release in released {
             match release {
                 UserRelease::Reply(gateway, correlation, _) => self.reply(gateway, correlation, Err(error.clone())),
                 UserRelease::Connect(gateway, connecting) => {
-                    self.send_to_gateway(gateway, ToGateway::Connected(connecting.correlation, Err(error.clone())));
+                    self.connected(id, gateway, connecting.correlation, Err(error.clone()));
                 }
                 UserRelease::Told(..) => {}
             }
@@ -537,9 +631,15 @@ impl Shard {
     pub(super) fn rest_user(&mut self, id: &UserId, used: Millis) -> Option<(Millis, Millis)> {
         let (now, idle_ms, crowded) = (self.now, self.settings.idle_ms, self.is_crowded());
         let slot = self.users.get_mut(id)?;
+        if !slot.saved.is_empty() && matches!(slot.phase, Phase::Withdrawn { until } if until <= now) {
+            // Nobody may ask for them, but their connections want to hear again.
+            slot.slot.phase = Phase::Loading;
+            self.reload_user(id);
+        }
+        let slot = self.users.get_mut(id)?;
         let idle_at = slot.used + idle_ms;
         let in_use = idle_at > now && (!crowded || slot.used > used);
-        let quiet = slot.is_quiet() && slot.unanswered.is_empty() && slot.saved.is_empty();
+        let quiet = slot.may_go();
         let connected = slot.ready().is_some_and(|user| !user.connections.is_empty());
         if in_use || !quiet || connected {
             let bytes = slot.ready().map_or(1, |user| user.bytes());
@@ -580,6 +680,8 @@ struct Rebuilt {
     standing: Vec<Arc<Event>>,
     /// What is written again before anything of it is shown.
     adopted: Vec<Arc<Event>>,
+    /// What the state takes in memory.
+    bytes: usize,
 }
 
 fn rebuild(id: &UserId, epoch: u64, recovered: Recovered, trusting: bool) -> Result<Rebuilt, recovery::Trouble> {
@@ -600,5 +702,7 @@ fn rebuild(id: &UserId, epoch: u64, recovered: Recovered, trusting: bool) -> Res
     }
     user.fresh_epoch = fresh_epoch;
     user.restore_inbox(recovered.inbox);
-    Ok(Rebuilt { user, committed, standing, adopted })
+    user.distrust();
+    let bytes = user.bytes();
+    Ok(Rebuilt { user, committed, standing, adopted, bytes })
 }

@@ -164,14 +164,9 @@ impl User {
         true
     }
 
-    /// Forgets a connection.
-    pub fn disconnect(&mut self, connection: Connection) {
-        self.connections.retain(|known| *known != connection);
-    }
-
-    /// Forgets every connection through a gateway that is gone.
-    pub fn forget_gateway(&mut self, gateway: GatewayId) {
-        self.connections.retain(|known| known.gateway != gateway);
+    /// Forgets connections.
+    pub fn forget(&mut self, is_gone: impl Fn(Connection) -> bool) {
+        self.connections.retain(|known| !is_gone(*known));
     }
 
     /// Whether a snapshot of the present state is worth its row.
@@ -230,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_bounded_and_forgotten_with_their_gateway() {
+    fn connections_are_bounded_and_forgotten() {
         let mut user = User::new(UserId::new("ada").unwrap());
         let at = |gateway, slot| Connection { gateway: GatewayId(gateway), slot: ConnectionSlot(slot) };
         assert!(user.connect(at(1, 1), 2) && user.connect(at(2, 1), 2) && !user.connect(at(2, 2), 2));
         assert!(user.connect(at(1, 1), 2), "a registration that is repeated is no second connection");
-        user.forget_gateway(GatewayId(2));
+        user.forget(|known| known.gateway == GatewayId(2));
         assert_eq!(user.connections.as_slice(), [at(1, 1)]);
-        user.disconnect(at(1, 1));
+        user.forget(|known| known == at(1, 1));
         assert!(user.connections.is_empty());
     }
 }
