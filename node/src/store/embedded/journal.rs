@@ -11,7 +11,9 @@
 //! - a last batch that lacks a sector or its end was never synced: nobody was told that it is durable, so it is cut off;
 //! - a last batch of which every sector was written, and which is yet not whole, has changed since: refused.
 //!
-//! What nobody can tell from an unwritten tail is a whole batch that somebody cut off by hand.
+//! What nobody can tell from an unwritten tail is batches that somebody cut off by hand, however many: the log is then
+//! served as the shorter one that it looks like. What shows it is a client that holds a position above the head (its
+//! resume is answered `ahead`, and the log says `client_ahead`).
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -93,7 +95,9 @@ pub(super) fn check(log: &Path) -> Result<(), Error> {
                 event = "journal_repaired",
                 journal = %active.display(),
                 at = last.end,
-                "the last write was cut short by a crash and is removed; nobody was told that it is durable"
+                "the journal ends in a write that is not whole, which is removed: after a crash nobody had been told that it is \
+                 durable. If somebody has cut the file instead, what was cut off was durable and is missing; then clients \
+                 that know more than the server show it (event client_ahead)"
             );
         }
         Tail::Damaged => return Err(changed(&active, last.end)),
