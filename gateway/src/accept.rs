@@ -21,6 +21,7 @@ use crate::{
     gateway::Gateway,
     http::{self, proxy, routes::Routes},
     limiter::{Key, Scope},
+    meters::{Reason, Task},
 };
 
 /// How many connections there may be.
@@ -43,7 +44,7 @@ const LINGER: Duration = Duration::from_millis(1_000);
 const LINGER_BYTES_MAX: usize = 256 * 1024;
 
 /// Accepts until the gateway leaves.
-pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, routes: Routes) {
+pub(crate) async fn run(gateway: Arc<Gateway>, listener: Arc<TcpListener>, routes: Routes) {
     let mut leaving = gateway.leaving.subscribe();
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     loop {
@@ -151,7 +152,12 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.seats.http.fetch_sub(1, Ordering::Relaxed);
-        self.0.meters.http.close(crate::meters::Reason::Client);
+        let mut why = Reason::Client;
+        if std::thread::panicking() {
+            why = Reason::Error;
+            self.0.meters.panics(Task::Http).increment(1);
+        }
+        self.0.meters.http.close(why);
     }
 }
 

@@ -22,6 +22,8 @@ use crate::{
     connection::Table,
     gateway::{Gateway, wake},
     listeners::SMALL,
+    meters::{Cause, Task},
+    supervise::supervised,
     websocket::{
         encode::Encoded,
         outbox::{Outbox, Wakers},
@@ -47,15 +49,20 @@ const RECENT_BYTES_MAX: usize = 2 * 1024;
 #[derive(Default)]
 struct Lane {
     queue: Mutex<VecDeque<Item>>,
+    /// What the task is at: if it panics, what it began is not forgotten.
+    at: Mutex<Option<Item>>,
     more: Notify,
 }
 
+#[derive(Clone)]
 enum Item {
     Events(ConversationId, Arc<[Arc<Event>]>),
     /// Events that came through users, for connections that listen as well: one queue keeps the two ways in order.
     Few(ConversationId, Arc<[Arc<Event>]>, Vec<ConnectionSlot>),
     /// Events that found the queue full: only how far they went.
-    Head(ConversationId, Seq),
+    Head(ConversationId, Seq, Cause),
+    /// The same, of events that came through users.
+    FewHead(ConversationId, Seq, Vec<ConnectionSlot>),
     Removed(ConversationId, UserId),
 }
 
@@ -66,6 +73,38 @@ struct Recent {
 
 /// How many connections are served before the wakers are called and others may run.
 const STEP: usize = 256;
+
+impl Lane {
+    /// What to do next: first of all what a panic broke off.
+    fn next(&self) -> Option<Item> {
+        let mut at = self.at.lock();
+        *at = match at.take() {
+            Some(item) => Some(item.broken_off()),
+            None => self.queue.lock().pop_front(),
+        };
+        at.clone()
+    }
+
+    fn done(&self) {
+        *self.at.lock() = None;
+    }
+}
+
+impl Item {
+    /// What is still owed. Nobody knows how far events came, so that everybody is told to fetch them; a removal is done
+    /// again, since whoever was removed must hear nothing more.
+    fn broken_off(self) -> Self {
+        match self {
+            Self::Events(conversation, events) => Self::Head(conversation, last(&events), Cause::Panic),
+            Self::Few(conversation, events, slots) => Self::FewHead(conversation, last(&events), slots),
+            other => other,
+        }
+    }
+}
+
+fn last(events: &[Arc<Event>]) -> Seq {
+    events.last().map_or(0, |event| event.seq)
+}
 
 impl Delivery {
     pub(crate) fn new() -> Self {
@@ -104,7 +143,8 @@ impl Gateway {
     pub(crate) fn start_delivery(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         for index in 0..LANES {
             let gateway = Arc::clone(self);
-            tasks.spawn(async move { gateway.run_lane(index).await });
+            let lane = move || Arc::clone(&gateway).run_lane(index);
+            tasks.spawn(supervised(Arc::clone(self), Task::Delivery, lane));
         }
     }
 
@@ -140,12 +180,12 @@ impl Gateway {
         let mut queue = lane.queue.lock();
         let item = match events.last() {
             None => return,
-            Some(last) if queue.len() >= DELIVERY_QUEUE_MAX => Item::Head(conversation, last.seq),
+            Some(last) if queue.len() >= DELIVERY_QUEUE_MAX => Item::Head(conversation, last.seq, Cause::Queue),
             Some(_) => Item::Events(conversation, events),
         };
         // At the brim one word per run is enough: the newest head stands for all before it.
         match (queue.back_mut(), &item) {
-            (Some(Item::Head(waiting, head)), Item::Head(same, newer)) if waiting == same => *head = *newer,
+            (Some(Item::Head(waiting, head, _)), Item::Head(same, newer, _)) if waiting == same => *head = *newer,
             _ => queue.push_back(item),
         }
         drop(queue);
@@ -165,52 +205,77 @@ impl Gateway {
         let lane = &self.delivery.lanes[index];
         let mut listeners = Vec::new();
         loop {
-            let item = lane.queue.lock().pop_front();
-            match item {
+            match lane.next() {
                 None => {
                     listeners.shrink_to(STEP);
                     lane.more.notified().await;
                 }
-                Some(Item::Few(conversation, events, slots)) => {
-                    self.listeners.list(conversation, &mut listeners);
-                    listeners.retain(|(slot, _)| slots.contains(slot));
-                    // Who no longer listens hears of it like everybody else.
-                    listeners.extend(
-                        slots
-                            .iter()
-                            .filter(|slot| !self.listeners.listens(conversation, **slot))
-                            .map(|slot| (*slot, 0)),
-                    );
-                    let encoded: smallvec::SmallVec<[Arc<Encoded>; 8]> =
-                        events.iter().map(|event| self.delivery.encode(conversation, event)).collect();
-                    self.hand_out(conversation, &encoded, &listeners).await;
-                }
-                Some(Item::Removed(conversation, user)) => {
-                    self.listeners.remove_user(conversation, &user, &self.connections, &self.link);
-                }
-                Some(Item::Head(conversation, head)) => {
-                    self.listeners.list(conversation, &mut listeners);
-                    self.spread(&listeners, |outbox, after, wakers| {
-                        if head > after || after == SMALL {
-                            outbox.resync(conversation, head, wakers);
-                        }
-                    })
-                    .await;
-                    self.listeners.advance(conversation, &listeners, head);
-                }
-                Some(Item::Events(conversation, events)) => {
-                    self.listeners.list(conversation, &mut listeners);
-                    if listeners.is_empty() {
-                        continue;
-                    }
-                    let encoded: smallvec::SmallVec<[Arc<Encoded>; 8]> =
-                        events.iter().map(|event| self.delivery.encode(conversation, event)).collect();
-                    self.hand_out(conversation, &encoded, &listeners).await;
-                    let now = self.clock.now_ms();
-                    events.iter().for_each(|event| observe(&self.meters.delivery_large, now, event));
+                Some(item) => {
+                    self.hand_on(item, &mut listeners).await;
+                    lane.done();
                 }
             }
         }
+    }
+
+    async fn hand_on(&self, item: Item, listeners: &mut Vec<(ConnectionSlot, Seq)>) {
+        match item {
+            Item::Few(conversation, events, slots) => {
+                self.list_few(conversation, &slots, listeners);
+                self.hand_out(conversation, &self.encoded(conversation, &events), listeners).await;
+            }
+            Item::FewHead(conversation, head, slots) => {
+                self.list_few(conversation, &slots, listeners);
+                self.say_head(conversation, head, Cause::Panic, listeners).await;
+            }
+            Item::Removed(conversation, user) => {
+                self.listeners.remove_user(conversation, &user, &self.connections, &self.link);
+            }
+            Item::Head(conversation, head, cause) => {
+                self.listeners.list(conversation, listeners);
+                self.say_head(conversation, head, cause, listeners).await;
+            }
+            Item::Events(conversation, events) => {
+                self.listeners.list(conversation, listeners);
+                if listeners.is_empty() {
+                    return;
+                }
+                self.hand_out(conversation, &self.encoded(conversation, &events), listeners).await;
+                let now = self.clock.now_ms();
+                events.iter().for_each(|event| observe(&self.meters.delivery_large, now, event));
+            }
+        }
+    }
+
+    fn encoded(&self, conversation: ConversationId, events: &[Arc<Event>]) -> smallvec::SmallVec<[Arc<Encoded>; 8]> {
+        #[cfg(test)]
+        tests::maybe_panic(conversation);
+        events.iter().map(|event| self.delivery.encode(conversation, event)).collect()
+    }
+
+    /// Those of `slots` who listen, with how far they are; who no longer listens hears of it like everybody else.
+    fn list_few(&self, conversation: ConversationId, slots: &[ConnectionSlot], into: &mut Vec<(ConnectionSlot, Seq)>) {
+        self.listeners.list(conversation, into);
+        into.retain(|(slot, _)| slots.contains(slot));
+        let others = slots.iter().filter(|slot| !self.listeners.listens(conversation, **slot));
+        into.extend(others.map(|slot| (*slot, 0)));
+    }
+
+    /// Tells listeners to fetch everything up to `head` that they have not had.
+    async fn say_head(
+        &self,
+        conversation: ConversationId,
+        head: Seq,
+        cause: Cause,
+        listeners: &[(ConnectionSlot, Seq)],
+    ) {
+        self.spread(listeners, |outbox, after, wakers| {
+            if head > after || after == SMALL {
+                outbox.resync(conversation, head, cause, wakers);
+            }
+        })
+        .await;
+        self.listeners.advance(conversation, listeners, head);
     }
 }
 
@@ -229,9 +294,12 @@ impl Gateway {
                 return;
             }
             let next = events.iter().find(|event| event.seq > after).map(|event| event.seq);
+            if after == SMALL {
+                return outbox.resync(conversation, last, Cause::Grew, wakers);
+            }
             // 0: not a listener any more, for whom the user's own order holds.
-            if after == SMALL || (after != 0 && next != Some(after + 1)) {
-                return outbox.resync(conversation, last, wakers);
+            if after != 0 && next != Some(after + 1) {
+                return outbox.resync(conversation, last, Cause::Gap, wakers);
             }
             for event in events.iter().filter(|event| event.seq > after) {
                 outbox.event(event, wakers);
@@ -264,4 +332,35 @@ impl Gateway {
 
 fn observe(latency: &Histogram, now: Millis, event: &Event) {
     latency.record(now.saturating_sub(event.created_at) as f64 / 1000.0);
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    static PLANTED: Mutex<Vec<(ConversationId, u32)>> = Mutex::new(Vec::new());
+
+    /// The next so many attempts to hand out events of a conversation panic.
+    pub(crate) fn plant(conversation: ConversationId, panics: u32) {
+        PLANTED.lock().push((conversation, panics));
+    }
+
+    pub(super) fn maybe_panic(conversation: ConversationId) {
+        let mut planted = PLANTED.lock();
+        if let Some((_, left)) = planted.iter_mut().find(|(planted, left)| *planted == conversation && *left > 0) {
+            *left -= 1;
+            drop(planted);
+            panic!("planted in a delivery lane, on purpose");
+        }
+    }
+
+    #[test]
+    fn what_broke_off_is_owed_and_a_removal_is_done_again() {
+        let conversation = ConversationId(uuid::Uuid::nil());
+        let removed = Item::Removed(conversation, UserId::new("bob").unwrap());
+        assert!(matches!(removed.broken_off(), Item::Removed(..)));
+        let few = Item::Few(conversation, Vec::new().into(), vec![ConnectionSlot(7)]);
+        assert!(matches!(few.broken_off(), Item::FewHead(_, 0, slots) if slots == [ConnectionSlot(7)]));
+        assert!(matches!(Item::Events(conversation, Vec::new().into()).broken_off(), Item::Head(..)));
+    }
 }

@@ -47,6 +47,8 @@ pub struct Gateway {
     pub(crate) generation: Generation,
     /// Turns true when the gateway leaves: HTTP connections finish what they are at.
     pub(crate) leaving: watch::Sender<bool>,
+    /// Turns true when a task that everybody depends on was given up.
+    pub(crate) broken: watch::Sender<bool>,
 }
 
 impl Gateway {
@@ -74,6 +76,7 @@ impl Gateway {
             generation: link.generation(),
             link,
             leaving: watch::Sender::new(false),
+            broken: watch::Sender::new(false),
         });
         // The only word that the port is ever given.
         let _ = port.0.set(Arc::downgrade(&gateway));
@@ -100,7 +103,14 @@ impl Gateway {
 
     /// Gives up waiting for answers that are too late.
     pub(crate) fn expire(&self) {
-        let expired = self.route.expired(self.clock.seconds());
+        let mut expired = self.route.expired(self.clock.seconds());
+        if expired.is_empty() {
+            return;
+        }
+        // What nobody waits for any longer is no node's fault.
+        let table = self.connections.table();
+        expired.retain(|pending| pending.is_awaited(&table));
+        drop(table);
         if expired.is_empty() {
             return;
         }

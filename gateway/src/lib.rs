@@ -14,6 +14,7 @@
 //! - `delivery`, `listeners`: events on their way to the connections they are for
 //! - `connection`: the table of connections
 //! - `sweep`, `clock`: once a second
+//! - `supervise`: what happens when a task of the gateway panics
 //! - `meters`: the metrics' handles
 
 #![forbid(unsafe_code)]
@@ -33,6 +34,7 @@ mod meters;
 mod resume;
 mod route;
 pub mod server;
+mod supervise;
 mod sweep;
 mod websocket;
 
@@ -43,4 +45,4 @@ mod tests_node;
 
 pub use config::Config;
 pub use gateway::Gateway;
-pub use server::{Drained, Running, StartError};
+pub use server::{Door, Drained, Running, StartError};

@@ -2,8 +2,8 @@
 
 use chappe_cluster::process::metrics::{
     DELIVERY_LATENCY_SECONDS, GATEWAY_CONNECTIONS, GATEWAY_CONNECTIONS_CLOSED_TOTAL, GATEWAY_CONNECTIONS_LIMIT,
-    GATEWAY_CONNECTIONS_OPENED_TOTAL, GATEWAY_FRAME_BYTES_TOTAL, GATEWAY_FRAMES_TOTAL, GATEWAY_RESUMES_TOTAL,
-    GATEWAY_ROUTES_TOTAL,
+    GATEWAY_CONNECTIONS_OPENED_TOTAL, GATEWAY_FRAME_BYTES_TOTAL, GATEWAY_FRAMES_TOTAL, GATEWAY_PANICS_TOTAL,
+    GATEWAY_RESUMES_TOTAL, GATEWAY_RESYNCS_TOTAL, GATEWAY_ROUTES_TOTAL,
 };
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
@@ -29,6 +29,7 @@ pub(crate) struct Meters {
     pub(crate) delivery_small: Histogram,
     /// The same, of large conversations.
     pub(crate) delivery_large: Histogram,
+    panics: [Counter; Task::ALL.len()],
 }
 
 /// Connections of one transport.
@@ -99,9 +100,15 @@ impl Meters {
             routed: counter!(GATEWAY_ROUTES_TOTAL, "result" => "ok"),
             timed_out: counter!(GATEWAY_ROUTES_TOTAL, "result" => "timeout"),
             // The link does not say what kind a conversation is; how it travelled is what an operator looks for.
-            delivery_small: histogram!(DELIVERY_LATENCY_SECONDS, "kind" => "group"),
-            delivery_large: histogram!(DELIVERY_LATENCY_SECONDS, "kind" => "channel"),
+            delivery_small: histogram!(DELIVERY_LATENCY_SECONDS, "kind" => "small"),
+            delivery_large: histogram!(DELIVERY_LATENCY_SECONDS, "kind" => "large"),
+            panics: Task::ALL.map(|task| counter!(GATEWAY_PANICS_TOTAL, "task" => task.name())),
         }
+    }
+
+    /// Panics of a kind of task.
+    pub(crate) const fn panics(&self, task: Task) -> &Counter {
+        &self.panics[task as usize]
     }
 }
 
@@ -149,6 +156,71 @@ impl Reason {
             Self::Auth => "auth",
             Self::Protocol => "protocol",
             Self::Error => "error",
+        }
+    }
+}
+
+/// Why a live connection is told to fetch what it was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The outbox was full: the client reads too slowly.
+    Overflow,
+    /// The delivery queue was full: the gateway is too slow.
+    Queue,
+    /// A large conversation's events did not follow on what the connection has had.
+    Gap,
+    /// The conversation became large while it was open.
+    Grew,
+    /// The catch-up of a resume failed, or could not keep up.
+    CatchUp,
+    /// A delivery task broke off.
+    Panic,
+}
+
+impl Cause {
+    /// Counts one conversation of one connection. Rare, so that no handle is kept.
+    pub(crate) fn count(self) {
+        counter!(GATEWAY_RESYNCS_TOTAL, "cause" => self.name()).increment(1);
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Overflow => "overflow",
+            Self::Queue => "queue",
+            Self::Gap => "gap",
+            Self::Grew => "grew",
+            Self::CatchUp => "catch_up",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// Tasks of a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// One WebSocket.
+    WebSocket,
+    /// One HTTP connection.
+    Http,
+    /// A lane of the delivery to large conversations.
+    Delivery,
+    /// The sweep.
+    Sweep,
+    /// The accept loop.
+    Accept,
+}
+
+impl Task {
+    const ALL: [Self; 5] = [Self::WebSocket, Self::Http, Self::Delivery, Self::Sweep, Self::Accept];
+
+    /// As in metrics and log lines.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Http => "http",
+            Self::Delivery => "delivery",
+            Self::Sweep => "sweep",
+            Self::Accept => "accept",
         }
     }
 }

@@ -19,7 +19,7 @@ use chappe_schema::{
 use metrics::Counter;
 
 use crate::{
-    meters::Resumes,
+    meters::{Cause, Resumes},
     websocket::outbox::{Outbox, Wakers},
 };
 
@@ -177,13 +177,13 @@ pub(crate) fn filled(outbox: &mut Outbox, result: Result<Reply, Error>, wakers: 
                 } else if target - after > 2 * CATCH_UP_EVENTS_MAX {
                     // It is filled more slowly than it grows.
                     catch_up.gaps.pop_front();
-                    outbox.resync(conversation, target, wakers);
+                    outbox.resync(conversation, target, Cause::CatchUp, wakers);
                 }
             }
             _ => {
                 let (conversation, target) = (gap.conversation, gap.target);
                 catch_up.gaps.pop_front();
-                outbox.resync(conversation, target, wakers);
+                outbox.resync(conversation, target, Cause::CatchUp, wakers);
             }
         }
     }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::oneshot;
 
-use crate::resume::Resuming;
+use crate::{connection::Table, resume::Resuming};
 
 /// Whom an answer is for.
 #[derive(Debug)]
@@ -131,6 +131,14 @@ impl Pending {
             Self::Socket(asking) | Self::Open(asking, _) => Some(asking.connection),
             Self::Connect(connection, _) | Self::CatchUp(connection) => Some(*connection),
             Self::Waiter(..) => None,
+        }
+    }
+
+    /// Whether whoever asked is still there.
+    pub(crate) fn is_awaited(&self, table: &Table) -> bool {
+        match (self, self.connection()) {
+            (Self::Waiter(_, waiter), _) => !waiter.is_closed(),
+            (_, connection) => connection.is_none_or(|slot| table.get(slot).is_some()),
         }
     }
 

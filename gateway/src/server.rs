@@ -25,13 +25,14 @@ use tokio::{
 
 use crate::{
     accept,
-    auth::Auth,
+    auth::{Auth, Reloaded, SetupError},
     config::Config,
     connection::Connection,
     gateway::{Gateway, wake},
     http::routes,
     limiter::Limiter,
-    meters::Reason,
+    meters::{Reason, Task},
+    supervise::supervised,
     sweep,
     websocket::outbox::Wakers,
 };
@@ -46,7 +47,7 @@ const SLICE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address is taken, or not this machine's.
-    #[error("cannot listen on {address}")]
+    #[error("gateway.listen: cannot listen on {address}")]
     Listen {
         /// Where clients were to connect.
         address: SocketAddr,
@@ -66,29 +67,72 @@ impl Gateway {
         limiter: Arc<dyn Limiter>,
         node: Arc<dyn NodePort>,
     ) -> Result<Running, StartError> {
+        let door = Door::take(config.listen)?;
+        Self::start_behind(door, config, auth, limiter, node).await
+    }
+
+    /// [`Gateway::start`] behind a door that was taken before.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn start_behind(
+        door: Door,
+        config: Config,
+        auth: Auth,
+        limiter: Arc<dyn Limiter>,
+        node: Arc<dyn NodePort>,
+    ) -> Result<Running, StartError> {
         // Several gateways of one process (in tests) are several to their node.
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let address = config.listen;
-        let listener = listen(address).map_err(|source| StartError::Listen { address, source })?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+        let (listener, address) = door.open()?;
         let id = GatewayId(NEXT.fetch_add(1, Ordering::Relaxed));
         let gateway = Self::join(config, auth, limiter, id, node);
         gateway.meters.connections_limit.set(gateway.seats.max as f64);
         let mut tasks = JoinSet::new();
         gateway.start_delivery(&mut tasks);
-        tasks.spawn(sweep::run(Arc::clone(&gateway)));
-        tasks.spawn(accept::run(Arc::clone(&gateway), listener, routes::of(&gateway)));
+        let swept = Arc::clone(&gateway);
+        tasks.spawn(supervised(Arc::clone(&gateway), Task::Sweep, move || sweep::run(Arc::clone(&swept))));
+        let (routes, listener, entered) = (routes::of(&gateway), Arc::new(listener), Arc::clone(&gateway));
+        let accept = move || accept::run(Arc::clone(&entered), Arc::clone(&listener), routes.clone());
+        tasks.spawn(supervised(Arc::clone(&gateway), Task::Accept, accept));
         tracing::info!(event = "gateway_started", %address, connections_max = gateway.seats.max);
         Ok(Running { gateway, address, _tasks: tasks })
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restart must not wait for the connections of the last run.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+/// The address for clients, taken but still shut: a taken port is found out before anything else is begun, and nobody
+/// waits at it until there is somebody to answer.
+#[derive(Debug)]
+pub struct Door {
+    socket: TcpSocket,
+    address: SocketAddr,
+}
+
+impl Door {
+    /// Takes an address.
+    ///
+    /// # Errors
+    /// When it is taken, or not this machine's.
+    pub fn take(address: SocketAddr) -> Result<Self, StartError> {
+        let take = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            // A restart must not wait for the connections of the last run.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(Self { socket, address })
+        };
+        take().map_err(|source| StartError::Listen { address, source })
+    }
+
+    fn open(self) -> Result<(TcpListener, SocketAddr), StartError> {
+        let Self { socket, address } = self;
+        let open = || {
+            let listener = socket.listen(BACKLOG)?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        };
+        open().map_err(|source| StartError::Listen { address, source })
+    }
 }
 
 /// A gateway that serves clients. Dropping it closes every connection at once; [`drain`](Self::drain) is the polite way.
@@ -118,6 +162,23 @@ impl Running {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.gateway.connections.len()
+    }
+
+    /// Waits until a task that everybody depends on was given up, because it panicked over and over: the process has
+    /// nothing better to do than to end.
+    pub async fn failed(&self) {
+        let mut broken = self.gateway.broken.subscribe();
+        // The sender lives in `self`, so this cannot end by itself.
+        let _ = broken.wait_for(|broken| *broken).await;
+    }
+
+    /// Reads the key that checks tokens anew, for a key that was rotated. Connections that are open stay; whatever is
+    /// asked from now on is checked with the new key. Where no key is configured there is nothing to read.
+    ///
+    /// # Errors
+    /// When the file holds no acceptable key. The former one stays in force then.
+    pub fn reload_key(&self) -> Result<Reloaded, SetupError> {
+        self.gateway.auth.reload()
     }
 
     /// Whether `POST /v1/dev/tokens` issues tokens.

@@ -74,4 +74,4 @@ fn look(connection: &Connection, now: u32, wakers: &mut Wakers) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

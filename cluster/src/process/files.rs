@@ -1,6 +1,15 @@
-//! File descriptors: each socket of a client is one.
+//! Files: how many may be open (each socket of a client is one), and whom new ones are for.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    fs::Mode,
+    process::{Resource, Rlimit, getrlimit, setrlimit, umask},
+};
+
+/// From here on whatever this process makes is for its own user only, files of its libraries included: what people said
+/// is nobody else's business on a machine that others use too.
+pub fn keep_private() {
+    umask(Mode::RWXG | Mode::RWXO);
+}
 
 /// Raises the soft limit of open files to the hard one, logs both, and returns what now holds.
 ///

@@ -70,9 +70,10 @@ pub fn init(log: &Log) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks the filter without beginning to log; for `--check-config`.
+/// Checks the filter, and the one that `RUST_LOG` puts in its place, without beginning to log; for `--check-config`.
 pub fn check(log: &Log) -> Result<(), Error> {
-    log.filter_with(None).map(drop)
+    log.filter_with(None)?;
+    log.filter_with(std::env::var("RUST_LOG").ok()).map(drop)
 }
 
 // === impl Log ===

@@ -152,7 +152,13 @@ catalogue! {
             "Bytes of those frames.";
         GATEWAY_RESUMES_TOTAL = "chappe_gateway_resumes_total", Kind::Counter, Count,
             {result: &["resumed", "gap_filled", "resync", "rejected"]},
-            "Clients that came back, by what they were given.";
+            "Clients that came back with positions, by the worst of what they were given; for live ones see resyncs.";
+        GATEWAY_RESYNCS_TOTAL = "chappe_gateway_resyncs_total", Kind::Counter, Count,
+            {cause: &["overflow", "queue", "gap", "grew", "catch_up", "panic"]},
+            "Conversations of live connections whose events were left out, so that the client must fetch them, by cause.";
+        GATEWAY_PANICS_TOTAL = "chappe_gateway_panics_total", Kind::Counter, Count,
+            {task: &["websocket", "http", "delivery", "sweep", "accept"]},
+            "Panics of gateway tasks; a connection's takes that connection only, the others begin again.";
         HTTP_REQUEST_DURATION_SECONDS = "chappe_http_request_duration_seconds", Kind::Histogram(SECONDS), Seconds,
             {route: OPEN, method: OPEN, status_class: &["1xx", "2xx", "3xx", "4xx", "5xx"]},
             "Time from a request's head to its response's head, by route template.";
@@ -163,8 +169,8 @@ catalogue! {
             {result: &["ok", "moved", "stale_epoch", "no_owner", "timeout"]},
             "Commands sent to the owner of their conversation, by how that went.";
         DELIVERY_LATENCY_SECONDS = "chappe_delivery_latency_seconds", Kind::Histogram(SECONDS), Seconds,
-            {kind: CONVERSATIONS},
-            "Time from accepting an event to writing it to recipients' sockets, once per event and gateway.";
+            {kind: &["small", "large"]},
+            "Time from accepting an event to its recipients' outboxes, once per event and gateway: small names its recipients (up to 256 members), large goes to whoever has it open.";
     }
     Node {
         NODE_COMMANDS_TOTAL = "chappe_node_commands_total", Kind::Counter, Count, {command: OPEN, result: OPEN},

@@ -5,10 +5,9 @@
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    net::SocketAddr,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -55,11 +54,8 @@ impl DevTokens {
     /// time, so nobody else creates it meanwhile.
     ///
     /// # Errors
-    /// When `listen` is not a loopback address, or the secret can be neither read nor created.
-    pub(super) fn open(config: &Config, listen: SocketAddr, data_dir: &Path) -> Result<(Self, Verifier), SetupError> {
-        if !listen.ip().to_canonical().is_loopback() {
-            return Err(SetupError::NotLoopback { listen });
-        }
+    /// When the secret can be neither read nor created.
+    pub(super) fn open(config: &Config, data_dir: &Path) -> Result<(Self, Verifier), SetupError> {
         let path = data_dir.join(SECRET_FILE);
         ensure(&path, data_dir).map_err(|source| SetupError::DevSecret { path: path.clone(), source })?;
         let secret = keys::secret(&path)?;
@@ -69,6 +65,23 @@ impl DevTokens {
             issuer: config.issuer.clone(),
         };
         Ok((tokens, Verifier::new(config, DecodingKey::from_secret(&secret))))
+    }
+
+    /// Whether [`DevTokens::open`] could read what is there. A secret that is not there yet is no mistake.
+    ///
+    /// # Errors
+    /// When there is a secret that is none.
+    pub(super) fn check(data_dir: &Path) -> Result<(), SetupError> {
+        let path = data_dir.join(SECRET_FILE);
+        match keys::secret(&path) {
+            Err(SetupError::Read { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                Ok(())
+            }
+            Err(SetupError::Read { path, source }) => Err(SetupError::DevSecret { path, source }),
+            read => read.map(drop),
+        }
     }
 
     /// A token for `user`, and for `device` only if one is given, valid from `now_unix_ms` (Unix milliseconds) for
@@ -144,7 +157,7 @@ fn ensure(path: &Path, data_dir: &Path) -> io::Result<()> {
 
 /// The secret appears whole or not at all: an interrupted start leaves a partial file that the next one removes.
 fn create(path: &Path, data_dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(data_dir)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
     let partial = path.with_extension("partial");
     match fs::remove_file(&partial) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

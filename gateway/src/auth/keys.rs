@@ -1,7 +1,7 @@
 //! How a key comes from its file, and which keys are refused.
 //!
-//! A key is read once, at start. Anything doubtful ends the start with a sentence: a gateway with a weak or mistaken
-//! key looks exactly like one that works.
+//! A key is read at the start, and again when an operator says so (SIGHUP). Anything doubtful ends the start with a
+//! sentence, or leaves the former key in force: a gateway with a weak or mistaken key looks exactly like one that works.
 
 use std::{fs::File, io::Read, path::Path};
 

@@ -11,8 +11,10 @@ use std::{
     fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 pub mod dev;
@@ -61,8 +63,19 @@ pub enum Algorithm {
 /// What a gateway checks tokens with and, on a loopback address, issues them with.
 #[derive(Debug)]
 pub struct Auth {
-    verifier: Verifier,
+    config: Config,
+    /// Replaced as a whole when the key is read anew; held for the copy of a pointer.
+    verifier: RwLock<Arc<Verifier>>,
     dev_tokens: Option<DevTokens>,
+}
+
+/// What came of reading the key anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// The key in the file is in force now.
+    Key,
+    /// There is no key file: development tokens keep their secret.
+    Nothing,
 }
 
 /// Why the server does not start: a sentence for the person who configured it. Secrets are never part of it.
@@ -159,35 +172,99 @@ pub enum SetupError {
 /// # Errors
 /// When the configuration contradicts itself, a key cannot be read or is refused, or there would be no key at all.
 pub fn resolve(config: &Config, listen: SocketAddr, data_dir: &Path) -> Result<Auth, SetupError> {
-    if config.leeway_s > LEEWAY_S_MAX {
-        return Err(SetupError::Leeway(config.leeway_s));
-    }
-    for (name, value) in [("audience", &config.audience), ("issuer", &config.issuer)] {
-        if value.as_deref() == Some("") {
-            return Err(SetupError::Empty(name));
-        }
+    if let Some(problem) = contradictions(config).into_iter().next() {
+        return Err(problem);
     }
     if let Some(path) = &config.key_file {
         let key = keys::read(path, config.algorithm)?;
-        return Ok(Auth { verifier: Verifier::new(config, key), dev_tokens: None });
+        return Ok(Auth::new(config, Verifier::new(config, key), None));
     }
+    may_issue(config, listen)?;
+    let (dev_tokens, verifier) = DevTokens::open(config, data_dir)?;
+    Ok(Auth::new(config, verifier, Some(dev_tokens)))
+}
+
+/// Everything that [`resolve`] would refuse. Reads, and leaves everything as it is: no secret is made.
+#[must_use]
+pub fn check(config: &Config, listen: SocketAddr, data_dir: &Path) -> Vec<SetupError> {
+    let mut problems = contradictions(config);
+    let key = match &config.key_file {
+        // Said already.
+        Some(path) if path.as_os_str().is_empty() => Ok(()),
+        Some(path) => keys::read(path, config.algorithm).map(drop),
+        None => may_issue(config, listen).and_then(|()| DevTokens::check(data_dir)),
+    };
+    problems.extend(key.err());
+    problems
+}
+
+/// What is wrong with the settings by themselves.
+fn contradictions(config: &Config) -> Vec<SetupError> {
+    let mut problems = Vec::new();
+    if config.leeway_s > LEEWAY_S_MAX {
+        problems.push(SetupError::Leeway(config.leeway_s));
+    }
+    for (name, value) in [("audience", &config.audience), ("issuer", &config.issuer)] {
+        if value.as_deref() == Some("") {
+            problems.push(SetupError::Empty(name));
+        }
+    }
+    if config.key_file.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+        problems.push(SetupError::Empty("key_file"));
+    }
+    problems
+}
+
+/// Whether a server without a key may issue development tokens.
+fn may_issue(config: &Config, listen: SocketAddr) -> Result<(), SetupError> {
     if config.algorithm != Algorithm::HS256 {
         return Err(SetupError::NoKeyForAlgorithm(config.algorithm));
     }
     if !config.dev_tokens {
         return Err(SetupError::NoKey);
     }
-    let (dev_tokens, verifier) = DevTokens::open(config, listen, data_dir)?;
-    Ok(Auth { verifier, dev_tokens: Some(dev_tokens) })
+    if !listen.ip().to_canonical().is_loopback() {
+        return Err(SetupError::NotLoopback { listen });
+    }
+    Ok(())
+}
+
+impl SetupError {
+    /// The setting to look at, within the section `auth`.
+    #[must_use]
+    pub const fn setting(&self) -> &'static str {
+        match self {
+            Self::Leeway(_) => "leeway_s",
+            Self::Empty(name) => name,
+            Self::NoKeyForAlgorithm(_) => "algorithm",
+            Self::DevSecret { .. } => "dev_tokens",
+            _ => "key_file",
+        }
+    }
 }
 
 // === impl Auth ===
 
 impl Auth {
-    /// What checks tokens, over every transport.
+    fn new(config: &Config, verifier: Verifier, dev_tokens: Option<DevTokens>) -> Self {
+        Self { config: config.clone(), verifier: RwLock::new(Arc::new(verifier)), dev_tokens }
+    }
+
+    /// What checks tokens now, over every transport.
     #[must_use]
-    pub const fn verifier(&self) -> &Verifier {
-        &self.verifier
+    pub fn verifier(&self) -> Arc<Verifier> {
+        Arc::clone(&self.verifier.read())
+    }
+
+    /// Reads the key file anew. Algorithm, audience, issuer and leeway stay as they were at the start.
+    ///
+    /// # Errors
+    /// When the file holds no acceptable key. The former one stays in force then.
+    pub fn reload(&self) -> Result<Reloaded, SetupError> {
+        let Some(path) = &self.config.key_file else { return Ok(Reloaded::Nothing) };
+        let key = keys::read(path, self.config.algorithm)?;
+        *self.verifier.write() = Arc::new(Verifier::new(&self.config, key));
+        Ok(Reloaded::Key)
     }
 
     /// What issues development tokens; `None` wherever a key is configured.

@@ -81,14 +81,14 @@ impl Issuer {
         Config { algorithm: self.algorithm, key_file: Some(self.dir.path().join("key")), ..Config::default() }
     }
 
-    fn verifier(&self) -> Verifier {
+    fn verifier(&self) -> Arc<Verifier> {
         self.verifier_with(|_| {})
     }
 
-    fn verifier_with(&self, change: impl FnOnce(&mut Config)) -> Verifier {
+    fn verifier_with(&self, change: impl FnOnce(&mut Config)) -> Arc<Verifier> {
         let mut config = self.config();
         change(&mut config);
-        resolve(&config, "192.0.2.1:443".parse().unwrap(), self.dir.path()).unwrap().verifier
+        resolve(&config, "192.0.2.1:443".parse().unwrap(), self.dir.path()).unwrap().verifier()
     }
 
     fn sign(&self, claims: &Value) -> String {
@@ -772,4 +772,33 @@ fn the_cost_of_one_check() {
         }
         println!("{}: {:.1} µs a check", issuer.algorithm, started.elapsed().as_secs_f64() * 1e6 / f64::from(checks));
     }
+}
+
+#[test]
+fn a_rotated_key_counts_once_it_is_read_and_a_bad_file_changes_nothing() {
+    let old = Issuer::hs256();
+    let key_file = old.dir.path().join("rotated");
+    fs::write(&key_file, SECRET).unwrap();
+    let config = Config { key_file: Some(key_file.clone()), ..Config::default() };
+    let auth = resolve(&config, LOOPBACK.parse().unwrap(), old.dir.path()).unwrap();
+    let signed = |secret: &str| {
+        let claims = json!({"sub": "ada", "exp": NOW_S + 60});
+        encode(&Header::default(), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+    };
+    let new = "another secret that is long enough";
+    let holds = |secret: &str| auth.verifier().verify(&signed(secret), NOW_MS).is_ok();
+    assert!(holds(SECRET) && !holds(new));
+
+    fs::write(&key_file, "short").unwrap();
+    assert!(matches!(auth.reload(), Err(SetupError::SecretTooShort { .. })));
+    fs::remove_file(&key_file).unwrap();
+    assert!(matches!(auth.reload(), Err(SetupError::Read { .. })));
+    assert!(holds(SECRET) && !holds(new), "the former key stays");
+
+    fs::write(&key_file, new).unwrap();
+    assert_eq!(auth.reload().unwrap(), Reloaded::Key);
+    assert!(!holds(SECRET) && holds(new));
+
+    let dev = open(old.dir.path());
+    assert_eq!(dev.reload().unwrap(), Reloaded::Nothing);
 }

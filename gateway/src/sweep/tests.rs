@@ -4,9 +4,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chappe_cluster::process::metrics::{Component, Metrics};
 use chappe_schema::{
     id::{ConversationId, GatewayId},
     limit::COMMAND_DEADLINE_MS,
+    operation::Op,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -18,31 +20,45 @@ use uuid::Uuid;
 use crate::{
     Config, auth,
     gateway::Gateway,
-    limiter::{self, Local},
+    limiter::{self, Local, Rate},
     tests_node::{Mode, Node},
 };
 
-struct World {
-    gateway: Arc<Gateway>,
-    node: Arc<Node>,
+pub(crate) struct World {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) node: Arc<Node>,
+    metrics: Metrics,
     _data: tempfile::TempDir,
 }
 
-struct Client(DuplexStream);
+pub(crate) struct Client(DuplexStream);
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::with(&limiter::Config::default())
+    }
+
+    fn with(limits: &limiter::Config) -> Self {
         let data = tempfile::tempdir().unwrap();
         let config = Config::default();
         let auth = auth::resolve(&config.auth, config.listen, data.path()).unwrap();
-        let limiter = Arc::new(Local::new(&limiter::Config::default()));
+        let limiter = Arc::new(Local::new(limits));
         let node = Node::new();
-        let gateway = Gateway::join(config, auth, limiter, GatewayId(1), Arc::clone(&node) as _);
-        Self { gateway, node, _data: data }
+        let metrics = Metrics::detached(&[Component::Gateway]).unwrap();
+        let join = || Gateway::join(config, auth, limiter, GatewayId(1), Arc::clone(&node) as _);
+        let gateway = metrics.within(join);
+        Self { gateway, node, metrics, _data: data }
+    }
+
+    /// The value of one series.
+    pub(crate) fn counted(&self, series: &str) -> u64 {
+        let text = self.metrics.render();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in {text}")).parse().unwrap()
     }
 
     /// So many seconds pass, and each is swept.
-    async fn pass(&self, seconds: u32) {
+    pub(crate) async fn pass(&self, seconds: u32) {
         for _ in 0..seconds {
             self.gateway.clock.turn(1);
             super::once(&self.gateway);
@@ -58,7 +74,7 @@ impl World {
         client
     }
 
-    async fn client(&self, user: &str, ttl_s: u64, pipe: usize) -> Client {
+    pub(crate) async fn client(&self, user: &str, ttl_s: u64, pipe: usize) -> Client {
         let mut client = self.stranger(pipe).await;
         let now = self.gateway.clock.now_ms();
         let tokens = self.gateway.auth.dev_tokens().unwrap();
@@ -70,7 +86,7 @@ impl World {
 }
 
 impl Client {
-    async fn say(&mut self, frame: Value) {
+    pub(crate) async fn say(&mut self, frame: Value) {
         self.say_raw(0x81, frame.to_string().as_bytes()).await;
     }
 
@@ -102,7 +118,7 @@ impl Client {
         timeout(Duration::from_secs(5), read).await.expect("nothing came")
     }
 
-    async fn text(&mut self) -> Value {
+    pub(crate) async fn text(&mut self) -> Value {
         let (first, payload) = self.frame().await;
         assert_eq!(first, 0x81, "{}", String::from_utf8_lossy(&payload));
         serde_json::from_slice(&payload).unwrap()
@@ -123,7 +139,7 @@ impl Client {
         }
     }
 
-    async fn nothing(&mut self) {
+    pub(crate) async fn nothing(&mut self) {
         let quiet = timeout(Duration::from_millis(20), self.0.read_u8()).await;
         assert!(quiet.is_err(), "something came: {quiet:?}");
     }
@@ -171,6 +187,60 @@ async fn ten_seconds_are_enough_to_say_who_one_is() {
     world.pass(3).await;
     assert_eq!(stranger.ended().await, ("auth.required".into(), 4501));
     ada.nothing().await;
+}
+
+#[tokio::test]
+async fn heartbeats_before_connect_win_no_time() {
+    let world = World::new();
+    let mut stranger = world.stranger(64 * 1024).await;
+    for _ in 0..9 {
+        world.pass(1).await;
+        stranger.say(json!({"heartbeat": {}})).await;
+        tokio::task::yield_now().await;
+    }
+    stranger.nothing().await;
+    world.pass(2).await;
+    assert_eq!(stranger.ended().await, ("auth.required".into(), 4501));
+}
+
+/// Goal: a heartbeat a second is free, and whatever else no entity is asked costs as much as a command. Method: a budget
+/// of three, which hardly flows in.
+#[tokio::test]
+async fn heartbeats_and_refreshes_go_on_the_budget() {
+    let three = limiter::Config { commands: Rate { per_second: 1, burst: 3 }, ..limiter::Config::default() };
+    let world = World::with(&three);
+    let mut ada = world.client("ada", 3600, 64 * 1024).await;
+    for _ in 0..20 {
+        world.pass(1).await;
+        ada.say(json!({"heartbeat": {}})).await;
+        tokio::task::yield_now().await;
+    }
+    ada.nothing().await;
+    assert_eq!(world.counted("chappe_gateway_connections{transport=\"websocket\"}"), 1);
+    let now = world.gateway.clock.now_ms();
+    let issue = |user| {
+        let tokens = world.gateway.auth.dev_tokens().unwrap();
+        tokens.issue(&crate::tests_node::user(user), None, Some(60), now).unwrap().token
+    };
+    for (user, frame) in [
+        ("with_id", json!({"id": 9, "heartbeat": {}})),
+        ("refresh", json!({"id": 9, "auth.refresh": {"token": issue("refresh")}})),
+    ] {
+        let mut client = world.client(user, 3600, 64 * 1024).await;
+        let mut answers = Vec::new();
+        for _ in 0..6 {
+            client.say(frame.clone()).await;
+            answers.push(client.text().await["error"]["code"].clone());
+        }
+        assert!(answers[..3].iter().all(Value::is_null), "{user}: {answers:?}");
+        assert!(answers.iter().any(|code| code == "rate.limited"), "{user}: {answers:?}");
+    }
+    // Without an id nothing but the refusal is said, and too many of them end the connection as ever.
+    let mut many = world.client("many", 3600, 64 * 1024).await;
+    for _ in 0..6 {
+        many.say(json!({"heartbeat": {}})).await;
+    }
+    assert_eq!(many.text().await["error"]["code"], "rate.limited");
 }
 
 #[tokio::test]
@@ -265,4 +335,36 @@ async fn a_connect_that_is_not_answered_ends_the_connection() {
     world.pass(14).await;
     let (error, code) = stranger.ended().await;
     assert_eq!((error.as_str(), code), ("unavailable", 4413));
+}
+
+/// A client that is gone is no reason to say that a node is slow.
+#[tokio::test]
+async fn what_nobody_waits_for_any_longer_is_not_late() {
+    const LATE: &str = "chappe_gateway_routes_total{result=\"timeout\"}";
+    let world = World::new();
+    let chat = world.node.conversation(&["ada"], 1, false);
+    let mut ada = world.client("ada", 3600, 64 * 1024).await;
+    world.node.behave(Mode::Silent);
+    ada.say(json!({"id": 2, "message.get": {"conversation": chat, "seq": 1}})).await;
+    let mut hasty = world.stranger(64 * 1024).await;
+    let tokens = world.gateway.auth.dev_tokens().unwrap();
+    let token = tokens.issue(&crate::tests_node::user("bob"), None, None, world.gateway.clock.now_ms()).unwrap().token;
+    hasty.say(json!({"id": 1, "connect": {"token": token}})).await;
+    let (answer, waiter) = tokio::sync::oneshot::channel();
+    world.gateway.route.insert(crate::route::Pending::Waiter(Op::MessageGet, answer), world.gateway.clock.seconds());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(world.gateway.route.len(), 3);
+    drop((ada, hasty, waiter));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    world.pass(14).await;
+    assert_eq!((world.gateway.route.len(), world.counted(LATE)), (0, 0));
+
+    // One that still waits is.
+    let bob = world.stranger(64 * 1024).await;
+    let (answer, waiter) = tokio::sync::oneshot::channel();
+    world.gateway.route.insert(crate::route::Pending::Waiter(Op::MessageGet, answer), world.gateway.clock.seconds());
+    world.pass(14).await;
+    assert_eq!(waiter.await.unwrap().unwrap_err().code, chappe_schema::error::Code::Unavailable);
+    assert_eq!(world.counted(LATE), 1);
+    drop(bob);
 }

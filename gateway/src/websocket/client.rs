@@ -28,7 +28,7 @@ use crate::{
     connection::Connection,
     gateway::{Gateway, log, scope, wake},
     limiter::{Decision, Key, Scope, Verdict},
-    meters::Reason,
+    meters::{Reason, Task},
     resume::Resuming,
     route::{Asking, Pending, weight},
 };
@@ -51,6 +51,8 @@ pub(crate) struct Client {
     unauthenticated_bytes: u32,
     /// Refused by the limiter, less accepted since.
     refused: u32,
+    /// The second of the last heartbeat that was free.
+    beat: u32,
     /// What cannot go on yet.
     held: Option<Box<Held>>,
 }
@@ -82,6 +84,7 @@ impl Client {
             registered: false,
             unauthenticated_bytes: 0,
             refused: 0,
+            beat: 0,
             held: None,
         };
         let (name, now, generation) =
@@ -274,7 +277,7 @@ impl Client {
     fn request(&mut self, request: Request<'_>) {
         let Request { id, name, args } = request;
         match &*name {
-            "heartbeat" => self.done(id.as_ref(), &[]),
+            "heartbeat" => self.heartbeat(id.as_ref()),
             "connect" => self.connect(id, args.get()),
             name => {
                 let Some(actor) = self.connection.actor() else {
@@ -362,11 +365,26 @@ impl Client {
         self.gateway.connect(actor, self.connection.slot, resuming);
     }
 
+    /// A sign of life is free, once a second and without an answer; more is a command like any other. Before `connect`
+    /// the bounds of time and bytes hold, which no heartbeat moves.
+    fn heartbeat(&mut self, id: Option<&RequestId>) {
+        let now = self.gateway.clock.seconds();
+        if id.is_none() && self.beat != now {
+            self.beat = now;
+        } else if self.spend(id) {
+            self.done(id, &[]);
+        }
+    }
+
     fn refresh(&mut self, id: Option<&RequestId>, args: &str) {
+        // Checking a signature is work.
+        if !self.spend(id) {
+            return;
+        }
         let mut ignored = Vec::new();
         let connect = match Connect::decode(args, &mut ignored) {
             Ok(connect) => connect,
-            Err(error) => return self.refuse_uncounted(id, &error),
+            Err(error) => return self.refuse(id, &error),
         };
         let now = self.gateway.clock.now_ms();
         match self.gateway.auth.verifier().verify(&connect.token, now) {
@@ -374,11 +392,9 @@ impl Client {
                 self.expire_at(identity.expires_at_ms, now);
                 self.done(id, &ignored);
             }
-            Ok(_) => {
-                self.refuse_uncounted(id, &Error::new(Code::AuthInvalid).with_detail("the token is another user's"))
-            }
+            Ok(_) => self.refuse(id, &Error::new(Code::AuthInvalid).with_detail("the token is another user's")),
             // The old token still holds.
-            Err(error) => self.refuse_uncounted(id, &Error::new(error.code()).with_detail(error.to_string())),
+            Err(error) => self.refuse(id, &Error::new(error.code()).with_detail(error.to_string())),
         }
     }
 
@@ -406,14 +422,23 @@ impl Client {
 
     /// Refuses what has not been counted by the limiter yet: nonsense costs as much as sense.
     fn refuse_uncounted(&mut self, id: Option<&RequestId>, error: &Error) {
+        if self.spend(id) {
+            self.refuse(id, error);
+        }
+    }
+
+    /// Counts what no entity is asked for as a command. If there is no budget left, the client is told so, and nothing
+    /// else may be done for it. A limiter that decides elsewhere hears of it and is not waited for.
+    fn spend(&mut self, id: Option<&RequestId>) -> bool {
         if let Some(actor) = self.connection.actor()
             && let Verdict::Ready(decision) =
                 self.gateway.limiter.check(Scope::Commands, Key::User(actor.user.as_str()), 1)
             && !decision.allowed
         {
-            return self.limited(id, decision);
+            self.limited(id, decision);
+            return false;
         }
-        self.refuse(id, error);
+        true
     }
 
     fn limited(&mut self, id: Option<&RequestId>, decision: Decision) {
@@ -437,6 +462,10 @@ impl Drop for Client {
         }
         if let Some(actor) = self.connection.actor().filter(|_| self.registered) {
             self.gateway.link.send(ToNode::Disconnect { user: actor.user.clone(), connection: slot });
+        }
+        if std::thread::panicking() {
+            self.why = Reason::Error;
+            self.gateway.meters.panics(Task::WebSocket).increment(1);
         }
         self.gateway.meters.websocket.close(self.why);
     }

@@ -17,7 +17,10 @@ use chappe_schema::{
 use hashbrown::HashMap;
 
 use super::encode::{self, Encoded};
-use crate::{meters::Reason, resume::CatchUp};
+use crate::{
+    meters::{Cause, Reason},
+    resume::CatchUp,
+};
 
 /// Wakers to be called once everything of a batch has been pushed: one wake per connection and batch, since pushing
 /// takes the waker out.
@@ -114,11 +117,11 @@ impl Outbox {
         if !self.has_room(bytes) {
             self.drop_events();
             if !self.has_room(bytes) {
-                self.note_dropped(event.conversation, event.seq);
+                self.note_dropped(event.conversation, event.seq, Cause::Overflow);
                 return;
             }
             if self.dropped.as_ref().is_some_and(|dropped| dropped.contains_key(&event.conversation)) {
-                self.note_dropped(event.conversation, event.seq);
+                self.note_dropped(event.conversation, event.seq, Cause::Overflow);
                 return;
             }
         }
@@ -129,9 +132,9 @@ impl Outbox {
     }
 
     /// Events that will not come this way: the client is told to fetch.
-    pub(crate) fn resync(&mut self, conversation: ConversationId, head: Seq, wakers: &mut Wakers) {
+    pub(crate) fn resync(&mut self, conversation: ConversationId, head: Seq, cause: Cause, wakers: &mut Wakers) {
         if self.closing.is_none() {
-            self.note_dropped(conversation, head);
+            self.note_dropped(conversation, head, cause);
             self.wake(wakers);
         }
     }
@@ -242,8 +245,12 @@ impl Outbox {
         (frames as usize) < OUTBOX_FRAMES_MAX && total <= OUTBOX_BYTES_MAX
     }
 
-    fn note_dropped(&mut self, conversation: ConversationId, seq: Seq) {
-        let head = self.dropped.get_or_insert_default().entry(conversation).or_default();
+    fn note_dropped(&mut self, conversation: ConversationId, seq: Seq, cause: Cause) {
+        let head = self.dropped.get_or_insert_default().entry(conversation).or_insert_with(|| {
+            // Once for what the client will be told in one frame.
+            cause.count();
+            0
+        });
         *head = seq.max(*head);
     }
 
@@ -256,7 +263,7 @@ impl Outbox {
             };
             self.queued.frames -= 1;
             self.queued.bytes -= event.frame.len() as u32;
-            self.note_dropped(event.conversation, event.seq);
+            self.note_dropped(event.conversation, event.seq, Cause::Overflow);
         }
     }
 }
@@ -579,5 +586,24 @@ mod tests {
         outbox.shut(id(0));
         outbox.open(id(9999)).unwrap();
         assert_eq!(outbox.shut_all().len(), OPEN_CONVERSATIONS_MAX);
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted_once_per_conversation_and_by_cause() {
+        use chappe_cluster::process::metrics::{Component, Metrics};
+        let metrics = Metrics::detached(&[Component::Gateway]).unwrap();
+        metrics.within(|| {
+            let (mut outbox, mut wakers) = (Outbox::default(), Wakers::new());
+            for seq in 1..=(OUTBOX_FRAMES_MAX as Seq + 50) {
+                outbox.event(&event(1, seq, 10), &mut wakers);
+            }
+            outbox.resync(ConversationId(Uuid::from_u128(2)), 9, Cause::Gap, &mut wakers);
+            outbox.resync(ConversationId(Uuid::from_u128(2)), 10, Cause::Gap, &mut wakers);
+        });
+        let text = metrics.render();
+        for (cause, count) in [("overflow", 1), ("gap", 1), ("queue", 0)] {
+            let line = format!("chappe_gateway_resyncs_total{{cause=\"{cause}\"}} {count}\n");
+            assert!(text.contains(&line), "{line}: {text}");
+        }
     }
 }

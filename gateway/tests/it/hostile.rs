@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chappe_cluster::process::metrics;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -238,4 +239,29 @@ async fn a_node_that_panics_hurts_only_whoever_asked() {
     world.node.behave(crate::node::Mode::AtOnce);
     assert_eq!(bob.send(chat, "still here").await["ok"]["seq"], 1);
     assert_eq!(world.gateway.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_panic_over_http_is_counted_and_frees_its_place() {
+    let metrics = metrics::install(&[metrics::Component::Gateway]).unwrap();
+    let counted = || {
+        let text = metrics.render();
+        let value = |series: &str| text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<f64>().ok());
+        value("chappe_gateway_panics_total{task=\"http\"}").unwrap()
+    };
+    let world = World::new().await;
+    let chat = world.node.conversation(&["ada"], 0, false);
+    let before = counted();
+    world.node.behave(crate::node::Mode::Panicking);
+    let mut stream = world.tcp().await;
+    let token = world.token("ada");
+    let request = format!("GET /v1/conversations/{chat} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    world.node.behave(crate::node::Mode::AtOnce);
+    assert!(counted() > before);
+    assert_eq!(world.ask("ada", "GET", &format!("/v1/conversations/{chat}"), None).await.status, 200);
+    assert_eq!(world.gateway.drain().await.left, 0);
 }
