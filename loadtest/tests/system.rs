@@ -11,6 +11,12 @@ mod workflow;
 
 use chappe_loadtest::server::{Server, Setup};
 
+/// The server's binary: where cargo puts it beside this test.
+fn binary() -> std::path::PathBuf {
+    let ours = std::env::current_exe().unwrap();
+    ours.ancestors().nth(2).unwrap().join("chappe-node")
+}
+
 /// A server with no limits on rates, so that a test meets only what it is about.
 async fn server() -> Server {
     let args = ["--set", "gateway.drain_window=200ms"].map(str::to_owned).to_vec();

@@ -9,14 +9,14 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use anyhow::Context;
 use chappe_cluster::process::{
     admin::{self, Admin},
-    config::{self, Sources},
+    config::{self, ByteSize, Period, Problem, Sources},
     files,
     health::{Health, Part},
     log,
@@ -25,7 +25,9 @@ use chappe_cluster::process::{
     version::Version,
 };
 use chappe_gateway::{
-    Gateway, auth,
+    Door, Gateway, Running,
+    auth::{self, Reloaded},
+    config::is_listenable,
     limiter::{self, Limiter},
 };
 use chappe_node::{
@@ -37,7 +39,10 @@ use chappe_node::{
 };
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -67,7 +72,8 @@ struct Args {
     /// One setting, by its path; may be repeated and wins over environment and file.
     #[arg(long, value_name = "KEY=VALUE", value_parser = config::parse_set)]
     set: Vec<(String, String)>,
-    /// Read the configuration, say what is wrong with it, and end (0: nothing, 2: something).
+    /// Read the configuration and the files it names, say all that is wrong, and end (0: nothing, 2: something). Makes
+    /// nothing, opens no data and no port.
     #[arg(long)]
     check_config: bool,
     /// Print the configuration that is in force, as TOML, and end.
@@ -94,17 +100,26 @@ struct Server {
     data_dir: PathBuf,
     /// Health, metrics and administration: plain HTTP, never for the internet.
     admin: SocketAddr,
+    /// How long a server that was asked to end goes on as before while `/readyz` already fails: for load balancers to
+    /// notice. 0 where nothing asks `/readyz`; 5 s in Kubernetes, where no `preStop` hook sleeps already.
+    drain_delay: Period,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { data_dir: PathBuf::from("chappe-data"), admin: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+        Self {
+            data_dir: PathBuf::from("chappe-data"),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            drain_delay: Period::ZERO,
+        }
     }
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let config = match configuration(&args) {
+    // What is merely dumped may be looked at on another machine, where its files are not.
+    let check = if args.dump_config { |_: &Config| Vec::new() } else { problems };
+    let config = match config::load_checked(&sources(&args), check) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("chappe-node: the configuration is not usable:\n{error}");
@@ -128,28 +143,75 @@ fn main() -> ExitCode {
     }
 }
 
-fn configuration(args: &Args) -> Result<Config, config::ConfigError> {
+fn sources(args: &Args) -> Sources {
     let mut overrides = Vec::new();
     let mut short = |key: &str, value: Option<String>| overrides.extend(value.map(|value| (key.to_owned(), value)));
     short("server.data_dir", args.data_dir.as_ref().map(|dir| dir.display().to_string()));
     short("gateway.listen", args.listen.map(|addr| addr.to_string()));
     short("server.admin", args.admin.map(|addr| addr.to_string()));
     overrides.extend(args.set.iter().cloned());
-    config::load_checked(&Sources::new(args.config.clone(), overrides), |config: &Config| {
+    Sources::new(args.config.clone(), overrides)
+}
+
+/// All that is wrong with a configuration whose fields are well-formed: what would make the start fail, and what no
+/// operator can mean. Whether a port is free and what is in the data directory shows only at the start.
+fn problems(config: &Config) -> Vec<Problem> {
+    let mut problems = config.server.check(config.gateway.listen);
+    if let Err(error) = log::check(&config.log) {
+        problems.push(Problem::at("log.filter", error.to_string()));
+    }
+    problems.extend(check_store(&config.store));
+    problems.extend(config.node.check());
+    problems.extend(config.gateway.check(&config.server.data_dir));
+    problems
+}
+
+/// Longest pause before a server leaves: whoever stops the process has lost patience long before.
+const DRAIN_DELAY_MAX: Period = Period::minutes(10);
+
+impl Server {
+    fn check(&self, listen: SocketAddr) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if let Err(error) = log::check(&config.log) {
-            problems.push(config::Problem::at("log.filter", error.to_string()));
+        let mut at = |key: &str, message: String| problems.push(Problem::at(format!("server.{key}"), message));
+        if self.data_dir.as_os_str().is_empty() {
+            at("data_dir", "is empty".to_owned());
+        } else if self.data_dir.ancestors().any(|above| above.exists() && !above.is_dir()) {
+            at("data_dir", format!("{} is not a directory", self.data_dir.display()));
         }
-        let (admin, listen) = (config.server.admin, config.gateway.listen);
-        if admin.port() != 0 && admin == listen {
-            problems.push(config::Problem::at("server.admin", "clients and administration need different addresses"));
+        if !is_listenable(self.admin) {
+            at("admin", format!("{} is not an address that a server can listen on", self.admin.ip()));
+        }
+        let (admin, clients) = (self.admin.ip(), listen.ip());
+        let meets = admin == clients || admin.is_unspecified() || clients.is_unspecified();
+        if self.admin.port() != 0 && self.admin.port() == listen.port() && meets {
+            at("admin", format!("clients and administration need different ports, and both have {}", listen.port()));
+        }
+        if self.drain_delay > DRAIN_DELAY_MAX {
+            at("drain_delay", format!("{} is more than {DRAIN_DELAY_MAX}", self.drain_delay));
         }
         problems
-    })
+    }
+}
+
+/// Sizes between which the embedded log is known to work.
+fn check_store(store: &embedded::Config) -> Vec<Problem> {
+    [
+        ("cache_size", store.cache_size, ByteSize::mib(1), ByteSize::gib(1024)),
+        ("journal_size_max", store.journal_size_max, ByteSize::mib(64), ByteSize::gib(64)),
+        ("log_memtable_size", store.log_memtable_size, ByteSize::kib(64), ByteSize::gib(4)),
+        ("table_memtable_size", store.table_memtable_size, ByteSize::kib(64), ByteSize::gib(4)),
+        // 0: write until the disk is full.
+        ("free_space_min", store.free_space_min, ByteSize::bytes(0), ByteSize::gib(1024)),
+    ]
+    .into_iter()
+    .filter(|(_, size, min, max)| !(min..=max).contains(&size))
+    .map(|(key, size, min, max)| Problem::at(format!("store.{key}"), format!("{size} is not within {min} to {max}")))
+    .collect()
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
     log::init(&config.log)?;
+    files::keep_private();
     files::raise_limit();
     let metrics = metrics::install(&[Component::Process, Component::Gateway, Component::Node, Component::Store])?;
     metrics::record_build(&VERSION);
@@ -180,6 +242,10 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
     let admin = Admin::new(health.clone(), metrics, VERSION);
     let admin = tokio::spawn(admin::serve(admin_listener, admin, async move { ended.reached(Stage::Exit).await }));
 
+    let door = Door::take(config.gateway.listen)?;
+    // From here on a SIGHUP does not end the process. One that comes early is heard when there is something to reload.
+    let hangups = signal(SignalKind::hangup()).context("signals cannot be handled")?;
+
     // The log: nothing is served before everything found there is known to be on disk.
     let data_dir = config.server.data_dir.clone();
     let store = open_log(&data_dir, config.store).await?;
@@ -200,8 +266,10 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
     // The clients.
     let auth = auth::resolve(&config.gateway.auth, config.gateway.listen, &data_dir)?;
     let limiter: Arc<dyn Limiter> = Arc::new(limiter::Local::new(&config.gateway.limits));
-    let gateway = Gateway::start(config.gateway, auth, limiter, Arc::clone(&node) as _).await?;
+    let gateway = Gateway::start_behind(door, config.gateway, auth, limiter, Arc::clone(&node) as _).await?;
+    let gateway = Arc::new(gateway);
     let listen = gateway.address();
+    tokio::spawn(reload(hangups, Arc::downgrade(&gateway)));
     clients.ok();
     greet(listen, admin_address, &data_dir, gateway.issues_dev_tokens());
 
@@ -212,11 +280,20 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
             shutdown.begin("a shard has ended");
             true
         }
+        () = gateway.failed() => {
+            shutdown.begin("a task of the gateway was given up");
+            true
+        }
     };
 
-    // The way out, each stage announced.
+    // The way out, each stage announced. Whoever asks `/readyz` hears it first, and has time to send clients elsewhere.
     health.begin_draining();
     shutdown.enter(Stage::NotReady);
+    let failed = failed
+        || tokio::select! {
+            () = tokio::time::sleep(config.server.drain_delay.get()) => false,
+            () = node.failed() => true,
+        };
     shutdown.enter(Stage::GoingAway);
     gateway.drain().await;
     shutdown.enter(Stage::RefuseWork);
@@ -235,9 +312,31 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
     // The admin server ends with the stage; if a client of it does not, the process does all the same.
     let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
     if failed {
-        anyhow::bail!("a shard has ended by itself; the log says why");
+        anyhow::bail!("a part of the server has ended by itself; the log says why");
     }
     Ok(())
+}
+
+/// Every SIGHUP: what can be read anew is, the rest of the configuration waits for a restart.
+async fn reload(mut hangups: Signal, gateway: Weak<Running>) {
+    while hangups.recv().await.is_some() {
+        let Some(gateway) = gateway.upgrade() else { return };
+        match gateway.reload_key() {
+            Ok(Reloaded::Key) => {
+                tracing::info!(
+                    event = "configuration_reloaded",
+                    "gateway.auth.key_file was read again; nothing else is reloaded"
+                );
+            }
+            Ok(Reloaded::Nothing) => {
+                tracing::info!(event = "configuration_reloaded", "nothing to reload: gateway.auth.key_file is not set");
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::error!(event = "configuration_reload_failed", error = %format!("{error:#}"), "the former key stays in force");
+            }
+        }
+    }
 }
 
 async fn open_log(data_dir: &Path, config: embedded::Config) -> anyhow::Result<Arc<Embedded>> {

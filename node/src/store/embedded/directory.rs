@@ -11,8 +11,9 @@
 //! whatever is missing from it was taken away later, and is not replaced by something empty.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -118,7 +119,7 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, S
         let path = path.to_owned();
         move |source| OpenError::Io { doing, path, source }
     };
-    fs::create_dir_all(directory).map_err(failed("create the data directory", directory))?;
+    make_private(directory).map_err(failed("create the data directory", directory))?;
     let marked = marked(directory)?;
     let lock = lock(directory)?;
 
@@ -146,6 +147,25 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, S
         mark(directory).map_err(failed("mark", directory))?;
     }
     Ok((lock, tables, session))
+}
+
+/// What people said is for this process's user only. Files follow the umask, which `main` sets; a directory that nobody
+/// else may enter keeps them in any case. One that was there before is its owner's decision, and worth a word.
+fn make_private(directory: &Path) -> io::Result<()> {
+    match fs::metadata(directory) {
+        Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+            let mode = format!("{:o}", found.permissions().mode() & 0o7777);
+            tracing::warn!(
+                event = "data_directory_open",
+                directory = %directory.display(),
+                mode,
+                "other users of this machine may look into the data directory; chmod 700 closes it"
+            );
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+        Err(_) => DirBuilder::new().recursive(true).mode(0o700).create(directory),
+    }
 }
 
 /// Whether the directory is marked as ours; if not, it must be as good as empty.
@@ -184,7 +204,7 @@ fn marked(directory: &Path) -> Result<bool, OpenError> {
 fn lock(directory: &Path) -> Result<File, OpenError> {
     let path = directory.join(LOCK);
     let failed = |source| OpenError::Io { doing: "lock", path: path.clone(), source };
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { directory: directory.to_owned() }),
@@ -249,7 +269,7 @@ fn begin_session(directory: &Path, tables: &Tables) -> Result<Session, OpenError
 fn mark(directory: &Path) -> io::Result<()> {
     // Written under another name and renamed, so that it is never read half written.
     let (draft, marker) = (directory.join(DRAFT), directory.join(MARKER));
-    let mut file = File::create(&draft)?;
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&draft)?;
     writeln!(file, "{MARKER_TEXT}{FORMAT}")?;
     file.sync_all()?;
     fs::rename(&draft, &marker)?;
