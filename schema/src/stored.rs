@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use uuid::Uuid;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
     body::Body,
@@ -34,6 +35,8 @@ pub enum Kind {
     Inbox = 5,
     /// The store's own notes (generation, start counter, schema version).
     Note = 6,
+    /// Prints of the ids of one block.
+    IdPrints = 7,
 }
 
 /// Why stored bytes cannot be used. Such bytes are never served.
@@ -291,6 +294,63 @@ pub struct StoredIdBlock {
     /// The ids, by seq.
     #[prost(message, repeated, tag = "1")]
     pub ids: Vec<StoredId>,
+}
+
+/// What tells whether a block can hold an id, without the block: stores derive it and write it beside the block.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredIdPrints {
+    /// The [`id_print`] of each id, by seq, four bytes each, little endian.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub prints: Bytes,
+    /// `created_at` of the first event.
+    #[prost(uint64, tag = "2")]
+    pub first_at: u64,
+    /// `created_at` of the last event.
+    #[prost(uint64, tag = "3")]
+    pub last_at: u64,
+}
+
+impl StoredIdPrints {
+    /// The prints of a block.
+    #[must_use]
+    pub fn of(block: &StoredIdBlock) -> Self {
+        let mut prints = Vec::with_capacity(block.ids.len() * 4);
+        for one in &block.ids {
+            prints.put_u32_le(id_print(&one.id, &one.sender));
+        }
+        let at = |one: Option<&StoredId>| one.map_or(0, |one| one.created_at);
+        Self { prints: prints.into(), first_at: at(block.ids.first()), last_at: at(block.ids.last()) }
+    }
+
+    /// How many ids the block holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.prints.len() / 4
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.prints.len() < 4
+    }
+
+    /// The prints, by seq.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        let (prints, _) = self.prints.as_chunks();
+        prints.iter().map(|print| u32::from_le_bytes(*print))
+    }
+
+    /// Whether the block may hold an id with this print.
+    #[must_use]
+    pub fn contains(&self, print: u32) -> bool {
+        self.iter().any(|one| one == print)
+    }
+}
+
+/// 32 bits that stand for an id and its sender. Stored: never changes.
+#[must_use]
+pub fn id_print(id: &[u8], sender: &str) -> u32 {
+    xxh3_64_with_seed(sender.as_bytes(), xxh3_64(id)) as u32
 }
 
 /// The state of a conversation at a committed seq.
@@ -745,6 +805,24 @@ mod tests {
         let bytes = LogRow::seal(2, 0, false, &[Arc::new(event)]);
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, PINNED);
+    }
+
+    #[test]
+    fn the_prints_of_a_block_are_pinned() {
+        let id = |seq: u64| StoredId {
+            sender: "ada".to_owned(),
+            id: Uuid::from_u128(u128::from(seq)).as_bytes().to_vec(),
+            seq,
+            created_at: seq * 10,
+            ..StoredId::default()
+        };
+        let block = StoredIdBlock { ids: (5..=7).map(id).collect() };
+        let prints = StoredIdPrints::of(&block);
+        assert_eq!((prints.len(), prints.first_at, prints.last_at), (3, 50, 70));
+        assert!(
+            prints.contains(id_print(&block.ids[1].id, "ada")) && !prints.contains(id_print(&block.ids[1].id, "bob"))
+        );
+        assert_eq!(prints.iter().collect::<Vec<_>>(), [641_693_374, 976_791_550, 1_096_226_196]);
     }
 
     const PINNED: &str = "01017ef29b7a0000020000000000000000000000000000000100000000000000010000003c080110011a036164612a1001890a5dac96774bbcceb302099a80574080d095ffbc314801520d7b2274657874223a226869227d610700000000000000";

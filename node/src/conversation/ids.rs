@@ -1,7 +1,7 @@
 //! Which commands are known already, so that the same id never has two effects.
 //!
 //! Memory holds the ids of the log's tail: everything above the last durable id block in full, and for the blocks of
-//! the last minutes a 64-bit print of each id. A first attempt is recognised as new without a read: an id's time is at
+//! the last minutes a 32-bit print of each id. A first attempt is recognised as new without a read: an id's time is at
 //! most [`ID_AHEAD_MS_MAX`] ahead of its event's stamp and stamps never fall along a log, so an id that is later than that
 //! before the oldest thing remembered cannot have been committed earlier.
 
@@ -11,10 +11,11 @@ use chappe_schema::{
     event::Event,
     id::{CommandId, Millis, Seq, UserId},
     limit::{ID_AHEAD_MS_MAX, ID_BLOCK_EVENTS},
-    stored::{Corrupt, StoredId, StoredIdBlock, command_id},
+    stored::{Corrupt, StoredId, StoredIdBlock, StoredIdPrints, command_id, id_print},
 };
-use hashbrown::{HashMap, HashSet};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use hashbrown::{HashMap, hash_map::Entry};
+
+use crate::store::PRINT_BLOCKS_MAX;
 
 /// What is remembered of a command that made an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +52,21 @@ pub struct Ids {
     block_end: Seq,
     /// The stamp of event `block_end`.
     block_at: Millis,
-    /// Prints of the ids in the latest durable blocks.
-    prints: HashSet<u64, foldhash::fast::FixedState>,
+    /// Prints of the ids in the latest durable blocks, and how many ids there have each.
+    prints: HashMap<u32, u32, foldhash::fast::FixedState>,
     /// Those blocks, oldest first: the stamp of the event before the block, and the block's prints.
-    recent: VecDeque<(Millis, Box<[u64]>)>,
+    recent: VecDeque<(Millis, Box<[u32]>)>,
 }
 
-fn print(id: CommandId, sender: &UserId) -> u64 {
-    let (high, low) = id.0.as_u64_pair();
-    xxh3_64_with_seed(sender.as_str().as_bytes(), high.rotate_left(32) ^ low)
+fn print(id: CommandId, sender: &UserId) -> u32 {
+    id_print(id.0.as_bytes(), sender.as_str())
+}
+
+/// Stamps of the blocks whose prints are kept: an id that could stand in an older one is refused as too far in the past
+/// of its clock, or asked for.
+#[must_use]
+pub const fn prints_since(now: Millis) -> Millis {
+    now.saturating_sub(ID_AHEAD_MS_MAX + 60_000)
 }
 
 impl Ids {
@@ -78,6 +85,33 @@ impl Ids {
             ids.insert(command_id(&one.id)?, sender, known);
         }
         Ok(ids)
+    }
+
+    /// Prints of the youngest durable blocks were found in the store: those that end where the durable blocks do, as far
+    /// back as none is missing.
+    pub fn recall(&mut self, blocks: &[(Seq, StoredIdPrints)]) {
+        let mut end = self.block_end;
+        let known = blocks.iter().rev().skip_while(|(last, _)| *last > self.block_end).take_while(|(last, prints)| {
+            let fits = *last == end && !prints.is_empty();
+            end = end.saturating_sub(prints.len() as Seq);
+            fits
+        });
+        let known: Vec<&StoredIdPrints> = known.map(|(_, prints)| prints).collect();
+        let Some(oldest) = known.last() else { return };
+        // Nothing stands before the first block of a log; else no later than this block began.
+        let is_first = known.iter().map(|prints| prints.len() as Seq).sum::<Seq>() == self.block_end;
+        let mut before = if is_first { 0 } else { oldest.first_at };
+        for block in known.into_iter().rev() {
+            self.keep_prints(before, block.iter().collect());
+            before = block.last_at;
+        }
+    }
+
+    fn keep_prints(&mut self, before: Millis, prints: Box<[u32]>) {
+        for print in &prints {
+            *self.prints.entry(*print).or_insert(0) += 1;
+        }
+        self.recent.push_back((before, prints));
     }
 
     /// The seq up to which ids are remembered or durable.
@@ -118,7 +152,7 @@ impl Ids {
             return Memory::New;
         }
         let remembered_since = self.recent.front().map_or(self.block_at, |(before, _)| *before);
-        if earliest > remembered_since && !self.prints.contains(&print(id, sender)) {
+        if earliest > remembered_since && !self.prints.contains_key(&print(id, sender)) {
             return Memory::New;
         }
         Memory::Ask(earliest)
@@ -145,14 +179,20 @@ impl Ids {
             }
         }
         self.block_end = end;
-        self.prints.extend(prints.iter().copied());
-        self.recent.push_back((before, prints.into_boxed_slice()));
-        // An id that could be in a block older than this is refused as too far in the past of its clock, or asked for.
-        let keep_since = now.saturating_sub(ID_AHEAD_MS_MAX + 60_000);
-        while self.recent.len() > 1 && self.recent.get(1).is_some_and(|(before, _)| *before < keep_since) {
-            if let Some((_, gone)) = self.recent.pop_front() {
-                for one in &gone {
-                    self.prints.remove(one);
+        self.keep_prints(before, prints.into_boxed_slice());
+        let since = prints_since(now);
+        while self.recent.len() > PRINT_BLOCKS_MAX || self.recent.get(1).is_some_and(|(before, _)| *before < since) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        for one in self.recent.pop_front().iter().flat_map(|(_, prints)| prints) {
+            // Another block may hold an id with the same print.
+            if let Entry::Occupied(mut entry) = self.prints.entry(*one) {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
                 }
             }
         }
@@ -181,7 +221,7 @@ impl Ids {
         self.tail.allocation_size()
             + self.order.capacity() * size_of::<(CommandId, UserId)>()
             + self.prints.allocation_size()
-            + self.recent.len() * (ID_BLOCK_EVENTS as usize * 8 + 24)
+            + self.recent.len() * (ID_BLOCK_EVENTS as usize * 4 + 24)
     }
 }
 
@@ -282,5 +322,61 @@ mod tests {
         }
         assert!(ids.recent.len() <= 9, "{} blocks are remembered", ids.recent.len());
         assert_eq!(ids.prints.len(), ids.recent.len() * 256);
+    }
+
+    /// The ids of a log of so many blocks, one a minute, as a crash leaves them: the snapshot's, and what the store has.
+    fn crashed(blocks: u64) -> (Ids, Vec<(Seq, StoredIdPrints)>, Millis) {
+        let minutes = |n: u64| n * 60_000;
+        let mut ids = filled(256 * blocks + 9, |seq| T + minutes((seq - 1) / 256));
+        let now = T + minutes(blocks);
+        let mut stored = Vec::new();
+        while let Some((end, block)) = ids.block_due(ids.end()) {
+            stored.push((end, StoredIdPrints::of(&block)));
+            ids.block_durable(end, now);
+        }
+        let (end, at) = ids.durable();
+        (Ids::recovered(&ids.stored(usize::MAX), end, at).unwrap(), stored, now)
+    }
+
+    #[test]
+    fn what_the_store_has_of_prints_spares_reads_after_a_restart() {
+        let (mut ids, stored, now) = crashed(20);
+        assert!(matches!(ids.look_up(&ada(), id_at(now, 999)), Memory::Ask(_)));
+        let young: Vec<_> =
+            stored.iter().filter(|(_, prints)| prints.last_at + 60_000 >= prints_since(now)).cloned().collect();
+        ids.recall(&young);
+        assert_eq!(ids.recent.len(), young.len());
+        assert_eq!(ids.look_up(&ada(), id_at(now, 999)), Memory::New);
+        // Two minutes ago, which stands in a block.
+        let known = id_at(T + 18 * 60_000, 18 * 256 + 7);
+        assert!(matches!(ids.look_up(&ada(), known), Memory::Ask(_)));
+        assert!(matches!(ids.look_up(&ada(), id_at(T, 5)), Memory::Ask(_)));
+        // A block that is missing among them hides those before it, one that is above is not believed.
+        for missing in 0..young.len() {
+            let (mut ids, _, _) = crashed(20);
+            let mut some = young.clone();
+            some.remove(missing);
+            some.push((256 * 21, stored[0].1.clone()));
+            ids.recall(&some);
+            assert_eq!(ids.recent.len(), young.len() - 1 - missing);
+        }
+    }
+
+    #[test]
+    fn a_young_log_knows_after_a_restart_that_nothing_stands_before_it() {
+        let (mut ids, stored, now) = crashed(2);
+        ids.recall(&stored);
+        assert_eq!(ids.look_up(&ada(), id_at(now - ID_AHEAD_MS_MAX, 999)), Memory::New);
+    }
+
+    #[test]
+    fn a_print_that_two_blocks_share_outlives_the_first() {
+        let mut ids = Ids::default();
+        ids.keep_prints(0, Box::new([7, 7, 8]));
+        ids.keep_prints(1, Box::new([7, 9]));
+        ids.forget_oldest();
+        assert_eq!((ids.prints.len(), ids.prints.get(&7)), (2, Some(&1)));
+        ids.forget_oldest();
+        assert!(ids.prints.is_empty());
     }
 }

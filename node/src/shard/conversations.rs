@@ -1068,6 +1068,9 @@ impl Recovering {
             |sender, command| matches!(remembers(&state, sender, command), Memory::Known(_)),
             recovered.rows,
         )?;
+        if let Some(hot) = &mut state.hot {
+            hot.ids.recall(&recovered.prints);
+        }
         for event in resolved.committed.iter().chain(&resolved.standing) {
             state.apply(event);
         }

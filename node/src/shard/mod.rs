@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::{
-    conversation::Read,
+    conversation::{Read, ids::prints_since},
     store::{self, Append, Confirmation, Page, Projection, Recovered, Store, Written},
     user::{Connection, HeadKnown},
 };
@@ -682,7 +682,7 @@ impl Shard {
         self.recoveries += 1;
         let back = entity.clone();
         let done = self.answer(move |result| StoreMail::Recovered(back, result));
-        self.store.recover(entity, done);
+        self.store.recover(entity, prints_since(self.now), done);
     }
 
     fn recover_waiting(&mut self) {

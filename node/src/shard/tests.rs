@@ -16,7 +16,7 @@ use chappe_schema::{
     event::{ConversationKind, Encryption, Event, HistoryAccess},
     id::{CommandId, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Generation, Millis, Seq, UserId},
     reply::{Reply, Sent},
-    stored::{LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
     wire::{Actor, Asked, Connecting, Correlation, Heads, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
@@ -56,6 +56,10 @@ struct Held {
     recoveries: usize,
     appended: usize,
     projected: usize,
+    /// Ids that were looked for.
+    sought: usize,
+    /// Whether recoveries bring no prints.
+    printless: bool,
 }
 
 /// A store that answers when the test says so.
@@ -130,7 +134,7 @@ impl Store for Scripted {
         None
     }
 
-    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, StoreError>>) {
+    fn recover(&self, entity: EntityId, _: Millis, done: Done<Result<Recovered, StoreError>>) {
         let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
             held.recoveries += 1;
             let snapshot = held.snapshots.get(&entity).cloned();
@@ -150,7 +154,9 @@ impl Store for Scripted {
                     .collect(),
                 EntityId::Conversation(_) => Vec::new(),
             };
-            Box::new(move || done(Ok(Recovered { snapshot, rows, inbox })))
+            let blocks = held.blocks.iter().filter(|((whose, _), _)| *whose == entity && !held.printless);
+            let prints = blocks.map(|((_, end), block)| (*end, StoredIdPrints::of(block))).collect();
+            Box::new(move || done(Ok(Recovered { snapshot, rows, inbox, prints })))
         };
         self.held.lock().others.push_back(Box::new(read));
     }
@@ -197,6 +203,7 @@ impl Store for Scripted {
         done: Done<Result<Option<StoredId>, StoreError>>,
     ) {
         let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            held.sought += 1;
             let blocks = held.blocks.iter().filter(|((whose, _), _)| *whose == entity);
             let found = blocks
                 .flat_map(|(_, block)| &block.ids)
@@ -715,13 +722,36 @@ fn sends_that_wait_for_the_store_keep_their_order() {
     for n in 0..300 {
         bench.done("ada", send(&n.to_string())).unwrap();
     }
+    bench.put_away();
     let mut next = Bench::over(bench.store.clone());
+    next.store.held.lock().printless = true;
     next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
     next.asked = 10_000;
     let asked: Vec<Correlation> = (0..20).map(|n| next.ask("ada", send(&n.to_string()))).collect();
     next.settle();
     let seqs: Vec<Seq> = asked.iter().map(|asked| sent(next.answer(*asked)).seq).collect();
     assert_eq!(seqs, (302..322).collect::<Vec<_>>());
+    assert_eq!(next.store.held.lock().sought, 20);
+}
+
+/// After a restart, too, a first attempt is known to be new without a read; a repetition is still recognised.
+#[test]
+fn first_attempts_after_a_restart_need_no_read() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let old = bench.ask("ada", send("old"));
+    for n in 0..300 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    bench.put_away();
+    let mut next = bench.succeeded();
+    for n in 0..20 {
+        next.done("ada", send(&n.to_string())).unwrap();
+    }
+    assert_eq!(next.store.held.lock().sought, 0);
+    next.asked = old.0 - 1;
+    let Ok(Reply::Sent(again)) = next.done("ada", send("old")) else { panic!("no answer") };
+    assert_eq!((again.seq, again.duplicate, next.store.held.lock().sought), (2, true, 1));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use chappe_schema::{
     body::Body,
     event::{Event, Fact},
     id::{CommandId, ConversationId, EntityId, Seq, UserId},
-    stored::{LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
 };
 use uuid::Uuid;
 
@@ -72,6 +72,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a page looks at a bounded number of events", a_page_looks_at_a_bounded_number_of_events),
     ("large bodies come back", large_bodies_come_back),
     ("ids are found as far back as asked", ids_are_found_as_far_back_as_asked),
+    ("a recovery brings the prints of young ids", a_recovery_brings_the_prints_of_young_ids),
     ("names that begin alike are kept apart", names_that_begin_alike_are_kept_apart),
     ("announcements are owed until they are made", announcements_are_owed_until_they_are_made),
     ("a clean owner is confirmed", a_clean_owner_is_confirmed),
@@ -137,7 +138,7 @@ fn project(harness: &mut dyn Harness, writes: Vec<Projection>) {
 }
 
 fn recover(harness: &mut dyn Harness, entity: &EntityId) -> Recovered {
-    ask(harness, |store, done| store.recover(entity.clone(), done)).unwrap()
+    ask(harness, |store, done| store.recover(entity.clone(), 0, done)).unwrap()
 }
 
 fn page(harness: &mut dyn Harness, request: PageRequest) -> Page {
@@ -534,6 +535,30 @@ fn ids_are_found_as_far_back_as_asked(harness: &mut dyn Harness) {
         assert_eq!(find("ada", 5, 81), None, "its block is older");
         assert_eq!(find("ada", 13, 0), None);
         assert_eq!(find("bob", 5, 0), None, "another sender's");
+        harness.succeed();
+    }
+}
+
+fn a_recovery_brings_the_prints_of_young_ids(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let others = [conversation(2).into(), EntityId::from(user("ada"))];
+    let write = |entity: &EntityId, end, block| Projection::IdBlock { entity: entity.clone(), end, block };
+    project(harness, (1..=5).map(|n| write(&entity, n * 4, block("ada", n * 4 - 3, n * 4))).collect());
+    for other in &others {
+        project(harness, vec![write(other, 24, block("ada", 21, 24))]);
+    }
+    let find = |harness: &mut dyn Harness, since| {
+        ask(harness, |store, done| store.recover(entity.clone(), since, done)).unwrap().prints
+    };
+    assert!(find(harness, 0).is_empty(), "without a snapshot the rows tell every id");
+    project(harness, vec![snapshot(&entity, 20, "twenty")]);
+    for _ in 0..2 {
+        let ends = |found: Vec<(Seq, StoredIdPrints)>| found.iter().map(|(end, _)| *end).collect::<Vec<_>>();
+        let young = find(harness, 150);
+        let expected = |n: Seq| (n * 4, StoredIdPrints::of(&block("ada", n * 4 - 3, n * 4)));
+        assert_eq!(young, [expected(3), expected(4), expected(5)], "and the one before");
+        assert_eq!(ends(find(harness, 0)), [4, 8, 12, 16, 20]);
+        assert_eq!(ends(find(harness, 1000)), [20]);
         harness.succeed();
     }
 }

@@ -14,12 +14,14 @@ use bytes::Bytes;
 use chappe_schema::{
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
-    stored::{Corrupt, LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+    stored::{Corrupt, LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
 };
 
 pub mod embedded;
+mod ids;
 mod slice;
 
+pub use ids::PRINT_BLOCKS_MAX;
 pub use slice::PAGE_SCAN_MAX;
 
 #[cfg(any(test, feature = "simulation"))]
@@ -92,6 +94,9 @@ pub struct Recovered {
     pub rows: Vec<LogRow>,
     /// A user's inbox rows.
     pub inbox: Vec<(ConversationId, StoredInbox)>,
+    /// Prints of a conversation's youngest id blocks, by the last seq of each, in order: of those asked for and of the
+    /// one before them, at most [`PRINT_BLOCKS_MAX`].
+    pub prints: Vec<(Seq, StoredIdPrints)>,
 }
 
 /// A slice of an entity's log.
@@ -147,7 +152,7 @@ pub enum Projection {
         /// What became of it.
         overlay: StoredOverlay,
     },
-    /// The ids of a run of events.
+    /// The ids of a run of events. The store writes their prints beside it.
     IdBlock {
         /// Whose log.
         entity: EntityId,
@@ -202,8 +207,9 @@ pub trait Store: Send + Sync + 'static {
     /// with `Some` and never calls `done`.
     fn confirm(&self, done: Done<Confirmation>) -> Option<Confirmation>;
 
-    /// Everything needed to rebuild an entity.
-    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, Error>>);
+    /// Everything needed to rebuild an entity. Ids are wanted as far back as blocks whose last event was stamped at or
+    /// after `ids_since`.
+    fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>);
 
     /// A slice of a log.
     fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>);
@@ -211,7 +217,7 @@ pub trait Store: Send + Sync + 'static {
     /// The overlay of one message, if there is one.
     fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, Error>>);
 
-    /// Looks for an id among the durable blocks, newest first, as far back as blocks whose last event was stamped
+    /// Looks for an id among the durable blocks, by their prints, newest first, as far back as blocks whose last event was stamped
     /// at or after `not_before`.
     fn find_id(
         &self,

@@ -14,6 +14,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     hash::{DefaultHasher, Hash, Hasher},
     ops::{Range, RangeInclusive},
     sync::Arc,
@@ -23,13 +24,15 @@ use bytes::Bytes;
 use chappe_schema::{
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
-    stored::{LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay},
+    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written, slice::Slice,
+    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written,
+    ids::{self, Wanted},
+    slice::Slice,
 };
 
 /// How many there are.
@@ -106,6 +109,7 @@ struct Shelf {
     rows: BTreeMap<(Seq, Epoch), Row>,
     overlays: BTreeMap<Seq, StoredOverlay>,
     ids: BTreeMap<Seq, StoredIdBlock>,
+    prints: BTreeMap<Seq, StoredIdPrints>,
     inbox: BTreeMap<ConversationId, StoredInbox>,
     /// Up to where others must hear of it, and up to where they have.
     announce: (Seq, Seq),
@@ -137,7 +141,7 @@ enum Request {
 
 /// What of a shelf is asked.
 enum Part {
-    Recovery,
+    Recovery { ids_since: Millis },
     Log { from: Seq, upto: Seq },
     Overlay(Seq),
     Ids,
@@ -170,7 +174,8 @@ enum Then {
     Project(Done<Result<(), Error>>),
     Fence(Done<bool>),
     Confirm(Done<Confirmation>),
-    Recover(Done<Result<Recovered, Error>>),
+    /// With how far back ids are wanted.
+    Recover(Millis, Done<Result<Recovered, Error>>),
     Page(PageRequest, Done<Result<Page, Error>>),
     Overlay(Seq, Done<Result<Option<StoredOverlay>, Error>>),
     FindId(UserId, CommandId, Millis, Done<Result<Option<StoredId>, Error>>),
@@ -465,7 +470,9 @@ impl Replica {
                 }
             }
             Projection::IdBlock { entity, end, block } => {
-                self.shelf(entity).ids.insert(*end, block.clone());
+                let shelf = self.shelf(entity);
+                shelf.ids.insert(*end, block.clone());
+                shelf.prints.insert(*end, StoredIdPrints::of(block));
             }
             Projection::Inbox { user, conversation, position } => {
                 let there = self.shelf(&user.clone().into()).inbox.entry(*conversation).or_default();
@@ -491,10 +498,11 @@ fn highest(a: &StoredInbox, b: &StoredInbox) -> StoredInbox {
 impl Shelf {
     fn part(&self, part: &Part) -> Self {
         match part {
-            Part::Recovery => {
+            Part::Recovery { ids_since } => {
                 let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq) + 1;
                 let rows = self.rows.range((above, 0)..).map(|(place, row)| (*place, row.clone())).collect();
-                Self { snapshot: self.snapshot.clone(), rows, inbox: self.inbox.clone(), ..Self::default() }
+                let prints = self.recent_prints(*ids_since).into_iter().collect();
+                Self { snapshot: self.snapshot.clone(), rows, inbox: self.inbox.clone(), prints, ..Self::default() }
             }
             Part::Log { from, upto } => {
                 let rows = self
@@ -510,7 +518,7 @@ impl Shelf {
                     self.overlays.get(target).map(|overlay| (*target, overlay.clone())).into_iter().collect();
                 Self { overlays, ..Self::default() }
             }
-            Part::Ids => Self { ids: self.ids.clone(), ..Self::default() },
+            Part::Ids => Self { ids: self.ids.clone(), prints: self.prints.clone(), ..Self::default() },
         }
     }
 
@@ -526,6 +534,7 @@ impl Shelf {
             }
         }
         self.ids.extend(other.ids);
+        self.prints.extend(other.prints);
         for (conversation, position) in other.inbox {
             let there = self.inbox.entry(conversation).or_default();
             *there = highest(there, &position);
@@ -533,12 +542,23 @@ impl Shelf {
         self
     }
 
-    fn recovered(self) -> Recovered {
+    fn recent_prints(&self, since: Millis) -> Vec<(Seq, StoredIdPrints)> {
+        let Ok(recent) = ids::recent(self.newest_prints(), since);
+        recent
+    }
+
+    fn newest_prints(&self) -> impl Iterator<Item = Result<(Seq, StoredIdPrints), Infallible>> {
+        self.prints.iter().rev().map(|(end, prints)| Ok((*end, prints.clone())))
+    }
+
+    fn recovered(self, ids_since: Millis) -> Recovered {
+        let prints = if self.snapshot.is_some() { self.recent_prints(ids_since) } else { Vec::new() };
         let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq);
         let rows = self.rows.into_iter().filter(|((seq, _), _)| *seq > above);
         let row =
             |((_, epoch), row): (_, Row)| LogRow { epoch, cw: row.cw, adopted: row.adopted, events: vec![row.event] };
-        Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox: self.inbox.into_iter().collect() }
+        let inbox = self.inbox.into_iter().collect();
+        Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox, prints }
     }
 
     fn page(&self, request: &PageRequest) -> Page {
@@ -546,7 +566,7 @@ impl Shelf {
         let winners: BTreeMap<Seq, &Arc<Event>> = self.rows.iter().map(|((seq, _), row)| (*seq, &row.event)).collect();
         let mut slice = Slice::new(request);
         let mut take = |event: &Arc<Event>| {
-            let overlay = |seq| Ok::<_, std::convert::Infallible>(self.overlays.get(&seq).cloned());
+            let overlay = |seq| Ok::<_, Infallible>(self.overlays.get(&seq).cloned());
             let Ok(()) = slice.take(Arc::clone(event), overlay);
         };
         if request.newest_first {
@@ -558,10 +578,12 @@ impl Shelf {
     }
 
     fn find_id(&self, sender: &UserId, id: CommandId, not_before: Millis) -> Option<StoredId> {
-        let blocks = self.ids.values().rev();
-        let young = blocks.take_while(|block| block.ids.last().is_some_and(|last| last.created_at >= not_before));
-        let same = |known: &&StoredId| known.id == id.0.as_bytes() && known.sender == sender.as_str();
-        young.flat_map(|block| &block.ids).find(same).cloned()
+        let wanted = Wanted { sender, id, not_before };
+        let Ok(found) = wanted.find(self.newest_prints(), |ends, take| {
+            let _ = self.ids.range(ends).rev().all(|(_, block)| take(block.clone()));
+            Ok(())
+        });
+        found
     }
 }
 
@@ -599,8 +621,8 @@ impl Operation {
                 };
                 Box::new(move || done(confirmation))
             }
-            Then::Recover(done) => {
-                let result = shelf(self.answers).map(Shelf::recovered);
+            Then::Recover(ids_since, done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.recovered(ids_since));
                 Box::new(move || done(result))
             }
             Then::Page(request, done) => {
@@ -694,8 +716,8 @@ impl Store for Quorum {
         None
     }
 
-    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, Error>>) {
-        self.read(entity, Part::Recovery, Then::Recover(done));
+    fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>) {
+        self.read(entity, Part::Recovery { ids_since }, Then::Recover(ids_since, done));
     }
 
     fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>) {
@@ -791,7 +813,7 @@ mod tests {
         assert_eq!(written, [Written::Unknown]);
         assert_eq!(replicas.now(), Weather::default().timeout, "it waited as long as it may");
         assert_eq!(confirm(&owner), Confirmation::Unknown);
-        assert!(matches!(ask(&replicas, |done| owner.recover(entity(), done)), Err(Error::Unavailable(_))));
+        assert!(matches!(ask(&replicas, |done| owner.recover(entity(), 0, done)), Err(Error::Unavailable(_))));
         assert!(matches!(ask(&replicas, |done| owner.announced(done)), Err(Error::Unavailable(_))));
         let later = replicas.begin_session();
         assert!(!ask(&replicas, |done| later.fence_predecessors(done)));
@@ -799,7 +821,7 @@ mod tests {
         replicas.set_down(0, false);
         replicas.set_down(2, false);
         replicas.run_until_quiet();
-        assert_eq!(ask(&replicas, |done| later.recover(entity(), done)).unwrap().rows.len(), 1);
+        assert_eq!(ask(&replicas, |done| later.recover(entity(), 0, done)).unwrap().rows.len(), 1);
         assert_eq!(confirm(&owner), Confirmation::Fenced, "the fence arrived too");
     }
 
@@ -813,7 +835,7 @@ mod tests {
             let owner = replicas.begin_session();
             let written = ask(&replicas, |done| owner.append(vec![append(owner.session(), 0, false, events())], done));
             replicas.set_weather(Weather::default());
-            let found = ask(&replicas, |done| owner.recover(entity(), done)).unwrap().rows.len();
+            let found = ask(&replicas, |done| owner.recover(entity(), 0, done)).unwrap().rows.len();
             assert!(written != [Written::Durable] || found == 2, "seed {seed}");
             parts.insert(found);
         }
@@ -871,7 +893,7 @@ mod tests {
             if is_careful && !(0..5).any(|_| ask(replicas, |done| store.fence_predecessors(done))) {
                 return None;
             }
-            let found = (0..5).find_map(|_| ask(replicas, |done| store.recover(entity(), done)).ok())?;
+            let found = (0..5).find_map(|_| ask(replicas, |done| store.recover(entity(), 0, done)).ok())?;
             let basis =
                 Basis { own_epoch: store.session().epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
             let resolved = match resolve(basis, |_, _| false, found.rows) {

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use chappe_schema::{
     id::Seq,
-    stored::{Kind, StoredInbox, StoredOverlay, seal, unseal},
+    stored::{Kind, StoredIdPrints, StoredInbox, StoredOverlay, seal, unseal},
 };
 use fjall::OwnedWriteBatch as Batch;
 use parking_lot::{Condvar, Mutex};
@@ -333,8 +333,10 @@ impl Writer<'_> {
                     }
                 }
                 Projection::IdBlock { entity, end, block } => {
-                    batch.insert(&self.tables.ids, key::with_seq(&entity.to_key(), *end), seal(Kind::IdBlock, block));
-                    blocks += 1;
+                    let (entity, prints) = (entity.to_key(), StoredIdPrints::of(block));
+                    batch.insert(&self.tables.ids, key::with_seq(&entity, *end), seal(Kind::IdBlock, block));
+                    batch.insert(&self.tables.ids, key::prints(&entity, *end), seal(Kind::IdPrints, &prints));
+                    blocks += 2;
                 }
                 Projection::Inbox { user, conversation, position } => {
                     let key = key::inbox(user, *conversation);

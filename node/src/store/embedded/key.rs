@@ -5,6 +5,7 @@
 //! | log | entity ‖ last seq of the packed row | [`LogRow`](chappe_schema::stored::LogRow) |
 //! | snapshot | entity | checked seq ‖ the snapshot's own sealed bytes |
 //! | ids | entity ‖ last seq of the block | `StoredIdBlock` |
+//! | ids | `p` ‖ entity ‖ last seq of the block | `StoredIdPrints`: all of a log's stand together, apart from the blocks |
 //! | overlay | entity ‖ target seq | `StoredOverlay` |
 //! | inbox | user ‖ conversation | `StoredInbox` |
 //! | announce | entity | checked seq |
@@ -20,6 +21,11 @@ use chappe_schema::{
 /// A row's key.
 pub(super) fn with_seq(entity: &[u8], seq: Seq) -> Vec<u8> {
     joined(entity, &seq.to_be_bytes())
+}
+
+/// The key of a block's prints. No entity's key begins like this.
+pub(super) fn prints(entity: &[u8], end: Seq) -> Vec<u8> {
+    with_seq(&joined(b"p", entity), end)
 }
 
 /// Two parts as one key, in exactly as much memory.

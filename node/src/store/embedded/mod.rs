@@ -30,7 +30,9 @@ use chappe_schema::{
 };
 use parking_lot::{Condvar, Mutex};
 
-use super::{Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written};
+use super::{
+    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written, ids::Wanted,
+};
 
 mod commit;
 mod config;
@@ -212,8 +214,8 @@ impl Store for Embedded {
         Some(if self.committer.has_failed() { Confirmation::Unknown } else { Confirmation::Clean })
     }
 
-    fn recover(&self, entity: EntityId, done: Done<Result<Recovered, Error>>) {
-        self.read(meter::Operation::Recover, done, move |tables| read::recover(tables, &entity));
+    fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>) {
+        self.read(meter::Operation::Recover, done, move |tables| read::recover(tables, &entity, ids_since));
     }
 
     fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>) {
@@ -233,7 +235,7 @@ impl Store for Embedded {
         done: Done<Result<Option<StoredId>, Error>>,
     ) {
         self.read(meter::Operation::FindId, done, move |tables| {
-            read::find_id(tables, &entity, &sender, id, not_before)
+            read::find_id(tables, &entity, &Wanted { sender: &sender, id, not_before })
         });
     }
 

@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use chappe_schema::{
-    id::{CommandId, EntityId, Millis, Seq, UserId},
-    stored::{Corrupt, Kind, LogRow, StoredId, StoredIdBlock, StoredInbox, StoredOverlay, conversation_id, unseal},
+    id::{EntityId, Millis, Seq},
+    stored::{Corrupt, Kind, LogRow, StoredId, StoredIdPrints, StoredInbox, StoredOverlay, conversation_id, unseal},
 };
 use fjall::{Guard, Iter, Readable};
 use parking_lot::{Condvar, Mutex};
@@ -14,7 +14,11 @@ use super::{
     engine::{Tables, in_words},
     key,
 };
-use crate::store::{Error, Page, PageRequest, Recovered, slice::Slice};
+use crate::store::{
+    Error, Page, PageRequest, Recovered,
+    ids::{self, Wanted},
+    slice::Slice,
+};
 
 /// A read, as it waits. `None` when the store closed first.
 type Job = Box<dyn FnOnce(Option<&Tables>) + Send>;
@@ -75,7 +79,7 @@ impl Readers {
 }
 
 /// Everything needed to rebuild an entity.
-pub(super) fn recover(tables: &Tables, entity: &EntityId) -> Result<Recovered, Error> {
+pub(super) fn recover(tables: &Tables, entity: &EntityId, ids_since: Millis) -> Result<Recovered, Error> {
     let view = tables.view();
     let prefix = entity.to_key();
     let snapshot = match view.get(&tables.snapshot, &prefix).map_err(|error| failed(entity, &error))? {
@@ -99,7 +103,12 @@ pub(super) fn recover(tables: &Tables, entity: &EntityId) -> Result<Recovered, E
             inbox.push((conversation, position));
         }
     }
-    Ok(Recovered { snapshot, rows, inbox })
+    let prints = match entity {
+        // Without a snapshot every id is in the rows.
+        EntityId::Conversation(_) if snapshot.is_some() => ids::recent(prints(&view, tables, entity), ids_since)?,
+        _ => Vec::new(),
+    };
+    Ok(Recovered { snapshot, rows, inbox, prints })
 }
 
 /// A slice of a log.
@@ -181,29 +190,44 @@ pub(super) fn overlay(tables: &Tables, entity: &EntityId, target: Seq) -> Result
     value.map(|value| open_overlay(entity, &value)).transpose()
 }
 
-/// An id among the durable blocks, newest first.
-pub(super) fn find_id(
+/// An id among the durable blocks.
+pub(super) fn find_id(tables: &Tables, entity: &EntityId, wanted: &Wanted<'_>) -> Result<Option<StoredId>, Error> {
+    let view = tables.view();
+    let prefix = entity.to_key();
+    wanted.find(prints(&view, tables, entity), |ends, take| {
+        let rows = key::with_seq(&prefix, *ends.start())..=key::with_seq(&prefix, *ends.end());
+        for guard in view.range(&tables.ids, rows).rev() {
+            let (_, value) = guard.into_inner().map_err(|error| failed(entity, &error))?;
+            if !take(unseal(Kind::IdBlock, value.into()).map_err(|why| corrupt(entity, why))?) {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The prints of an entity's id blocks, newest first. Damaged ones count as absent: the block itself is read instead.
+fn prints(
+    view: &impl Readable,
     tables: &Tables,
     entity: &EntityId,
-    sender: &UserId,
-    id: CommandId,
-    not_before: Millis,
-) -> Result<Option<StoredId>, Error> {
+) -> impl Iterator<Item = Result<(Seq, StoredIdPrints), Error>> {
     let prefix = entity.to_key();
-    let blocks = tables.ids.range(key::with_seq(&prefix, 0)..=key::with_seq(&prefix, Seq::MAX));
-    for guard in blocks.rev() {
-        let (_, value) = guard.into_inner().map_err(|error| failed(entity, &error))?;
-        let block: StoredIdBlock = unseal(Kind::IdBlock, value.into()).map_err(|why| corrupt(entity, why))?;
-        // Times never fall along a log, so neither this block nor an earlier one can hold it.
-        if block.ids.last().is_none_or(|last| last.created_at < not_before) {
-            return Ok(None);
+    let rows = view.range(&tables.ids, key::prints(&prefix, 0)..=key::prints(&prefix, Seq::MAX));
+    rows.rev().filter_map(move |guard| {
+        let (key, value) = match guard.into_inner() {
+            Ok(row) => row,
+            Err(error) => return Some(Err(failed(entity, &error))),
+        };
+        match (key::seq_of(&key), unseal(Kind::IdPrints, value.into())) {
+            (Some(end), Ok(prints)) => Some(Ok((end, prints))),
+            (_, damaged) => {
+                let why = damaged.err().unwrap_or(BAD_KEY);
+                tracing::error!(event = "store_row_damaged", %entity, %why, "prints of ids are damaged and not used");
+                None
+            }
         }
-        let same = |known: &StoredId| known.id == id.0.as_bytes() && known.sender == sender.as_str();
-        if let Some(found) = block.ids.into_iter().rev().find(same) {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
+    })
 }
 
 /// The entities that are listed for announcement.

@@ -13,7 +13,9 @@ use std::{
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::contract::{self, Harness, ask, conversation, make_durable, message, rows};
+use chappe_schema::stored::StoredIdBlock;
+
+use crate::store::contract::{self, Harness, ask, conversation, make_durable, message, rows, user};
 
 /// Small, so that tests see flushes and merges.
 fn small() -> Config {
@@ -228,7 +230,7 @@ fn embedded_store_serves_no_damaged_row() {
         limit: 10,
         bytes_max: 1000,
     };
-    let refused = ask(&mut owner, |store, done| store.recover(bad.clone(), done)).unwrap_err();
+    let refused = ask(&mut owner, |store, done| store.recover(bad.clone(), 0, done)).unwrap_err();
     assert!(contract::is_corrupt(&refused), "{refused}");
     let refused = ask(&mut owner, |store, done| store.page(request(&bad, 2), done)).unwrap_err();
     assert!(contract::is_corrupt(&refused), "{refused}");
@@ -465,7 +467,7 @@ fn embedded_store_writer() {
     let session = store.session();
     let heads = (0..16).map(|number| {
         let (tx, rx) = mpsc::channel();
-        store.recover(conversation(number).into(), Box::new(move |found| tx.send(found.unwrap()).unwrap()));
+        store.recover(conversation(number).into(), 0, Box::new(move |found| tx.send(found.unwrap()).unwrap()));
         rx.recv().unwrap().rows.last().map_or(0, |row| row.events.last().unwrap().seq)
     });
     let mut heads: Vec<Seq> = heads.collect();
@@ -572,13 +574,13 @@ fn embedded_store_refuses_writes_while_the_disk_is_full() {
     assert!(matches!(rx.recv().unwrap(), Err(Error::Unavailable(why)) if why.contains("the disk is full")));
     // Reads go on, and writes do when there is space again; nothing of what was refused is there.
     let (tx, rx) = mpsc::channel();
-    store.recover(entity.clone(), Box::new(move |found| tx.send(found).unwrap()));
+    store.recover(entity.clone(), 0, Box::new(move |found| tx.send(found).unwrap()));
     assert_eq!(rx.recv().unwrap().unwrap().rows.len(), 1);
     free.store(11 << 20, Ordering::Relaxed);
     thread::sleep(Duration::from_millis(110));
     assert_eq!(append(2), Written::Durable);
     let (tx, rx) = mpsc::channel();
-    store.recover(entity, Box::new(move |found| tx.send(found).unwrap()));
+    store.recover(entity, 0, Box::new(move |found| tx.send(found).unwrap()));
     assert_eq!(rx.recv().unwrap().unwrap().rows.len(), 2);
 }
 
@@ -607,7 +609,7 @@ fn embedded_store_ends_the_process_when_its_engine_fails() {
         vec![rows(session, &conversation(1).into(), 1, vec![message(2, "a")])],
         Box::new(move |outcomes| drop(late.send(outcomes))),
     );
-    store.recover(conversation(1).into(), Box::new(move |_| drop(tx.send(vec![]))));
+    store.recover(conversation(1).into(), 0, Box::new(move |_| drop(tx.send(vec![]))));
     assert!(rx.recv_timeout(Duration::from_millis(300)).is_err());
     assert!(fatal.try_recv().is_err());
     assert_eq!(store.confirm(Box::new(|_| ())), Some(Confirmation::Unknown));
@@ -647,7 +649,7 @@ fn embedded_store_answers_everything_before_it_closes() {
         rx.try_recv().unwrap(),
         (101, vec![Written::NotWritten("the log cannot be written: it is closed".to_owned())])
     );
-    store.recover(conversation(1).into(), Box::new(|found| assert!(matches!(found, Err(Error::Unavailable(_))))));
+    store.recover(conversation(1).into(), 0, Box::new(|found| assert!(matches!(found, Err(Error::Unavailable(_))))));
     store.project(vec![told], Box::new(|result| assert!(matches!(result, Err(Error::Unavailable(_))))));
     assert_eq!(events_in(directory.path()).unwrap(), 100);
 }
@@ -676,4 +678,83 @@ fn embedded_store_merges_what_many_threads_write() {
     for number in 0..20 {
         assert_eq!(read_all(&store, &conversation(number).into(), 50, "hello").unwrap(), 50);
     }
+}
+
+/// A block of ids `from..=upto`, all sent by ada; id `n` at `n` milliseconds.
+fn id_block(from: Seq, upto: Seq) -> StoredIdBlock {
+    let id = |seq: Seq| StoredId {
+        sender: "ada".to_owned(),
+        id: uuid::Uuid::from_u128(u128::from(seq)).as_bytes().to_vec(),
+        seq,
+        hash: seq,
+        n: seq,
+        created_at: seq,
+    };
+    StoredIdBlock { ids: (from..=upto).map(id).collect() }
+}
+
+/// Written before there were prints, or damaged since: the blocks themselves are read.
+#[test]
+fn embedded_store_finds_ids_whose_prints_are_missing() {
+    let mut owner = Owner::new();
+    let entity: EntityId = conversation(1).into();
+    let blocks =
+        (1..=5).map(|n| Projection::IdBlock { entity: entity.clone(), end: n * 4, block: id_block(n * 4 - 3, n * 4) });
+    let blocks: Vec<_> = blocks.collect();
+    assert_eq!(ask(&mut owner, |store, done| store.project(blocks, done)), Ok(()));
+    owner.store = None;
+    let tables = engine(owner.directory.path());
+    let prints = |end| key::prints(&entity.to_key(), end);
+    tables.ids.remove(prints(20)).unwrap();
+    tables.ids.remove(prints(8)).unwrap();
+    let mut damaged = tables.ids.get(prints(12)).unwrap().unwrap().to_vec();
+    *damaged.last_mut().unwrap() ^= 1;
+    tables.ids.insert(prints(12), damaged).unwrap();
+    drop(tables);
+    owner.store = Some(Arc::new(open(owner.directory.path())));
+    for id in 0..=21 {
+        let (sender, command) = (user("ada"), CommandId(uuid::Uuid::from_u128(id)));
+        let found = ask(&mut owner, |store, done| store.find_id(entity.clone(), sender, command, 0, done)).unwrap();
+        assert_eq!(found.map(|found| u128::from(found.seq)), (1..=20).contains(&id).then_some(id));
+    }
+}
+
+/// How long it takes to learn that an old id is new, in a log of a million events: with prints, and by reading blocks as
+/// it is where there are none. `cargo test --release -p chappe-node --lib -- --ignored --nocapture old_id`
+#[test]
+#[ignore = "a measurement"]
+fn an_old_id_in_a_long_log() {
+    let mut owner = Owner::new();
+    let entity: EntityId = conversation(1).into();
+    let blocks = 1_000_000 / 256;
+    for chunk in (1..=blocks).collect::<Vec<Seq>>().chunks(64) {
+        let block = |n: &Seq| Projection::IdBlock {
+            entity: entity.clone(),
+            end: n * 256,
+            block: id_block(n * 256 - 255, n * 256),
+        };
+        let writes: Vec<_> = chunk.iter().map(block).collect();
+        assert_eq!(ask(&mut owner, |store, done| store.project(writes, done)), Ok(()));
+    }
+    let measure = |owner: &mut Owner, what: &str| {
+        for round in 0..3 {
+            let id = CommandId(uuid::Uuid::from_u128(1 << 100 | round));
+            let began = std::time::Instant::now();
+            let found = ask(owner, |store, done| store.find_id(entity.clone(), user("ada"), id, 0, done));
+            println!("{what}, round {round}: {:?}", began.elapsed());
+            assert_eq!(found, Ok(None));
+        }
+    };
+    measure(&mut owner, "with prints");
+    owner.store = None;
+    owner.store = Some(Arc::new(open(owner.directory.path())));
+    measure(&mut owner, "with prints, reopened");
+    owner.store = None;
+    let tables = engine(owner.directory.path());
+    for n in 1..=blocks {
+        tables.ids.remove(key::prints(&entity.to_key(), n * 256)).unwrap();
+    }
+    drop(tables);
+    owner.store = Some(Arc::new(open(owner.directory.path())));
+    measure(&mut owner, "by the blocks");
 }
