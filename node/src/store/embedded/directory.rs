@@ -153,7 +153,7 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, S
 /// else may enter keeps them in any case. One that was there before is its owner's decision, and worth a word.
 fn make_private(directory: &Path) -> io::Result<()> {
     match fs::metadata(directory) {
-        Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+        Ok(found) if found.is_dir() && found.permissions().mode() & 0o077 != 0 => {
             let mode = format!("{:o}", found.permissions().mode() & 0o7777);
             tracing::warn!(
                 event = "data_directory_open",
@@ -163,8 +163,9 @@ fn make_private(directory: &Path) -> io::Result<()> {
             );
             Ok(())
         }
-        Ok(_) => Ok(()),
-        Err(_) => DirBuilder::new().recursive(true).mode(0o700).create(directory),
+        Ok(found) if found.is_dir() => Ok(()),
+        // What is there and no directory is said by the attempt.
+        Ok(_) | Err(_) => DirBuilder::new().recursive(true).mode(0o700).create(directory),
     }
 }
 
