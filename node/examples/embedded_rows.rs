@@ -15,7 +15,7 @@ use std::{
 };
 
 use chappe_node::store::{
-    Append, PageRequest, Store, Written,
+    Append, PageRequest, Show, Store, Written,
     embedded::{Config, Embedded},
 };
 use chappe_schema::{
@@ -108,7 +108,7 @@ fn pages(directory: &Path, messages: Seq) {
                 from: 1,
                 upto,
                 newest_first: true,
-                messages: true,
+                show: Show::Messages,
                 limit: 50,
                 bytes_max: 256 * 1024,
             };

@@ -53,10 +53,22 @@ impl Body {
         Self(json)
     }
 
-    /// The JSON text's bytes.
+    /// What stands in the place of a body that was taken away: at rest no bytes, for clients `null`.
+    #[must_use]
+    pub const fn erased() -> Self {
+        Self(Bytes::new())
+    }
+
+    /// The JSON text's bytes; none of an erased body.
     #[must_use]
     pub const fn bytes(&self) -> &Bytes {
         &self.0
+    }
+
+    /// What clients are shown.
+    #[must_use]
+    pub fn json(&self) -> &[u8] {
+        if self.0.is_empty() { b"null" } else { &self.0 }
     }
 }
 
@@ -213,6 +225,13 @@ mod tests {
     fn an_object_is_kept_as_it_is() {
         let json = r#"{"text":"héllo \u00e9 😀","x":[1,2.5,-3,null,true,{"y":""}]}"#;
         assert_eq!(Body::parse(json).unwrap().bytes(), json.as_bytes());
+    }
+
+    #[test]
+    fn an_erased_body_is_null() {
+        assert_eq!((Body::erased().json(), Body::erased().bytes().len()), (&b"null"[..], 0));
+        assert_eq!(Body::trusted(Bytes::new()), Body::erased());
+        assert_eq!(Body::parse("{}").unwrap().json(), b"{}");
     }
 
     #[test]

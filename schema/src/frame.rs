@@ -314,10 +314,10 @@ impl Event {
         }
         object.object("data", |data| match &self.fact {
             Fact::MessageNew { body } => {
-                data.raw("body", body.bytes());
+                data.raw("body", body.json());
             }
             Fact::MessageUpdated { body, previous } => {
-                data.raw("body", body.bytes()).number("previous", *previous);
+                data.raw("body", body.json()).number("previous", *previous);
             }
             Fact::MessageDeleted { previous } => {
                 if *previous != 0 {

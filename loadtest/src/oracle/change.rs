@@ -14,6 +14,8 @@ pub(super) struct Changes {
     made: HashSet<(Conversation, u64, u64)>,
     /// Messages that somebody began to delete.
     deletions: HashSet<(Conversation, u64)>,
+    /// Messages of which a body was withheld.
+    withheld: HashSet<(Conversation, u64)>,
     /// The latest change of each message, by its place in the log; a deletion beats everything.
     current: HashMap<(Conversation, u64), (u64, Shown)>,
 }
@@ -25,6 +27,11 @@ impl Changes {
 
     pub(super) fn was_begun_deletion(&self, conversation: Conversation, target: u64) -> bool {
         self.deletions.contains(&(conversation, target))
+    }
+
+    /// Somebody was shown no body of this message: it must have been deleted.
+    pub(super) fn note_withheld(&mut self, conversation: Conversation, target: u64) {
+        self.withheld.insert((conversation, target));
     }
 
     /// A slot has been fixed.
@@ -77,8 +84,19 @@ impl Oracle {
         }
     }
 
-    /// No edit stands above a deletion of the same message.
+    /// No edit stands above a deletion of the same message, and of no other message a body was withheld.
     pub(super) fn finish_changes(&mut self) {
+        for &(conversation, target) in &self.changes.withheld {
+            // Only who has read a log to its end knows that there is no deletion.
+            let is_known = self.ledger.known_log(conversation).is_some_and(|log| log.finally_read);
+            let current = self.changes.current.get(&(conversation, target));
+            if is_known && !matches!(current, Some((_, Shown::Tombstone))) {
+                let place = self.names.conversation(conversation);
+                self.findings.report(Rule::Changes, || {
+                    format!("a body of {target} in {place} is withheld, and the log has no deletion")
+                });
+            }
+        }
         let mut dead = HashSet::new();
         for (conversation, log) in self.ledger.logs() {
             dead.clear();

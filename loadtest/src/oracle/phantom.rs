@@ -35,7 +35,7 @@ impl Oracle {
                 self.findings
                     .report(Rule::NoPhantom, || format!("message {id} at seq {seq} has a body that nobody wrote"));
             }
-            None if self.changes.was_begun_deletion(conversation, seq) => {}
+            None if self.changes.was_begun_deletion(conversation, seq) => self.changes.note_withheld(conversation, seq),
             None => {
                 self.findings
                     .report(Rule::Changes, || format!("message {id} at seq {seq} has no body, and nobody deleted it"));
@@ -53,6 +53,9 @@ impl Oracle {
             }
             _ => return,
         };
+        if let Fact::Edit { target, hash: None } = *fact {
+            self.changes.note_withheld(conversation, target);
+        }
         if !known {
             let place = self.names.conversation(conversation);
             self.findings.report(Rule::NoPhantom, || format!("a change of {target} in {place} that nobody made"));

@@ -366,6 +366,31 @@ fn rule_10_a_body_withheld_from_the_living() {
     });
 }
 
+#[test]
+fn rule_10_a_body_withheld_for_a_deletion_that_came_to_nothing() {
+    planted(Rule::Changes, |history| {
+        let alive = |history: &[Record]| {
+            let events = log(history, HOME);
+            let dead = |seq| events.iter().any(|(_, fact)| matches!(fact, Fact::Delete { target } if *target == seq));
+            events.iter().find_map(|(seq, fact)| (matches!(fact, Fact::Message { .. }) && !dead(*seq)).then_some(*seq))
+        };
+        let target = alive(history).unwrap();
+        let id = uuid::Uuid::from_u128(1 << 102);
+        insert_before_final_reads(
+            history,
+            [What::ChangeStart { user: User(0), conversation: HOME, target, id, hash: None }],
+        );
+        let (begin, end) = final_reads(history, HOME)[0];
+        for record in &mut history[begin..end] {
+            if let What::ReadItem { seq, fact: Fact::Message { hash, .. }, .. } = &mut record.what
+                && *seq == target
+            {
+                *hash = None;
+            }
+        }
+    });
+}
+
 /// A message of `HOME` that was deleted, planted if chance did not.
 fn deleted(history: &mut Vec<Record>) -> (u64, u64) {
     let events = log(history, HOME);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chappe_schema::{
+    body::Body,
     command::{Command, From},
     error::{Code, Error},
     event::{Event, Fact},
@@ -18,7 +19,7 @@ use super::{
     members::Visible,
     state::{Conversation, Target},
 };
-use crate::store::{Page, PageRequest};
+use crate::store::{Page, PageRequest, Show};
 
 /// A read of the log that was allowed at some head, and what is to be made of it.
 #[derive(Debug)]
@@ -197,6 +198,13 @@ impl Read {
                 self.events.push(Arc::clone(event));
             }
         }
+        // What deletes one of them stands above it, and nothing is missing up to the head.
+        for event in hot.recent.iter().filter(|event| event.seq > first) {
+            if let Fact::MessageDeleted { .. } = event.fact {
+                let overlay = StoredOverlay { as_of: event.seq, deleted: event.seq, ..StoredOverlay::default() };
+                self.overlays.push((event.target, overlay));
+            }
+        }
         // Nothing to be seen so far, but perhaps further on: that is the store's to find.
         if self.events.is_empty() && upto < self.head {
             return None;
@@ -211,13 +219,13 @@ impl Read {
         (self, progress)
     }
 
-    fn request(&self, from: Seq, upto: Seq, newest_first: bool, messages: bool, limit: usize) -> PageRequest {
+    fn request(&self, from: Seq, upto: Seq, newest_first: bool, show: Show, limit: usize) -> PageRequest {
         PageRequest {
             entity: self.conversation.into(),
             from,
             upto,
             newest_first,
-            messages,
+            show,
             limit,
             bytes_max: PAGE_BYTES_MAX,
         }
@@ -228,32 +236,32 @@ impl Read {
         match &self.shape {
             Shape::Events { after, limit } if *after < self.head => {
                 let from = self.visible.next(after + 1).min(self.head);
-                Progress::More(self.request(from, self.head, false, false, *limit))
+                Progress::More(self.request(from, self.head, false, Show::Events, *limit))
             }
             Shape::Events { .. } => Progress::Done(Ok(self.page_of_events())),
             Shape::Before { upto, limit, .. } if *upto >= above => {
-                Progress::More(self.request(above, *upto, true, true, *limit))
+                Progress::More(self.request(above, *upto, true, Show::Messages, *limit))
             }
             Shape::Before { above, .. } => Progress::Done(Ok(self.page_of_messages((false, *above)))),
             Shape::After { from, limit, .. } if *from <= self.head => {
                 let from = self.visible.next(*from).min(self.head);
-                Progress::More(self.request(from, self.head, false, true, *limit))
+                Progress::More(self.request(from, self.head, false, Show::Messages, *limit))
             }
             Shape::After { below, .. } => Progress::Done(Ok(self.page_of_messages((*below, false)))),
             Shape::AroundBelow { at, limit } if *at <= self.head => {
-                Progress::More(self.request(above, *at, true, true, limit.div_ceil(2)))
+                Progress::More(self.request(above, *at, true, Show::Messages, limit.div_ceil(2)))
             }
             Shape::AroundBelow { .. } => Progress::Done(Ok(self.page_of_messages((false, false)))),
             Shape::AroundAbove { at, limit, .. } if *at < self.head && *limit > 0 => {
-                Progress::More(self.request(at + 1, self.head, false, true, *limit))
+                Progress::More(self.request(at + 1, self.head, false, Show::Messages, *limit))
             }
             Shape::AroundAbove { at, more_below, .. } => {
                 let more = (*more_below, *at < self.head);
                 Progress::Done(Ok(self.page_of_messages(more)))
             }
-            Shape::One { seq } => Progress::More(self.request(*seq, *seq, false, true, 1)),
+            Shape::One { seq } => Progress::More(self.request(*seq, *seq, false, Show::Messages, 1)),
             Shape::History { next: 0, .. } => Progress::Done(Ok(self.history())),
-            Shape::History { next, .. } => Progress::More(self.request(*next, *next, false, false, 1)),
+            Shape::History { next, .. } => Progress::More(self.request(*next, *next, false, Show::Log, 1)),
         }
     }
 
@@ -269,7 +277,7 @@ impl Read {
             Shape::Before { upto, .. } if nothing && (1..=*upto).contains(&page.reached) => *upto = page.reached - 1,
             Shape::After { from, .. } if nothing && page.reached >= *from => *from = page.reached + 1,
             Shape::Events { .. } => {
-                self.events.extend(page.events.into_iter().filter(|event| visible.contains(event.seq)));
+                self.collect(page);
                 let progress = Progress::Done(Ok(self.page_of_events()));
                 return (self, progress);
             }
@@ -337,7 +345,13 @@ impl Read {
     }
 
     fn page_of_events(&mut self) -> Reply {
-        let items = std::mem::take(&mut self.events);
+        let overlays = self.overlays.iter().chain(&self.fresh);
+        let deleted: Vec<Seq> =
+            overlays.filter(|(_, overlay)| overlay.deleted != 0).map(|(target, _)| *target).collect();
+        let mut items = std::mem::take(&mut self.events);
+        if !deleted.is_empty() {
+            items.iter_mut().for_each(|event| erase(event, &deleted));
+        }
         Reply::Events { conversation: self.conversation, items, head: self.head, floor: self.floor }
     }
 
@@ -369,6 +383,19 @@ impl Read {
         items.reverse();
         Reply::Edits { items, deleted: (*deleted != 0).then_some(*deleted), more: *more }
     }
+}
+
+/// Takes the body away, if it is one that a deleted message has had.
+fn erase(event: &mut Arc<Event>, deleted: &[Seq]) {
+    let body = Body::erased();
+    let fact = match &event.fact {
+        Fact::MessageNew { .. } if deleted.contains(&event.seq) => Fact::MessageNew { body },
+        Fact::MessageUpdated { previous, .. } if deleted.contains(&event.target) => {
+            Fact::MessageUpdated { body, previous: *previous }
+        }
+        _ => return,
+    };
+    *event = Arc::new(Event { fact, ..Event::clone(event) });
 }
 
 /// A message as its overlay has left it.

@@ -14,7 +14,7 @@ use chappe_schema::{
 };
 
 use super::{Audience, Conversation, Evidence, Verdict, read::Progress};
-use crate::store::Page;
+use crate::store::{Page, Show};
 
 const T: Millis = 1_700_000_000_000;
 
@@ -97,7 +97,7 @@ impl Talk {
             .log
             .iter()
             .filter(|event| (request.from..=request.upto).contains(&event.seq))
-            .filter(|event| !request.messages || event.fact.is_message())
+            .filter(|event| request.show != Show::Messages || event.fact.is_message())
             .cloned()
             .collect();
         if request.newest_first {
@@ -486,6 +486,36 @@ fn recent_events_are_served_without_the_store() {
     let Verdict::Answer(Ok(Reply::Events { items, head: 51, .. })) = verdict else { panic!("{verdict:?}") };
     assert_eq!(items.iter().map(|event| event.seq).collect::<Vec<_>>(), [46, 47, 48, 49, 50]);
     assert!(matches!(talk.state.decide(&actor("bob"), fresh(), &ask(3), Evidence::default(), T), Verdict::Read(_)));
+}
+
+/// Whatever bodies a deleted message has had are in no page of events, from memory or from the log.
+#[test]
+fn pages_of_events_do_not_show_what_was_deleted() {
+    let mut talk = Talk::group(&["bob"]);
+    talk.send("ada", "kept");
+    talk.send("ada", "gone");
+    talk.ok("ada", edit(2, "kept, better"));
+    talk.ok("ada", edit(3, "gone, better"));
+    talk.ok("ada", delete(3));
+    let shown = |talk: &mut Talk, after| -> Vec<(Seq, bool)> {
+        let list = Command::EventList { conversation: CONVERSATION, after, limit: 5 };
+        let Reply::Events { items, .. } = talk.ok("bob", list) else { panic!("no events") };
+        let has_body = |event: &Arc<Event>| match &event.fact {
+            Fact::MessageNew { body } | Fact::MessageUpdated { body, .. } => *body != Body::erased(),
+            _ => true,
+        };
+        items.iter().map(|event| (event.seq, has_body(event))).collect()
+    };
+    let expected = [(2, true), (3, false), (4, true), (5, false), (6, true)];
+    assert_eq!(shown(&mut talk, 1), expected);
+    assert_eq!(shown(&mut talk, 4), expected[3..]);
+    // What was delivered and stored is untouched.
+    assert!(talk.log.iter().all(|event| !matches!(&event.fact, Fact::MessageNew { body } if *body == Body::erased())));
+    for n in 0..60 {
+        talk.send("ada", &n.to_string());
+    }
+    talk.state.hot.as_mut().unwrap().trim(talk.state.head);
+    assert_eq!(shown(&mut talk, 1), expected);
 }
 
 #[test]

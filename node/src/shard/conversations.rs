@@ -23,7 +23,7 @@ use super::{
 use crate::{
     conversation::{Audience, Conversation, Evidence, Read, Verdict, ids::Memory, read::Progress},
     recovery::{self, Resolved},
-    store::{self, Page, PageRequest, Projection, Recovered},
+    store::{self, Page, PageRequest, Projection, Recovered, Show},
     user::HeadKnown,
 };
 
@@ -345,7 +345,7 @@ impl Shard {
                     from: seq,
                     upto: seq,
                     newest_first: false,
-                    messages: true,
+                    show: Show::Messages,
                     limit: 1,
                     bytes_max: usize::MAX,
                 };

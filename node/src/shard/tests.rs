@@ -29,8 +29,8 @@ use super::{
 use crate::{
     conversation::state::fault,
     store::{
-        Append, Confirmation, Done, Error as StoreError, Page, PageRequest, Projection, Recovered, Session, Store,
-        Written,
+        Append, Confirmation, Done, Error as StoreError, Page, PageRequest, Projection, Recovered, Session, Show,
+        Store, Written,
     },
 };
 
@@ -169,7 +169,8 @@ impl Store for Scripted {
                 .filter(|((whose, _), _)| *whose == request.entity)
                 .flat_map(|(_, row)| row.events.iter().cloned())
                 .filter(|event| {
-                    (request.from..=request.upto).contains(&event.seq) && (!request.messages || event.fact.is_message())
+                    let is_shown = request.show != Show::Messages || event.fact.is_message();
+                    (request.from..=request.upto).contains(&event.seq) && is_shown
                 })
                 .collect();
             if request.newest_first {
@@ -178,9 +179,14 @@ impl Store for Scripted {
             events.truncate(request.limit);
             events.sort_by_key(|event| event.seq);
             let overlay = |event: &Arc<Event>| {
-                Some((event.seq, held.overlays.get(&(request.entity.clone(), event.seq))?.clone()))
+                let target = if event.fact.is_message() { event.seq } else { event.target };
+                Some((target, held.overlays.get(&(request.entity.clone(), target))?.clone()))
             };
-            let overlays = events.iter().filter_map(overlay).collect();
+            let overlays = match request.show {
+                Show::Log => Vec::new(),
+                Show::Messages => events.iter().filter_map(overlay).collect(),
+                Show::Events => events.iter().filter_map(overlay).filter(|(_, overlay)| overlay.deleted != 0).collect(),
+            };
             Box::new(move || done(Ok(Page { events, overlays, complete: true, reached: 0 })))
         };
         self.held.lock().others.push_back(Box::new(read));
@@ -1285,4 +1291,30 @@ fn what_was_committed_during_a_recovery_is_announced_after_it() {
     };
     assert_eq!(items.len(), 0);
     assert!(bench.store.held.lock().announced.is_empty());
+}
+
+/// From the store too, long after the overlay of the deletion has left memory, and over a restart.
+#[test]
+fn what_was_deleted_is_in_no_page_of_events() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for text in ["kept", "gone"] {
+        bench.done("ada", send(text)).unwrap();
+    }
+    let edit = Command::MessageEdit { conversation: CONVERSATION, seq: 3, body: body("gone, better") };
+    bench.done("ada", edit).unwrap();
+    for n in 0..60 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    bench.done("ada", Command::MessageDelete { conversation: CONVERSATION, seq: 3 }).unwrap();
+    let shown = |bench: &mut Bench, after| -> Vec<(Seq, usize)> {
+        let list = Command::EventList { conversation: CONVERSATION, after, limit: 3 };
+        let Ok(Reply::Events { items, .. }) = bench.done("bob", list) else { panic!("no events") };
+        items.iter().map(|event| (event.seq, event.body_len())).collect()
+    };
+    assert_eq!(shown(&mut bench, 1), [(2, 15), (3, 0), (4, 0)]);
+    assert_eq!(shown(&mut bench, 3)[0], (4, 0));
+    bench.put_away();
+    let mut next = bench.succeeded();
+    assert_eq!(shown(&mut next, 1), [(2, 15), (3, 0), (4, 0)]);
 }

@@ -22,7 +22,8 @@ use chappe_schema::{
 use uuid::Uuid;
 
 use super::{
-    Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Recovered, Session, Store, Written,
+    Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Recovered, Session, Show, Store,
+    Written,
 };
 use crate::recovery::{Basis, resolve};
 
@@ -69,6 +70,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("pages read downwards", pages_read_downwards),
     ("pages end early by bytes", pages_end_early_by_bytes),
     ("pages of messages carry overlays", pages_of_messages_carry_overlays),
+    ("pages of events tell what is deleted", pages_of_events_tell_what_is_deleted),
     ("a page looks at a bounded number of events", a_page_looks_at_a_bounded_number_of_events),
     ("large bodies come back", large_bodies_come_back),
     ("ids are found as far back as asked", ids_are_found_as_far_back_as_asked),
@@ -232,7 +234,7 @@ fn wanted(entity: &EntityId, from: Seq, upto: Seq) -> PageRequest {
         from,
         upto,
         newest_first: false,
-        messages: false,
+        show: Show::Log,
         limit: 10,
         bytes_max: usize::MAX,
     }
@@ -457,7 +459,7 @@ fn pages_of_messages_carry_overlays(harness: &mut dyn Harness) {
     // 1 2 e 4 5 e 7 8 e 10 11 e
     write_log(harness, &entity, 1, 12, 5, true);
     project(harness, [2, 5, 8, 11].map(|target| overlay(&entity, target, target + 1, "better")).to_vec());
-    let messages = |from, upto, limit| PageRequest { messages: true, limit, ..wanted(&entity, from, upto) };
+    let messages = |from, upto, limit| PageRequest { show: Show::Messages, limit, ..wanted(&entity, from, upto) };
     let targets = |page: &Page| page.overlays.iter().map(|(seq, _)| *seq).collect::<Vec<_>>();
     let up = page(harness, messages(1, 12, 4));
     assert_eq!((seqs(&up), targets(&up), up.complete, up.reached), (vec![1, 2, 4, 5], vec![2, 5], false, 5));
@@ -476,6 +478,27 @@ fn pages_of_messages_carry_overlays(harness: &mut dyn Harness) {
     assert_eq!(seqs(&few), [1]);
 }
 
+fn pages_of_events_tell_what_is_deleted(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    // 1 2 e 4 5 e 7 8 e 10 11 e
+    write_log(harness, &entity, 1, 12, 5, true);
+    let deleted = |target: Seq| {
+        let overlay = StoredOverlay { as_of: target + 20, deleted: target + 20, ..StoredOverlay::default() };
+        Projection::Overlay { entity: entity.clone(), target, overlay }
+    };
+    project(harness, vec![deleted(2), overlay(&entity, 5, 6, "better"), deleted(7), deleted(8)]);
+    let events = |from, upto| PageRequest { show: Show::Events, limit: 20, ..wanted(&entity, from, upto) };
+    let told = |page: Page| {
+        assert!(page.overlays.iter().all(|(_, overlay)| overlay.deleted != 0));
+        (seqs(&page), page.overlays.iter().map(|(target, _)| *target).collect::<BTreeSet<_>>())
+    };
+    assert_eq!(told(page(harness, events(1, 12))), ((1..=12).collect(), BTreeSet::from([2, 7, 8])));
+    // An edit is seen without the message that it is about.
+    assert_eq!(told(page(harness, events(9, 12))), ((9..=12).collect(), BTreeSet::from([8])));
+    assert_eq!(told(page(harness, events(3, 5))), ((3..=5).collect(), BTreeSet::from([2])));
+    assert_eq!(told(page(harness, events(4, 6))), ((4..=6).collect(), BTreeSet::new()));
+}
+
 fn a_page_looks_at_a_bounded_number_of_events(harness: &mut dyn Harness) {
     let entity: EntityId = conversation(1).into();
     let session = session(harness);
@@ -483,7 +506,7 @@ fn a_page_looks_at_a_bounded_number_of_events(harness: &mut dyn Harness) {
     let edits: Vec<_> = (1..=count).map(|seq| if seq == 1 { message(1, "a") } else { edit(seq, 1) }).collect();
     let group: Vec<_> = edits.chunks(64).map(|chunk| rows(session, &entity, 0, chunk.to_vec())).collect();
     make_durable(harness, &group);
-    let down = |upto| PageRequest { newest_first: true, messages: true, ..wanted(&entity, 1, upto) };
+    let down = |upto| PageRequest { newest_first: true, show: Show::Messages, ..wanted(&entity, 1, upto) };
     let first = page(harness, down(count));
     assert!(first.events.is_empty() && !first.complete);
     assert_eq!(first.reached, count - PAGE_SCAN_MAX as Seq + 1);
@@ -591,7 +614,7 @@ fn names_that_begin_alike_are_kept_apart(harness: &mut dyn Harness) {
         let inbox: Vec<_> = found.inbox.iter().map(|(_, position)| position.last_seq).collect();
         assert_eq!(inbox, if matches!(entity, EntityId::User(_)) { vec![index as u64 + 1] } else { vec![] });
         for newest_first in [false, true] {
-            let whole = page(harness, PageRequest { newest_first, messages: true, ..wanted(entity, 1, 99) });
+            let whole = page(harness, PageRequest { newest_first, show: Show::Messages, ..wanted(entity, 1, 99) });
             assert_eq!(whole.events, expected);
             assert_eq!(whole.overlays.len(), 1);
         }

@@ -110,12 +110,23 @@ pub struct PageRequest {
     pub upto: Seq,
     /// From the top down; the answer is in ascending order all the same.
     pub newest_first: bool,
-    /// Leave out everything but messages, and add their overlays.
-    pub messages: bool,
+    /// What of it.
+    pub show: Show,
     /// At most this many events in the answer.
     pub limit: usize,
     /// The answer ends early at this many bytes of bodies, but holds at least one event if there is one.
     pub bytes_max: usize,
+}
+
+/// What a page shows of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    /// Every event, as it was written.
+    Log,
+    /// Every event, and the overlays of the messages among them, or edited by them, that are deleted by now.
+    Events,
+    /// Only messages, and their overlays.
+    Messages,
 }
 
 /// A part of the log.
@@ -123,7 +134,7 @@ pub struct PageRequest {
 pub struct Page {
     /// In ascending order of seq; at each seq the row of the highest epoch.
     pub events: Vec<Arc<Event>>,
-    /// What later events made of them, by target (only for requests of messages).
+    /// What later events made of them, by target, as far as the request wants it.
     pub overlays: Vec<(Seq, StoredOverlay)>,
     /// Whether everything wanted was looked at; else there may be more beyond the last event in the direction of reading.
     pub complete: bool,

@@ -510,7 +510,8 @@ impl Shelf {
                     .range((*from, 0)..=(*upto, Epoch::MAX))
                     .map(|(place, row)| (*place, row.clone()))
                     .collect();
-                let overlays = self.overlays.range(from..=upto).map(|(seq, overlay)| (*seq, overlay.clone())).collect();
+                // Those of what edits are about stand below.
+                let overlays = self.overlays.range(..=upto).map(|(seq, overlay)| (*seq, overlay.clone())).collect();
                 Self { rows, overlays, ..Self::default() }
             }
             Part::Overlay(target) => {

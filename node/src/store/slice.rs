@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chappe_schema::{event::Event, id::Seq, stored::StoredOverlay};
+use chappe_schema::{
+    event::{Event, Fact},
+    id::Seq,
+    stored::StoredOverlay,
+};
 
-use super::{Page, PageRequest};
+use super::{Page, PageRequest, Show};
 
 /// Events that one page looks at. A log that is mostly edits is read in more than one call, each of which is short.
 pub const PAGE_SCAN_MAX: usize = 2048;
@@ -33,7 +37,7 @@ impl<'a> Slice<'a> {
         self.from
     }
 
-    /// Looks at one event; `overlay` is asked only for messages that may become part of the page.
+    /// Looks at one event; `overlay` is asked for the message that it is, or edits, if it may become part of the page.
     ///
     /// # Errors
     /// Those of `overlay`.
@@ -50,19 +54,28 @@ impl<'a> Slice<'a> {
             return Ok(());
         }
         self.scanned += 1;
-        if !self.request.messages {
-            self.add(event, None);
-        } else if event.fact.is_message() {
-            let overlay = overlay(event.seq)?;
-            self.add(event, overlay);
-        } else {
-            self.page.reached = event.seq;
+        let target = match event.fact {
+            Fact::MessageNew { .. } => event.seq,
+            Fact::MessageUpdated { .. } => event.target,
+            _ => 0,
+        };
+        match self.request.show {
+            Show::Events if target != 0 => {
+                let overlay = overlay(target)?.filter(|overlay| overlay.deleted != 0);
+                self.add(event, overlay.map(|overlay| (target, overlay)));
+            }
+            Show::Log | Show::Events => self.add(event, None),
+            Show::Messages if event.fact.is_message() => {
+                let overlay = overlay(target)?;
+                self.add(event, overlay.map(|overlay| (target, overlay)));
+            }
+            Show::Messages => self.page.reached = event.seq,
         }
         Ok(())
     }
 
-    fn add(&mut self, event: Arc<Event>, overlay: Option<StoredOverlay>) {
-        let edited = overlay.as_ref().and_then(|overlay| overlay.body.as_ref()).map_or(0, Bytes::len);
+    fn add(&mut self, event: Arc<Event>, overlay: Option<(Seq, StoredOverlay)>) {
+        let edited = overlay.as_ref().and_then(|(_, overlay)| overlay.body.as_ref()).map_or(0, Bytes::len);
         let bytes = event.body_len() + edited;
         if !self.page.events.is_empty() && self.bytes + bytes > self.request.bytes_max {
             self.full = true;
@@ -70,7 +83,7 @@ impl<'a> Slice<'a> {
         }
         self.bytes += bytes;
         self.page.reached = event.seq;
-        self.page.overlays.extend(overlay.map(|overlay| (event.seq, overlay)));
+        self.page.overlays.extend(overlay);
         self.page.events.push(event);
     }
 

@@ -1,9 +1,13 @@
 //! What the reader threads do. Every function reads one unchanging view of the tables.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use chappe_schema::{
+    event::Event,
     id::{EntityId, Millis, Seq},
     stored::{Corrupt, Kind, LogRow, StoredId, StoredIdPrints, StoredInbox, StoredOverlay, conversation_id, unseal},
 };
@@ -122,6 +126,7 @@ pub(super) fn page(tables: &Tables, request: &PageRequest) -> Result<Page, Error
         return Ok(slice.finish());
     }
     let mut overlays = Overlays {
+        tables,
         entity: &request.entity,
         rows: view.range(&tables.overlay, at(from)..=at(upto)),
         newest_first: request.newest_first,
@@ -133,7 +138,7 @@ pub(super) fn page(tables: &Tables, request: &PageRequest) -> Result<Page, Error
         let below = view.range(&tables.log, at(from)..at(upto)).rev();
         for guard in top.into_iter().chain(below) {
             for event in log_row(&request.entity, guard)?.events.into_iter().rev() {
-                slice.take(event, |seq| overlays.of(seq))?;
+                overlays.take(&mut slice, event)?;
             }
             if slice.done() {
                 break;
@@ -144,7 +149,7 @@ pub(super) fn page(tables: &Tables, request: &PageRequest) -> Result<Page, Error
             let row = log_row(&request.entity, guard)?;
             let last = row.events.last().map_or(Seq::MAX, |event| event.seq);
             for event in row.events {
-                slice.take(event, |seq| overlays.of(seq))?;
+                overlays.take(&mut slice, event)?;
             }
             if slice.done() || last >= upto {
                 break;
@@ -156,6 +161,7 @@ pub(super) fn page(tables: &Tables, request: &PageRequest) -> Result<Page, Error
 
 /// The overlays of a range of messages, read alongside them.
 struct Overlays<'a> {
+    tables: &'a Tables,
     entity: &'a EntityId,
     rows: Iter,
     newest_first: bool,
@@ -163,6 +169,13 @@ struct Overlays<'a> {
 }
 
 impl Overlays<'_> {
+    fn take(&mut self, slice: &mut Slice<'_>, event: Arc<Event>) -> Result<(), Error> {
+        let seq = event.seq;
+        // What an edit is about stands anywhere below.
+        let of = |target| if target == seq { self.of(target) } else { overlay(self.tables, self.entity, target) };
+        slice.take(event, of)
+    }
+
     /// The overlay of a message. Messages are asked for in the direction of reading.
     fn of(&mut self, target: Seq) -> Result<Option<StoredOverlay>, Error> {
         loop {

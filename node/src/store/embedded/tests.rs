@@ -15,7 +15,10 @@ use tempfile::TempDir;
 use super::*;
 use chappe_schema::stored::StoredIdBlock;
 
-use crate::store::contract::{self, Harness, ask, conversation, make_durable, message, rows, user};
+use crate::store::{
+    Show,
+    contract::{self, Harness, ask, conversation, make_durable, message, rows, user},
+};
 
 /// Small, so that tests see flushes and merges.
 fn small() -> Config {
@@ -226,7 +229,7 @@ fn embedded_store_serves_no_damaged_row() {
         from: 1,
         upto,
         newest_first: false,
-        messages: false,
+        show: Show::Log,
         limit: 10,
         bytes_max: 1000,
     };
@@ -271,7 +274,7 @@ fn read_all(store: &Arc<Embedded>, entity: &EntityId, head: Seq, text: &str) -> 
         from: 1,
         upto: head,
         newest_first: false,
-        messages: false,
+        show: Show::Log,
         limit: 10_000,
         bytes_max: usize::MAX,
     };
