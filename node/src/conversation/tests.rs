@@ -516,6 +516,11 @@ fn pages_of_events_do_not_show_what_was_deleted() {
     }
     talk.state.hot.as_mut().unwrap().trim(talk.state.head);
     assert_eq!(shown(&mut talk, 1), expected);
+    // From memory also when the overlay is in the store already.
+    let seq = talk.send("ada", "gone too").seq;
+    talk.ok("ada", delete(seq));
+    talk.state.overlays_durable(|_, _| true);
+    assert_eq!(shown(&mut talk, seq - 1), [(seq, false), (seq + 1, true)]);
 }
 
 #[test]
