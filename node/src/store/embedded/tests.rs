@@ -38,7 +38,19 @@ fn never() -> Fatal {
 }
 
 fn open(directory: &Path) -> Embedded {
-    Embedded::open(directory, &small(), never()).unwrap_or_else(|error| panic!("{error}"))
+    patiently(directory, never).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Opens what this test has closed just now. A child that another test starts holds every lock of this process between its
+/// fork and its exec, which is long on a busy machine.
+fn patiently(directory: &Path, fatal: impl Fn() -> Fatal) -> Result<Embedded, OpenError> {
+    for _ in 0..1000 {
+        match Embedded::open(directory, &small(), fatal()) {
+            Err(OpenError::InUse { .. }) => thread::sleep(Duration::from_millis(5)),
+            opened => return opened,
+        }
+    }
+    Embedded::open(directory, &small(), fatal())
 }
 
 /// A directory and its present owner.
@@ -324,7 +336,7 @@ fn embedded_store_notices_damaged_files() {
             bytes[at as usize] ^= 1 << (random >> 20 & 7);
             std::fs::write(copied.path().join(inside), bytes).unwrap();
             // The engine stops when it merges what is damaged; that is not what is asked here.
-            match Embedded::open(copied.path(), &small(), Arc::new(|_| ())) {
+            match patiently(copied.path(), || Arc::new(|_| ())) {
                 Err(error) => {
                     assert!(error.to_string().contains("damaged"), "{}: {error}", inside.display());
                     seen.0 += 1;
@@ -380,7 +392,7 @@ fn journaled(groups: u64) -> (TempDir, PathBuf, Vec<usize>) {
 
 /// How many of the conversation's events are there; each is whole and right.
 fn events_in(directory: &Path) -> Result<Seq, OpenError> {
-    let store = Arc::new(Embedded::open(directory, &small(), never())?);
+    let store = Arc::new(patiently(directory, never)?);
     let count = read_all(&store, &conversation(1).into(), 1000, "hello").unwrap();
     store.close();
     Ok(count)
