@@ -9,7 +9,7 @@ use crate::{
     body::Body,
     error::{Code, Error},
     event::{ConversationKind, Encryption, HistoryAccess, Role},
-    id::{CommandId, ConversationId, Seq, UserId},
+    id::{Change, CommandId, ConversationId, Seq, UserId},
     limit::{
         CREATE_MEMBERS_MAX, DATA_BYTES_MAX, IGNORED_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT,
         PAGE_MAX, TITLE_BYTES_MAX,
@@ -22,7 +22,7 @@ use crate::{
 #[allow(missing_docs)] // The variants are the rows of the table of operations.
 pub enum Command {
     ConversationCreate(Box<Create>),
-    ConversationList { cursor: Option<u64>, limit: usize },
+    ConversationList { cursor: Option<Change>, limit: usize },
     ConversationGet { conversation: ConversationId },
     ConversationUpdate { conversation: ConversationId, update: Box<Update> },
     ConversationLeave { conversation: ConversationId },
@@ -375,8 +375,7 @@ impl Command {
             Op::ConversationList => {
                 let args: InboxArgs = args(json, ignored)?;
                 let cursor = args.cursor.map(|text| {
-                    u64::from_str_radix(&text, 16)
-                        .map_err(|_| Error::invalid("cursor", "expected the `next_cursor` of an earlier page"))
+                    text.parse().map_err(|_| Error::invalid("cursor", "expected the `next_cursor` of an earlier page"))
                 });
                 Self::ConversationList { cursor: cursor.transpose()?, limit: limit(args.limit, INBOX_PAGE_MAX)? }
             }
@@ -735,7 +734,7 @@ mod tests {
         for row in OPERATIONS {
             let json = match row.op {
                 Op::ConversationCreate => r#"{"kind":"group","members":["bob"],"data":{"a":1}}"#.to_owned(),
-                Op::ConversationList => r#"{"cursor":"ff","limit":3}"#.to_owned(),
+                Op::ConversationList => r#"{"cursor":"5.ff","limit":3}"#.to_owned(),
                 _ => format!(
                     r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t"}}"#
                 ),

@@ -69,6 +69,16 @@ pub struct GatewayId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionSlot(pub u32);
 
+/// When something in a user's inbox last changed, in the order of its owners: the epoch of the one that changed it, and
+/// that one's count. Clients see it as a text and know nothing of what is in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Change {
+    /// The owner's.
+    pub epoch: Epoch,
+    /// Its changes so far.
+    pub count: u64,
+}
+
 /// A name that is not well formed. The text says what is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -357,9 +367,53 @@ impl FromStr for Generation {
     }
 }
 
+// === impl Change ===
+
+impl Change {
+    /// The owner's next one.
+    pub const fn advance(&mut self) -> Self {
+        self.count += 1;
+        *self
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}.{:x}", self.epoch, self.count)
+    }
+}
+
+impl FromStr for Change {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        // Only what `Display` writes: a sign or a capital was never ours.
+        let number = |part: &str| {
+            let digits = part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            u64::from_str_radix(part, 16).ok().filter(|_| digits)
+        };
+        let parts = text.split_once('.').and_then(|(epoch, count)| Some((number(epoch)?, number(count)?)));
+        parts.map(|(epoch, count)| Self { epoch, count }).ok_or(Malformed("expected a change"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changes_come_back_and_keep_the_order_of_owners() {
+        // A cluster's epoch: its generation, then the index of an entry of its log.
+        let late = Change { epoch: 3 << 48 | 70_000, count: 1 };
+        let early = Change { epoch: 3 << 48 | 69_999, count: u64::MAX };
+        assert!(early < late);
+        for change in [early, late, Change::default()] {
+            assert_eq!(change.to_string().parse(), Ok(change));
+        }
+        assert_eq!(late.to_string(), "3000000011170.1");
+        for text in ["", ".", "1", "1.", ".1", "1.2.3", "+1.2", "1.-2", "A.1", "1 .2", "10000000000000000.1"] {
+            assert!(text.parse::<Change>().is_err(), "{text}");
+        }
+    }
 
     fn user(text: &str) -> UserId {
         UserId::new(text).unwrap()

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::{
     event::{ConversationKind, Encryption, Event, Role, Settings},
     frame::Object,
-    id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
     time::Timestamp,
 };
 
@@ -30,7 +30,7 @@ pub enum Reply {
         /// Last active first.
         items: Vec<InboxView>,
         /// Where the next page begins.
-        next_cursor: Option<u64>,
+        next_cursor: Option<Change>,
     },
     /// A page of members.
     Members {
@@ -140,8 +140,8 @@ pub struct InboxView {
     pub n: u64,
     /// Messages that the user has not read.
     pub unread: u64,
-    /// Number of the last change, the inbox's order.
-    pub change: u64,
+    /// The last change, the inbox's order.
+    pub change: Change,
 }
 
 /// A message as it stands now.
@@ -206,11 +206,11 @@ impl Reply {
                         .text("kind", item.kind.name())
                         .number("head", item.head)
                         .number("n", item.n);
-                    object.number("unread", item.unread).number("change", item.change);
+                    object.number("unread", item.unread).display("change", item.change);
                     object.end();
                 });
                 if let Some(cursor) = next_cursor {
-                    object.display("next_cursor", format_args!("{cursor:x}"));
+                    object.display("next_cursor", cursor);
                 }
             }
             Self::Members { items, next_cursor } => {
@@ -385,9 +385,11 @@ mod tests {
 
     #[test]
     fn lists_say_where_the_next_page_begins() {
-        let item = InboxView { id: ID, kind: ConversationKind::Group, head: 9, n: 4, unread: 2, change: 255 };
-        let inbox = shown(&Reply::Conversations { items: vec![item], next_cursor: Some(255) });
-        assert_eq!((&inbox["conversations"][0]["unread"], &inbox["next_cursor"]), (&json!(2), &json!("ff")));
+        let change = Change { epoch: 5, count: 255 };
+        let item = InboxView { id: ID, kind: ConversationKind::Group, head: 9, n: 4, unread: 2, change };
+        let inbox = shown(&Reply::Conversations { items: vec![item], next_cursor: Some(change) });
+        assert_eq!((&inbox["conversations"][0]["unread"], &inbox["next_cursor"]), (&json!(2), &json!("5.ff")));
+        assert_eq!(inbox["conversations"][0]["change"], json!("5.ff"));
         let last = shown(&Reply::Conversations { items: Vec::new(), next_cursor: None });
         assert_eq!(last, json!({ "conversations": [] }));
         let members =

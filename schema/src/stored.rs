@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::{
     body::Body,
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
-    id::{CommandId, ConversationId, DeviceId, Epoch, Seq, UserId},
+    id::{Change, CommandId, ConversationId, DeviceId, Epoch, Seq, UserId},
 };
 
 /// The version that is written. Readers accept it and whatever older ones are named in [`open`].
@@ -455,9 +455,38 @@ pub struct StoredInbox {
     /// Messages read.
     #[prost(uint64, tag = "3")]
     pub read_n: u64,
-    /// Change number of the last change.
+    /// Count of the last change.
     #[prost(uint64, tag = "4")]
     pub change: u64,
+    /// Epoch of the last change.
+    #[prost(uint64, tag = "5")]
+    pub change_epoch: u64,
+}
+
+impl StoredInbox {
+    /// The last change.
+    #[must_use]
+    pub const fn last_change(&self) -> Change {
+        Change { epoch: self.change_epoch, count: self.change }
+    }
+
+    /// There was a change.
+    pub const fn set_change(&mut self, change: Change) {
+        (self.change_epoch, self.change) = (change.epoch, change.count);
+    }
+
+    /// What two positions tell together: each of their numbers only grows.
+    #[must_use]
+    pub fn highest(&self, other: &Self) -> Self {
+        let change = self.last_change().max(other.last_change());
+        Self {
+            last_seq: self.last_seq.max(other.last_seq),
+            last_n: self.last_n.max(other.last_n),
+            read_n: self.read_n.max(other.read_n),
+            change: change.count,
+            change_epoch: change.epoch,
+        }
+    }
 }
 
 /// What later events made of one message. Written whole.

@@ -14,7 +14,7 @@ use chappe_schema::{
     command::{Command, From, Page},
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
-    id::{CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, UserId},
+    id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, UserId},
     reply::{ConversationView, EditView, InboxView, MessageView, Reply, Sent},
     wire::{Asked, Head, Heads, ToGateway, ToNode},
 };
@@ -289,7 +289,7 @@ impl State {
                 head: conversation.head().seq,
                 n: conversation.head().n,
                 unread: 0,
-                change: change as u64,
+                change: Change { epoch: 0, count: change as u64 },
             });
             return (Ok(Reply::Conversations { items: items.collect(), next_cursor: None }), nobody);
         }

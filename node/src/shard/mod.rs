@@ -17,7 +17,7 @@ use chappe_cluster::link::GatewayPort;
 use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
-    id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Seq, UserId},
+    id::{Change, ConversationId, EntityId, Epoch, GatewayId, Millis, Seq, UserId},
     limit::RECOVERIES_MAX,
     reply::Reply,
     stored::StoredId,
@@ -275,8 +275,8 @@ pub(crate) struct Shard {
     /// had been used last by the time it was put here.
     idle: VecDeque<Watched>,
     bytes: usize,
-    /// Change numbers of inboxes: the epoch above, a counter below.
-    next_change: u64,
+    /// The last change of an inbox.
+    changes: Change,
     /// The request whose handling is under way, while nobody else keeps it.
     in_hand: Option<InHand>,
     stopping: Option<oneshot::Sender<()>>,
@@ -303,10 +303,6 @@ pub(crate) struct Parts {
     /// Entities of this shard that the store has on its list of announcements.
     pub(crate) unannounced: Vec<EntityId>,
 }
-
-/// Bits of a change number that count within an epoch: a million changes a second for twelve days without a restart
-/// would be needed to leave them.
-const CHANGE_BITS: u32 = 40;
 
 impl Shard {
     pub(crate) fn new(parts: Parts) -> Self {
@@ -344,7 +340,7 @@ impl Shard {
             recoveries_waiting: VecDeque::new(),
             idle: VecDeque::new(),
             bytes: 0,
-            next_change: session.epoch << CHANGE_BITS,
+            changes: Change { epoch: session.epoch, count: 0 },
             in_hand: None,
             stopping: None,
             stopped: false,

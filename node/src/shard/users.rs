@@ -320,13 +320,9 @@ impl Shard {
     /// A conversation's owner has answered.
     pub(super) fn head_known(&mut self, id: &UserId, known: HeadKnown) {
         let verify = |shard: &mut Self| {
-            let Self { users, next_change, .. } = shard;
+            let Self { users, changes, .. } = shard;
             let Some(user) = users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return false };
-            let change = || {
-                *next_change += 1;
-                *next_change
-            };
-            user.verify(known, change);
+            user.verify(known, || changes.advance());
             user.is_verified()
         };
         if self.guarded(|| id.clone().into(), verify) == Some(true) {
@@ -364,15 +360,11 @@ impl Shard {
 
     /// Whether nothing is missed by it: the user heard it, or need not.
     fn hear_news(&mut self, id: &UserId, news: &News, recipients: &mut Recipients) -> bool {
-        let Self { users, next_change, .. } = self;
+        let Self { users, changes, .. } = self;
         let Some(slot) = users.get_mut(id) else { return true };
         let misses_news = slot.misses_news();
         let Some(user) = slot.slot.ready() else { return !misses_news };
-        let change = || {
-            *next_change += 1;
-            *next_change
-        };
-        user.raise(news.conversation, news.head, change);
+        user.raise(news.conversation, news.head, || changes.advance());
         if news.large {
             user.grown_large(news.conversation);
         }

@@ -384,16 +384,28 @@ fn overlays_never_go_back(harness: &mut dyn Harness) {
 
 fn inbox_numbers_only_grow(harness: &mut dyn Harness) {
     let ada = user("ada");
-    let at = |last_seq, last_n, read_n, change| StoredInbox { last_seq, last_n, read_n, change };
+    let changed =
+        |last_seq, last_n, read_n, change, change_epoch| StoredInbox { last_seq, last_n, read_n, change, change_epoch };
+    let at = |last_seq, last_n, read_n, change| changed(last_seq, last_n, read_n, change, 0);
     let write = |position| Projection::Inbox { user: ada.clone(), conversation: conversation(1), position };
     project(harness, vec![write(at(5, 4, 1, 10))]);
     project(harness, vec![write(at(6, 5, 0, 9)), write(at(4, 3, 2, 11))]);
     let other = Projection::Inbox { user: ada.clone(), conversation: conversation(2), position: at(1, 1, 1, 1) };
     project(harness, vec![other]);
+    // Another owner counts from the beginning.
+    project(
+        harness,
+        vec![Projection::Inbox { user: ada.clone(), conversation: conversation(3), position: at(1, 1, 1, 9) }],
+    );
+    for position in [changed(1, 1, 1, 2, 7 << 48), changed(1, 1, 1, 500, 6 << 48)] {
+        project(harness, vec![Projection::Inbox { user: ada.clone(), conversation: conversation(3), position }]);
+    }
     for _ in 0..2 {
         let mut inbox = recover(harness, &ada.clone().into()).inbox;
         inbox.sort_by_key(|(conversation, _)| *conversation);
-        assert_eq!(inbox, [(conversation(1), at(6, 5, 2, 11)), (conversation(2), at(1, 1, 1, 1))]);
+        let third = changed(1, 1, 1, 2, 7 << 48);
+        let expected = [at(6, 5, 2, 11), at(1, 1, 1, 1), third];
+        assert_eq!(inbox, [1, 2, 3].map(|n| (conversation(n), expected[n as usize - 1])));
         harness.succeed();
     }
 }

@@ -476,22 +476,13 @@ impl Replica {
             }
             Projection::Inbox { user, conversation, position } => {
                 let there = self.shelf(&user.clone().into()).inbox.entry(*conversation).or_default();
-                *there = highest(there, position);
+                *there = there.highest(position);
             }
             Projection::Announced { entity, upto } => {
                 let announce = &mut self.shelf(entity).announce;
                 announce.1 = announce.1.max(*upto);
             }
         }
-    }
-}
-
-fn highest(a: &StoredInbox, b: &StoredInbox) -> StoredInbox {
-    StoredInbox {
-        last_seq: a.last_seq.max(b.last_seq),
-        last_n: a.last_n.max(b.last_n),
-        read_n: a.read_n.max(b.read_n),
-        change: a.change.max(b.change),
     }
 }
 
@@ -538,7 +529,7 @@ impl Shelf {
         self.prints.extend(other.prints);
         for (conversation, position) in other.inbox {
             let there = self.inbox.entry(conversation).or_default();
-            *there = highest(there, &position);
+            *there = there.highest(&position);
         }
         self
     }

@@ -1,11 +1,11 @@
 //! The inbox: where each conversation stands, and their order by last activity.
 //!
 //! Heads come from the conversations' owners, with every commit while the user is loaded and by asking after a load;
-//! nothing is written for them. A change number is the owner's epoch and a counter, so that it never goes back,
+//! nothing is written for them. A change is numbered by the owner's epoch and a counter, so that it never goes back,
 //! whoever owns the user; it is flushed with the head when the user is unloaded.
 
 use chappe_schema::{
-    id::{ConversationId, Millis},
+    id::{Change, ConversationId, Millis},
     reply::InboxView,
     stored::StoredInbox,
     wire::{Head, Heads},
@@ -33,14 +33,11 @@ impl User {
     pub fn restore_inbox(&mut self, rows: impl IntoIterator<Item = (ConversationId, StoredInbox)>) {
         for (conversation, row) in rows {
             if let Some(known) = self.conversations.get_mut(&conversation) {
-                self.by_change.remove(&known.inbox.change);
-                // A snapshot may be newer than the row; each number only grows.
-                known.inbox.last_seq = known.inbox.last_seq.max(row.last_seq);
-                known.inbox.last_n = known.inbox.last_n.max(row.last_n);
-                known.inbox.read_n = known.inbox.read_n.max(row.read_n);
-                known.inbox.change = known.inbox.change.max(row.change);
-                if known.joined && known.inbox.change != 0 {
-                    self.by_change.insert(known.inbox.change, conversation);
+                self.by_change.remove(&known.inbox.last_change());
+                // A snapshot may be newer than the row.
+                known.inbox = known.inbox.highest(&row);
+                if known.joined && known.inbox.last_change() != Change::default() {
+                    self.by_change.insert(known.inbox.last_change(), conversation);
                 }
             }
         }
@@ -70,7 +67,7 @@ impl User {
 
     /// A head was asked for and is known now. When all are, they are taken in the order of their last activity;
     /// `change` hands out the next change number for each that is news.
-    pub fn verify(&mut self, known: HeadKnown, mut change: impl FnMut() -> u64) {
+    pub fn verify(&mut self, known: HeadKnown, mut change: impl FnMut() -> Change) {
         self.unverified.remove(&known.conversation);
         if known.head.is_some() {
             self.unknown.remove(&known.conversation);
@@ -102,17 +99,18 @@ impl User {
     }
 
     /// A conversation has moved on. Numbers only grow, so late news changes nothing.
-    pub fn raise(&mut self, conversation: ConversationId, head: Head, change: impl FnOnce() -> u64) {
+    pub fn raise(&mut self, conversation: ConversationId, head: Head, change: impl FnOnce() -> Change) {
         let Some(known) = self.conversations.get_mut(&conversation).filter(|known| known.joined) else { return };
         if head.seq <= known.inbox.last_seq {
             return;
         }
-        self.by_change.remove(&known.inbox.change);
+        self.by_change.remove(&known.inbox.last_change());
         known.inbox.last_seq = head.seq;
         known.inbox.last_n = known.inbox.last_n.max(head.n);
-        known.inbox.change = change();
+        let change = change();
+        known.inbox.set_change(change);
         known.dirty = true;
-        self.by_change.insert(known.inbox.change, conversation);
+        self.by_change.insert(change, conversation);
     }
 
     /// The user has read messages up to `n`: by sending one, they have read up to their own.
@@ -138,10 +136,11 @@ impl User {
         Heads { positions: asked, unknown, others }
     }
 
-    /// A page of the inbox below change number `cursor`, and where the next one begins.
+    /// A page of the inbox below the change `cursor`, and where the next one begins.
     #[must_use]
-    pub fn page(&self, cursor: Option<u64>, limit: usize) -> (Vec<InboxView>, Option<u64>) {
-        let mut below = self.by_change.range(..cursor.unwrap_or(u64::MAX)).rev();
+    pub fn page(&self, cursor: Option<Change>, limit: usize) -> (Vec<InboxView>, Option<Change>) {
+        const END: Change = Change { epoch: u64::MAX, count: u64::MAX };
+        let mut below = self.by_change.range(..cursor.unwrap_or(END)).rev();
         let view = |id: &ConversationId| {
             let known = self.joined(id)?;
             Some(InboxView {
@@ -150,7 +149,7 @@ impl User {
                 head: known.inbox.last_seq,
                 n: known.inbox.last_n,
                 unread: known.inbox.last_n.saturating_sub(known.inbox.read_n),
-                change: known.inbox.change,
+                change: known.inbox.last_change(),
             })
         };
         let items: Vec<InboxView> = below.by_ref().filter_map(|(_, id)| view(id)).take(limit).collect();
@@ -186,6 +185,11 @@ mod tests {
         ConversationId(uuid::Uuid::from_u128(n.into()))
     }
 
+    /// A change of the first owner.
+    fn nth(count: u64) -> Change {
+        Change { epoch: 1, count }
+    }
+
     /// A user with conversations 1 to `count`, their heads verified in this order.
     fn user(count: u64) -> User {
         let mut user = User::new(UserId::new("ada").unwrap());
@@ -200,7 +204,7 @@ mod tests {
                 last_at: 0,
                 large: n == 3,
             };
-            user.verify(known, || n);
+            user.verify(known, || nth(n));
         }
         user
     }
@@ -213,13 +217,32 @@ mod tests {
     fn the_last_active_stands_first() {
         let mut user = user(4);
         assert_eq!(order(&user), [4, 3, 2, 1]);
-        user.raise(conversation(2), Head { seq: 5, n: 3 }, || 9);
+        user.raise(conversation(2), Head { seq: 5, n: 3 }, || nth(9));
         assert_eq!(order(&user), [2, 4, 3, 1]);
         user.raise(conversation(1), Head { seq: 1, n: 0 }, || unreachable!("old news takes no number"));
         let item = &user.page(None, 1).0[0];
         assert_eq!((item.head, item.n, item.unread), (5, 3, 3));
         user.read_upto(conversation(2), 2);
         assert_eq!(user.page(None, 1).0[0].unread, 1);
+    }
+
+    /// A later owner counts from the beginning, and what it changes stands first all the same, here and after a load.
+    #[test]
+    fn the_order_is_kept_from_owner_to_owner() {
+        let mut user = user(3);
+        user.raise(conversation(1), Head { seq: 7, n: 3 }, || Change { epoch: 2 << 48, count: 1 });
+        assert_eq!(order(&user), [1, 3, 2]);
+        let rows = user.flush();
+        let mut again = User::from_snapshot(user.id.clone(), user.snapshot()).unwrap();
+        assert_eq!(order(&again), [1, 3, 2]);
+        let mut early = rows.clone();
+        (90..).zip(&mut early).for_each(|(count, (_, row))| row.set_change(nth(count)));
+        again.restore_inbox(early);
+        again.restore_inbox(rows);
+        assert_eq!(order(&again)[0], 1);
+        let (first, cursor) = again.page(None, 1);
+        assert_eq!(cursor, Some(first[0].change));
+        assert_eq!(again.page(cursor.unwrap().to_string().parse().ok(), 9).0.len(), 2);
     }
 
     #[test]
@@ -248,7 +271,7 @@ mod tests {
     fn after_a_load_the_order_is_that_of_the_last_activity() {
         let mut user = user(3);
         user.distrust();
-        let mut next = 10;
+        let mut next = nth(10);
         for (n, last_at) in [(3, 50), (1, 70), (2, 60)] {
             let known = HeadKnown {
                 conversation: conversation(n),
@@ -257,10 +280,7 @@ mod tests {
                 last_at,
                 large: false,
             };
-            user.verify(known, || {
-                next += 1;
-                next
-            });
+            user.verify(known, || next.advance());
         }
         assert_eq!(order(&user), [1, 2, 3]);
         assert_eq!(user.page(None, 1).0[0].unread, 1);
@@ -278,7 +298,7 @@ mod tests {
     fn what_changed_is_flushed_once() {
         let mut user = user(2);
         assert_eq!(user.flush().len(), 2);
-        user.raise(conversation(1), Head { seq: 2, n: 1 }, || 10);
+        user.raise(conversation(1), Head { seq: 2, n: 1 }, || nth(10));
         let rows = user.flush();
         assert_eq!((rows.len(), rows[0].1.last_seq, rows[0].1.change), (1, 2, 10));
         assert!(user.flush().is_empty());

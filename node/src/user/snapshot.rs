@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use chappe_schema::{
     event::ConversationKind,
-    id::UserId,
+    id::{Change, UserId},
     stored::{Corrupt, Kind, StoredMembership, StoredUser, conversation_id, seal, unseal},
 };
 
@@ -54,8 +54,8 @@ impl User {
                 ConversationKind::from_number(one.kind).ok_or(Corrupt::Content("a stored number has no meaning"))?;
             let inbox = one.inbox.unwrap_or_default();
             let known = Membership { kind, at: one.at, joined: one.joined, large: false, inbox, dirty: false };
-            if known.joined && inbox.change != 0 {
-                user.by_change.insert(inbox.change, conversation);
+            if known.joined && inbox.last_change() != Change::default() {
+                user.by_change.insert(inbox.last_change(), conversation);
             }
             user.conversations.insert(conversation, known);
         }
@@ -76,7 +76,7 @@ mod tests {
             let event =
                 user.hear(&Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 1 }, 4).unwrap();
             user.apply(&event);
-            user.raise(conversation, Head { seq: n as u64, n: 1 }, || 10 - n as u64);
+            user.raise(conversation, Head { seq: n as u64, n: 1 }, || Change { epoch: 1, count: 10 - n as u64 });
         }
         let back = User::from_snapshot(user.id.clone(), user.snapshot()).unwrap();
         assert_eq!(back.page(None, 10), user.page(None, 10));

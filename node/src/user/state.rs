@@ -7,7 +7,7 @@ use std::{
 
 use chappe_schema::{
     event::{ConversationKind, Event, Fact},
-    id::{CommandId, ConnectionSlot, ConversationId, Epoch, GatewayId, Millis, Seq, UserId},
+    id::{Change, CommandId, ConnectionSlot, ConversationId, Epoch, GatewayId, Millis, Seq, UserId},
     limit::SNAPSHOT_EVENTS,
     stored::StoredInbox,
 };
@@ -32,7 +32,7 @@ pub struct User {
     /// Every conversation that the user is or was a member of.
     pub(super) conversations: HashMap<ConversationId, Membership, foldhash::fast::FixedState>,
     /// The conversations of now by their last change.
-    pub(super) by_change: BTreeMap<u64, ConversationId>,
+    pub(super) by_change: BTreeMap<Change, ConversationId>,
     /// Conversations whose head was not yet asked of their owner, or must be asked again.
     pub(super) unverified: BTreeSet<ConversationId>,
     /// Answers about heads that wait until all are there.
@@ -140,7 +140,7 @@ impl User {
                 {
                     known.at = *at;
                     known.joined = false;
-                    self.by_change.remove(&known.inbox.change);
+                    self.by_change.remove(&known.inbox.last_change());
                     self.unverified.remove(conversation);
                 }
             }
@@ -180,7 +180,7 @@ impl User {
     pub fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.conversations.allocation_size()
-            + self.by_change.len() * 40
+            + self.by_change.len() * 48
             + self.unverified.len() * 24
             + if self.connections.spilled() { self.connections.capacity() * size_of::<Connection>() } else { 0 }
     }

@@ -340,7 +340,7 @@ impl Writer<'_> {
                 }
                 Projection::Inbox { user, conversation, position } => {
                     let key = key::inbox(user, *conversation);
-                    inbox.entry(key).and_modify(|row| *row = highest(row, position)).or_insert(*position);
+                    inbox.entry(key).and_modify(|row| *row = row.highest(position)).or_insert(*position);
                 }
                 Projection::Announced { entity, upto } => {
                     let entity = entity.to_key();
@@ -377,7 +377,7 @@ impl Writer<'_> {
         for (key, position) in inbox {
             match read(&self.tables.inbox, &key, |value| unseal::<StoredInbox>(Kind::Inbox, value)) {
                 Ok(stored) => {
-                    let row = stored.map_or(position, |stored| highest(&stored, &position));
+                    let row = stored.map_or(position, |stored| stored.highest(&position));
                     if stored != Some(row) {
                         batch.insert(&self.tables.inbox, key, seal(Kind::Inbox, &row));
                         self.meter.rows.inbox.increment(1);
@@ -404,15 +404,6 @@ fn read<T>(
             None
         }
     }))
-}
-
-fn highest(a: &StoredInbox, b: &StoredInbox) -> StoredInbox {
-    StoredInbox {
-        last_seq: a.last_seq.max(b.last_seq),
-        last_n: a.last_n.max(b.last_n),
-        read_n: a.read_n.max(b.read_n),
-        change: a.change.max(b.change),
-    }
 }
 
 // === space ===
