@@ -106,19 +106,28 @@ where
             drop(seat);
             linger(stream).await;
         }
+        http::connection::End::Refused(stream, error) => {
+            drop(seat);
+            say_last(stream, &error).await;
+        }
         http::connection::End::Lost => {}
     }
 }
 
-fn refuse(refusals: &Arc<Semaphore>, mut stream: TcpStream, error: Error) {
+fn refuse(refusals: &Arc<Semaphore>, stream: TcpStream, error: Error) {
     let Ok(permit) = Arc::clone(refusals).try_acquire_owned() else { return };
     tokio::spawn(async move {
-        let response = http::answer::plain(&error);
-        if timeout(LINGER, stream.write_all(&response)).await.is_ok_and(|written| written.is_ok()) {
-            linger(stream).await;
-        }
+        say_last(stream, &error).await;
         drop(permit);
     });
+}
+
+/// An error, and the end.
+async fn say_last<IO: AsyncRead + AsyncWrite + Unpin>(mut stream: IO, error: &Error) {
+    let response = http::answer::plain(error);
+    if timeout(LINGER, stream.write_all(&response)).await.is_ok_and(|written| written.is_ok()) {
+        linger(stream).await;
+    }
 }
 
 /// Lets the other side read the last words: closing a socket with unread bytes in it would take them back.

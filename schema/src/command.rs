@@ -7,12 +7,13 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
     body::Body,
+    decode::{self, object as args},
     error::{Code, Error},
     event::{ConversationKind, Encryption, HistoryAccess, Role},
     id::{Change, CommandId, ConversationId, Seq, UserId},
     limit::{
-        CREATE_MEMBERS_MAX, DATA_BYTES_MAX, IGNORED_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT,
-        PAGE_MAX, TITLE_BYTES_MAX,
+        CREATE_MEMBERS_MAX, DATA_BYTES_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX,
+        TITLE_BYTES_MAX,
     },
     operation::Op,
 };
@@ -226,41 +227,18 @@ struct OpenArgs {
     _from: Seq,
 }
 
-/// Decodes JSON, collecting the names of fields that nobody reads: they are usually a client's typo.
-fn args<'a, T: Deserialize<'a>>(json: &'a str, ignored: &mut Vec<String>) -> Result<T, Error> {
-    let mut decoder = serde_json::Deserializer::from_str(json);
-    let mut note = |path: serde_ignored::Path<'_>| {
-        if ignored.len() < IGNORED_MAX {
-            ignored.push(path.to_string().chars().take(64).collect());
-        }
-    };
-    let decoded = serde_ignored::deserialize(&mut decoder, &mut note);
-    decoded.and_then(|args| decoder.end().map(|()| args)).map_err(|error| not_decoded(json, &error))
+/// A message's body, or an edited one.
+fn body(raw: &RawValue) -> Result<Body, Error> {
+    Body::parse(raw.get()).map_err(worded)
 }
 
-/// Names the offending field where serde can tell it.
-fn not_decoded(json: &str, error: &serde_json::Error) -> Error {
-    if !error.is_data() {
-        return Error::new(Code::Malformed).with_detail(error.to_string());
+/// What the decoder said about a part of the request, in our words.
+fn worded(error: Error) -> Error {
+    if error.code != Code::Invalid {
+        return error;
     }
-    if !json.trim_start().starts_with('{') {
-        return Error::new(Code::Malformed).with_detail("expected a JSON object");
-    }
-    let text = error.to_string();
-    let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next().map(str::to_owned));
-    // The error's column lies just behind the value; the key that last opened before it is the field.
-    let field = missing.or_else(|| json.get(..error.column().min(json.len())).and_then(last_key).map(str::to_owned));
-    let error = Error::new(Code::Invalid).with_detail(text);
-    match field {
-        Some(field) => error.at(field),
-        None => error,
-    }
-}
-
-fn last_key(json: &str) -> Option<&str> {
-    let colon = json.rfind("\":")?;
-    let start = json[..colon].rfind('"')?;
-    Some(&json[start + 1..colon]).filter(|key| key.len() <= 64)
+    let detail = decode::sentence(&error.detail);
+    error.with_detail(detail)
 }
 
 fn text_within(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Error> {
@@ -275,7 +253,7 @@ fn text_within(field: &'static str, text: &str, bytes_max: usize) -> Result<(), 
 
 fn data(raw: Option<&RawValue>) -> Result<Option<Body>, Error> {
     raw.map(|raw| {
-        Body::parse_within(raw.get(), DATA_BYTES_MAX).map_err(|error| Error::invalid("data", error.detail.into_owned()))
+        Body::parse_within(raw.get(), DATA_BYTES_MAX).map_err(|error| Error::invalid("data", worded(error).detail))
     })
     .transpose()
 }
@@ -283,7 +261,7 @@ fn data(raw: Option<&RawValue>) -> Result<Option<Body>, Error> {
 fn limit(asked: Option<usize>, max: usize) -> Result<usize, Error> {
     match asked {
         None => Ok(PAGE_DEFAULT.min(max)),
-        Some(0) => Err(Error::invalid("limit", format!("expected 1 to {max}"))),
+        Some(0) => Err(Error::invalid("limit", format!("expected 1 or more; more than {max} counts as {max}"))),
         Some(limit) => Ok(limit.min(max)),
     }
 }
@@ -369,7 +347,7 @@ impl Command {
                     return Err(Error::new(Code::BadId).with_detail("expected a UUIDv7").at("client_msg_id"));
                 }
                 id = Some(given);
-                Self::MessageSend { conversation: args.conversation, body: Body::parse(args.body.get())? }
+                Self::MessageSend { conversation: args.conversation, body: body(args.body)? }
             }
             Op::ConversationCreate => Self::ConversationCreate(Box::new(Create::decode(caller, args(json, ignored)?)?)),
             Op::ConversationList => {
@@ -425,7 +403,7 @@ impl Command {
             Op::MemberRole => {
                 let args: MemberArgs = args(json, ignored)?;
                 id = key(args.idempotency_key)?;
-                let Some(role) = args.role else { return Err(Error::invalid("role", "missing field `role`")) };
+                let Some(role) = args.role else { return Err(Error::invalid("role", "the field `role` is missing")) };
                 Self::MemberRole { conversation: args.conversation, user: args.user, role }
             }
             Op::MemberRemove => {
@@ -454,11 +432,7 @@ impl Command {
             Op::MessageEdit => {
                 let args: EditArgs<'_> = args(json, ignored)?;
                 id = key(args.idempotency_key)?;
-                Self::MessageEdit {
-                    conversation: args.conversation,
-                    seq: args.seq,
-                    body: Body::parse(args.body.get())?,
-                }
+                Self::MessageEdit { conversation: args.conversation, seq: args.seq, body: body(args.body)? }
             }
             Op::MessageDelete => {
                 let args: DeleteArgs = args(json, ignored)?;
@@ -684,6 +658,31 @@ mod tests {
             let error = decode(op, &json).unwrap_err();
             assert_eq!(error.field.as_deref(), Some(field), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn a_body_is_refused_in_our_words() {
+        for (body, said) in [
+            ("[]", "expected a JSON object"),
+            ("\"no\"", "expected a JSON object"),
+            (r#"{"text":7}"#, "expected `text` to be a string"),
+            (r#"{"text":"\ud800"}"#, "the JSON is not well formed: "),
+        ] {
+            let json = format!(r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","body":{body}}}"#);
+            let error = decode(Op::MessageSend, &json).unwrap_err();
+            assert!(error.detail.starts_with(said) && !error.detail.contains("column"), "{body}: {error}");
+            assert_eq!(error.field.as_deref(), Some("body"));
+        }
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_refused_and_too_large_a_one_is_cut() {
+        let list = |limit: &str| decode(Op::ConversationList, &format!(r#"{{"limit":{limit}}}"#));
+        let error = list("0").unwrap_err();
+        let max = INBOX_PAGE_MAX;
+        assert_eq!(error.detail, format!("expected 1 or more; more than {max} counts as {max}"));
+        let Command::ConversationList { limit, .. } = list("1000000").unwrap().command else { panic!() };
+        assert_eq!(limit, max);
     }
 
     #[test]

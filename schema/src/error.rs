@@ -64,8 +64,10 @@ table! {
     Malformed = "request.malformed", 400, INVALID_ARGUMENT, None, false, "the request is not well formed";
     Invalid = "request.invalid", 422, INVALID_ARGUMENT, None, false, "a field of the request is not acceptable";
     TooLarge = "request.too_large", 413, OUT_OF_RANGE, Some(1009), false, "the request is larger than the server accepts";
+    HeadTooLarge = "request.head_too_large", 431, OUT_OF_RANGE, None, false, "the request's line and headers are larger than the server accepts";
     UnknownOperation = "request.unknown_operation", 404, UNIMPLEMENTED, None, false, "there is no such operation";
     MethodNotAllowed = "request.method_not_allowed", 405, UNIMPLEMENTED, None, false, "the path exists, but not with this method";
+    UpgradeRequired = "request.upgrade_required", 426, FAILED_PRECONDITION, None, false, "this path speaks WebSocket only";
     UnsupportedMedia = "request.unsupported_media_type", 415, INVALID_ARGUMENT, None, false, "the request's body must be application/json";
     RequestTimeout = "request.timeout", 408, DEADLINE_EXCEEDED, None, true, "the request did not arrive in time";
     AuthRequired = "auth.required", 401, UNAUTHENTICATED, Some(4501), false, "a token is required";
@@ -98,6 +100,20 @@ table! {
     OutcomeUnknown = "outcome_unknown", 504, UNKNOWN, None, true, "the server cannot tell whether it was done; the same id may be sent again";
     Aborted = "aborted", 503, ABORTED, None, true, "the request was given up before it was done";
     Internal = "internal", 500, INTERNAL, None, false, "the server failed to handle the request";
+}
+
+/// Most bytes of what a client sent that an error repeats: enough to recognise it, too little to make us carry it.
+pub const EXCERPT_BYTES_MAX: usize = 64;
+
+/// What a client sent, short enough to be repeated in an error.
+#[must_use]
+pub fn excerpt(text: &str) -> Cow<'_, str> {
+    const ELLIPSIS: &str = "…";
+    if text.len() <= EXCERPT_BYTES_MAX {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(EXCERPT_BYTES_MAX - ELLIPSIS.len());
+    Cow::Owned(format!("{}{ELLIPSIS}", &text[..end]))
 }
 
 /// One occurrence of an error. It serialises as the problem object (RFC 9457) that every transport shows.
@@ -235,5 +251,14 @@ mod tests {
             serde_json::json!({"code":"request.invalid","status":422,"title":"a field of the request is not acceptable",
                 "detail":"expected a string","field":"body.text","retryable":false,"retry_after_ms":5,"request_id":"r1"})
         );
+    }
+
+    #[test]
+    fn an_excerpt_is_short_and_whole_characters() {
+        assert_eq!(excerpt("short"), "short");
+        for text in ["x".repeat(65), "é".repeat(64), "语".repeat(1000)] {
+            let short = excerpt(&text);
+            assert!(short.len() <= EXCERPT_BYTES_MAX && short.len() > 56 && short.ends_with('…'), "{short}");
+        }
     }
 }

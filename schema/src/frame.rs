@@ -13,6 +13,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
+    decode,
     error::{Code, Error, Problem},
     event::{Event, Fact},
     id::{ConversationId, DeviceId, Generation, Millis, Seq, UserId},
@@ -74,7 +75,7 @@ impl<'a> Iterator for Requests<'a> {
         let frame = self.frames.next()?;
         Some(frame.map_err(|error| {
             self.broken = true;
-            Error::new(Code::Malformed).with_detail(error.to_string())
+            Error::new(Code::Malformed).with_detail(decode::sentence(&error.to_string()))
         }))
     }
 }

@@ -8,6 +8,7 @@
 //! - [`body`]: what a message may carry
 //! - [`operation`]: the table of operations; each operation stands there once
 //! - [`command`] and [`reply`]: what an operation is given and what it answers
+//! - [`decode`]: what is wrong with a client's JSON, in words for the client
 //! - [`event`]: one durable fact in a conversation's (or a user's) log
 //! - [`frame`]: how commands, replies and events look to a client of the WebSocket
 //! - [`wire`]: what gateways and nodes say to each other over a link
@@ -18,6 +19,7 @@
 
 pub mod body;
 pub mod command;
+pub mod decode;
 pub mod error;
 pub mod event;
 pub mod frame;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::{body::Body, extract::Query};
 use bytes::Bytes;
 use chappe_schema::{
-    error::{Code, Error},
+    error::{Code, Error, excerpt},
     frame::write_text,
     limit::{IGNORED_MAX, REQUEST_BYTES_MAX},
     operation::{Http, Identity, Method, NUMERIC_FIELDS, Operation},
@@ -17,6 +17,9 @@ use tokio::time::timeout;
 
 /// How long a body may take: at this size any client that means it is faster.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Digits of the largest number, u64's.
+const DIGITS_MAX: usize = 20;
 
 /// Where idempotency keys stand.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -44,7 +47,7 @@ pub(crate) fn assemble<'a>(
         if http.query.contains(&name.as_str()) {
             object.add(name, value)?;
         } else if ignored.len() < IGNORED_MAX {
-            ignored.push(name.chars().take(64).collect());
+            ignored.push(excerpt(name).into_owned());
         }
     }
     if matches!(row.identity, Identity::Key | Identity::CreationKey)
@@ -95,8 +98,9 @@ impl Fields {
         if NUMERIC_FIELDS.contains(&name) {
             // JSON knows no leading zeros; a path may have them.
             let digits = value.trim_start_matches('0');
-            if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
-                return Err(Error::invalid(name.to_owned(), "expected a number"));
+            // Longer ones are beyond every number that is expected, and some beyond every number that is JSON.
+            if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) || digits.len() > DIGITS_MAX {
+                return Err(Error::invalid(name.to_owned(), "expected a whole number, 0 or more"));
             }
             self.0.extend_from_slice(if digits.is_empty() { b"0" } else { digits.as_bytes() });
         } else {

@@ -3,13 +3,14 @@
 use std::{
     convert::Infallible,
     future::poll_fn,
+    io,
     net::IpAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::sleep,
 };
 use tower::Service as _;
@@ -38,7 +39,9 @@ pub(crate) enum End<IO> {
     Upgraded(IO, Bytes),
     /// All is answered.
     Done(IO),
-    /// The other side is gone, or was too slow.
+    /// This is still to be said, and then it is over.
+    Refused(IO, Error),
+    /// The other side is gone, or has never said a word.
     Lost,
 }
 
@@ -65,6 +68,7 @@ where
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX);
+    let stream = Unasked { io: stream, stage: Arc::clone(&stage), status: None };
     let mut connection = server.serve_connection(TokioIo::new(stream), edge);
     let mut leaving = gateway.leaving.subscribe();
     let mut leaving = pin!(async move {
@@ -81,14 +85,94 @@ where
             has_left = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        connection.poll_without_shutdown(cx).map(Result::ok)
+        connection.poll_without_shutdown(cx).map(Some)
     });
-    if ended.await.is_none() {
-        return End::Lost;
-    }
+    let ended = ended.await;
     let parts = connection.into_parts();
-    let stream = parts.io.into_inner();
-    if stage.load(Ordering::Relaxed) == UPGRADED { End::Upgraded(stream, parts.read_buf) } else { End::Done(stream) }
+    let Unasked { io, status, .. } = parts.io.into_inner();
+    let has_begun = !parts.read_buf.is_empty();
+    let late = || Error::new(Code::RequestTimeout).with_detail("the request's head did not arrive in time");
+    match ended {
+        Some(Ok(())) if stage.load(Ordering::Relaxed) == UPGRADED => End::Upgraded(io, parts.read_buf),
+        Some(Ok(())) => End::Done(io),
+        Some(Err(_)) if status.is_some() => End::Refused(io, broken_head(status)),
+        // The pause between two requests may be as long as it likes to be, and ends without a word.
+        None if has_begun => End::Refused(io, late()),
+        Some(Err(error)) if error.is_timeout() && has_begun => End::Refused(io, late()),
+        // The library has said it, without a body.
+        Some(Err(error)) if error.is_parse() => End::Done(io),
+        Some(Err(_)) | None => End::Lost,
+    }
+}
+
+fn broken_head(status: Option<u16>) -> Error {
+    match status {
+        Some(431 | 414) => {
+            let detail = format!("about {} KiB and {HEADERS_MAX} headers are accepted", BUFFER_BYTES_MAX / 1024);
+            Error::new(Code::HeadTooLarge).with_detail(detail)
+        }
+        _ => Error::new(Code::Malformed).with_detail("the request's line or headers are not HTTP/1.1"),
+    }
+}
+
+/// A stream whose first request may be none. What the library would answer to that by itself has no body, so it is held
+/// back and said in the one shape. Once a request has been asked, everything passes: nobody could tell then whose words
+/// they are.
+struct Unasked<IO> {
+    io: IO,
+    stage: Arc<AtomicU8>,
+    /// The status that the library chose.
+    status: Option<u16>,
+}
+
+impl<IO> Unasked<IO> {
+    /// Takes what is written while nothing has been asked.
+    fn hold_back(&mut self, bytes: &[u8]) -> bool {
+        let is_silent = self.stage.load(Ordering::Relaxed) == SILENT;
+        if is_silent && self.status.is_none() {
+            let status = bytes.get(9..12).and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
+            self.status = Some(status.unwrap_or(400));
+        }
+        is_silent
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Unasked<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Unasked<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.hold_back(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.hold_back(parts.first().map_or(&[], |first| first)) {
+            return Poll::Ready(Ok(parts.iter().map(|part| part.len()).sum()));
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
 
 /// Nothing has been asked yet.
@@ -180,10 +264,12 @@ async fn answer(
             Err(error) => {
                 log(&error, &about.request_id);
                 let mut response = answer::problem(&error, &about.request_id);
-                if error.code == Code::Malformed {
-                    // Whoever came with plain HTTP is told what is spoken here.
-                    *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-                    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                if error.code == Code::UpgradeRequired {
+                    // Whoever came with plain HTTP, or an older draft, is told what is spoken here.
+                    let headers = response.headers_mut();
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
                 } else if error.code == Code::MethodNotAllowed {
                     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
                 }

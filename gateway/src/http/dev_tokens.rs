@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::{extract::Request, response::Response};
 use chappe_schema::{
+    decode,
     error::{Code, Error},
     frame::Object,
     id::{DeviceId, UserId},
@@ -48,10 +49,9 @@ pub(crate) async fn issue(gateway: Arc<Gateway>, about: About, request: Request)
         return Err(Refused::limited(decision));
     }
     let body = arguments::body(Method::Post, &parts.headers, body).await?;
-    let asked: Asked = serde_json::from_slice(&body).map_err(|error| {
-        let code = if error.is_data() { Code::Invalid } else { Code::Malformed };
-        Error::new(code).with_detail(error.to_string())
-    })?;
+    let text =
+        std::str::from_utf8(&body).map_err(|_| Error::new(Code::Malformed).with_detail("the body is not UTF-8"))?;
+    let asked: Asked = decode::object(text, &mut Vec::new())?;
     let Some(tokens) = gateway.auth.dev_tokens() else { return Err(Error::new(Code::UnknownOperation).into()) };
     let issued = tokens
         .issue(&asked.user, asked.device.as_ref(), asked.ttl_seconds, gateway.clock.now_ms())

@@ -12,7 +12,7 @@ use axum::{
 use chappe_cluster::process::metrics::HTTP_REQUEST_DURATION_SECONDS;
 use chappe_schema::{
     command::Command,
-    error::{Code, Error},
+    error::{Code, Error, excerpt},
     operation::{Http, Method, OPERATIONS, Operation},
     wire::Actor,
 };
@@ -148,12 +148,12 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
 }
 
 async fn not_found(_: Arc<Gateway>, _: About, request: Request) -> Result<Response, Refused> {
-    let path: String = request.uri().path().chars().take(128).collect();
-    Err(Error::new(Code::UnknownOperation).with_detail(format!("there is nothing at {path}")).into())
+    let detail = format!("there is nothing at {}", excerpt(request.uri().path()));
+    Err(Error::new(Code::UnknownOperation).with_detail(detail).into())
 }
 
 async fn not_allowed(_: Arc<Gateway>, _: About, request: Request) -> Result<Response, Refused> {
-    let detail = format!("{} is not offered here", request.method());
+    let detail = format!("{} is not offered here", excerpt(request.method().as_str()));
     Err(Error::new(Code::MethodNotAllowed).with_detail(detail).into())
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use chappe_schema::{
     command::{Command, Connect, Decoded},
-    error::{Code, Error},
+    error::{Code, Error, excerpt},
     frame::{self, Request, RequestId},
     id::Generation,
     limit::{FRAME_BYTES_MAX, RATE_LIMITED_MAX, UNAUTHENTICATED_BYTES_MAX},
@@ -290,9 +290,8 @@ impl Client {
                     return self.refresh(id.as_ref(), args.get());
                 }
                 let Some(op) = Op::named(name) else {
-                    let name: String = name.chars().take(64).collect();
-                    let error =
-                        Error::new(Code::UnknownOperation).with_detail(format!("there is no operation `{name}`"));
+                    let detail = format!("there is no operation `{}`", excerpt(name));
+                    let error = Error::new(Code::UnknownOperation).with_detail(detail);
                     return self.refuse_uncounted(id.as_ref(), &error);
                 };
                 let mut ignored = Vec::new();

@@ -23,11 +23,11 @@ pub(crate) fn accept<B, T: Default>(request: &Request<B>, origins: &[String]) ->
     }
     let upgrades = lists(headers, &header::CONNECTION, "upgrade") && lists(headers, &header::UPGRADE, "websocket");
     if !upgrades {
-        return Err(Error::new(Code::Malformed)
+        return Err(Error::new(Code::UpgradeRequired)
             .with_detail("expected the headers `connection: upgrade` and `upgrade: websocket`"));
     }
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(Error::new(Code::Malformed).with_detail("expected `sec-websocket-version: 13`"));
+        return Err(Error::new(Code::UpgradeRequired).with_detail("expected `sec-websocket-version: 13`"));
     }
     // 16 bytes in base64.
     let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24) else {
@@ -99,11 +99,16 @@ mod tests {
 
     #[test]
     fn what_is_no_handshake_is_refused() {
-        for name in ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"] {
+        for (name, code) in [
+            ("connection", Code::UpgradeRequired),
+            ("upgrade", Code::UpgradeRequired),
+            ("sec-websocket-version", Code::UpgradeRequired),
+            ("sec-websocket-key", Code::Malformed),
+        ] {
             let error = handshake(|request| {
                 request.headers_mut().remove(name);
             });
-            assert_eq!(error.unwrap_err().code, Code::Malformed, "{name}");
+            assert_eq!(error.unwrap_err().code, code, "{name}");
         }
         let error = handshake(|request| *request.method_mut() = Method::POST).unwrap_err();
         assert_eq!(error.code, Code::MethodNotAllowed);

@@ -231,3 +231,92 @@ async fn a_kept_connection_serves_many() {
         assert_eq!(Answer::read(&mut stream).await.status, 200);
     }
 }
+
+/// Goal: whoever's mistake it is, and whichever layer notices, the answer has the one shape.
+#[tokio::test]
+async fn what_is_no_http_is_a_problem_too() {
+    let world = World::new().await;
+    let large = format!("GET / HTTP/1.1\r\nhost: x\r\ncookie: {}\r\n\r\n", "x".repeat(200_000));
+    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(70));
+    let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(200_000));
+    for (request, status, code) in [
+        ("nonsense\r\n\r\n", 400, "request.malformed"),
+        ("GET  / HTTP/1.1\r\n\r\n", 400, "request.malformed"),
+        ("GET / HTTP/9.9\r\nhost: x\r\n\r\n", 400, "request.malformed"),
+        ("GET / HTTP/1.1\r\nno colon\r\n\r\n", 400, "request.malformed"),
+        ("GET / HTTP/1.1\r\nbad name: x\r\n\r\n", 400, "request.malformed"),
+        ("\x16\x03\x01\x02\x00\x01\x00", 400, "request.malformed"),
+        (&large, 431, "request.head_too_large"),
+        (&many, 431, "request.head_too_large"),
+        (&long, 431, "request.head_too_large"),
+    ] {
+        let mut stream = world.tcp().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = Answer::read(&mut stream).await;
+        let start: String = request.chars().take(30).collect();
+        assert_eq!(answer.status, status, "{start}: {answer:?}");
+        assert_eq!(answer.problem(), code, "{start}");
+        let mut rest = Vec::new();
+        assert_eq!(stream.read_to_end(&mut rest).await.unwrap(), 0, "and then the connection ends, politely");
+    }
+    // Behind an answered request the library speaks for itself: no body, but a clean end all the same.
+    let mut stream = world.tcp().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert_eq!(Answer::read(&mut stream).await.status, 200);
+    stream.write_all(b"nonsense\r\n\r\n").await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.starts_with("HTTP/1.1 400 "), "{rest}");
+}
+
+/// Goal: an error repeats little of what was sent, and speaks our language.
+#[tokio::test]
+async fn errors_repeat_little_and_name_the_field() {
+    let world = World::new().await;
+    let chat = world.node.conversation(&["ada"], 0, false);
+    let messages = format!("/v1/conversations/{chat}/messages");
+    let long = "x".repeat(5_000);
+    let digits = "9".repeat(400);
+    for (method, path, body, field, said) in [
+        ("GET", &format!("/v1/{long}"), None, None, "there is nothing at /v1/xxx"),
+        (&*long.to_uppercase(), &"/v1/conversations".to_owned(), None, None, "XXX"),
+        ("GET", &format!("{messages}?limit={long}"), None, Some("limit"), "expected a whole number, 0 or more"),
+        ("GET", &format!("{messages}/{digits}"), None, Some("seq"), "expected a whole number, 0 or more"),
+        ("GET", &format!("{messages}?limit=0"), None, Some("limit"), "expected 1 or more; more than 200 counts as 200"),
+        ("GET", &format!("/v1/conversations/{long}"), None, Some("conversation"), "expected a UUID"),
+        ("POST", &messages, Some(json!({"conversation": chat})), Some("conversation"), "is given twice"),
+        ("POST", &messages, Some(json!({"client_msg_id": &long})), Some("client_msg_id"), "expected a UUID"),
+        ("POST", &messages, Some(json!({"client_msg_id": 7})), Some("client_msg_id"), "expected a UUID"),
+        ("POST", &"/v1/conversations".to_owned(), Some(json!({"kind": &long})), Some("kind"), "expected `direct`"),
+        ("POST", &"/v1/conversations".to_owned(), Some(json!([1])), None, "expected a JSON object"),
+    ] {
+        let answer = world.ask("ada", method, path, body.as_ref()).await.json();
+        let detail = answer["detail"].as_str().unwrap();
+        assert_eq!(answer["field"].as_str(), field, "{detail}");
+        assert!(detail.contains(said) && detail.len() < 160 && !detail.contains("column"), "{detail}");
+    }
+    let mut ada = world.client("ada").await;
+    let answer = ada.ask(&long, json!({})).await;
+    assert!(answer["error"]["detail"].as_str().unwrap().len() < 100, "{answer}");
+    let answer = ada.ask("conversation.list", json!({"é".repeat(500): 1})).await;
+    assert!(answer["ok"]["ignored"][0].as_str().unwrap().len() <= 64, "{answer}");
+    ada.say_text(r#"{"id":true,"heartbeat":{}}"#).await;
+    let answer = ada.frame().await;
+    assert!(answer["error"]["detail"].as_str().unwrap().starts_with("expected `id` to be a non-negative"), "{answer}");
+    for (body, code, field) in [
+        (r#"{"user":""}"#, "request.invalid", Some("user")),
+        (r#"{"user":"a","device":7}"#, "request.invalid", Some("device")),
+        (r#"{"user":"a","ttl_seconds":"x"}"#, "request.invalid", Some("ttl_seconds")),
+        (r#"{"user":"a","colour":1}"#, "request.invalid", Some("colour")),
+        ("{}", "request.invalid", Some("user")),
+        ("", "request.malformed", None),
+        ("[]", "request.malformed", None),
+    ] {
+        let typed = "host: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close";
+        let length = body.len();
+        let request = format!("POST /v1/dev/tokens HTTP/1.1\r\n{typed}\r\ncontent-length: {length}\r\n\r\n{body}");
+        let answer = world.http(&request).await;
+        assert_eq!(answer.problem(), code, "{body}");
+        assert_eq!(answer.json()["field"].as_str(), field, "{body}: {answer:?}");
+    }
+}
