@@ -1,10 +1,14 @@
 //! Who is here, who owns what, how bytes travel; and what every process shows its operator.
 //!
+//! - [`ownership`]: which session owns which partition; the state that Raft replicates, and the map that all read
+//! - [`control`]: how a node takes part in what the cluster decides
 //! - [`link`]: how gateways and nodes reach each other
 //! - [`process`]: configuration, logs, metrics, health, shutdown: the same in every process
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod control;
 pub mod link;
+pub mod ownership;
 pub mod process;

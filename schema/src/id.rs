@@ -58,8 +58,15 @@ pub enum EntityId {
 }
 
 /// One slice of the hash space of entity ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Partition(pub u16);
+
+/// A node as the cluster remembers it: a random number, written to its disk before its first start and never reused.
+/// A node that lost its disk is another node. Written in hex.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeUid(pub u64);
 
 /// A gateway process as nodes know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -367,6 +374,30 @@ impl FromStr for Generation {
     }
 }
 
+// === impl NodeUid ===
+
+impl fmt::Display for NodeUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for NodeUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for NodeUid {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        // Only what `Display` writes.
+        let digits = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let number = u64::from_str_radix(text, 16).ok().filter(|_| digits);
+        number.map(Self).ok_or(Malformed("expected a node's uid: 16 hexadecimal digits"))
+    }
+}
+
 // === impl Change ===
 
 impl Change {
@@ -450,6 +481,16 @@ mod tests {
     fn no_key_is_anothers_prefix() {
         let (short, long) = (EntityId::from(user("a")).to_key(), EntityId::from(user("ab")).to_key());
         assert!(!long.starts_with(&short));
+    }
+
+    #[test]
+    fn node_uids_come_back() {
+        for uid in [NodeUid(0), NodeUid(0xfeed), NodeUid(u64::MAX)] {
+            assert_eq!(uid.to_string().parse(), Ok(uid));
+        }
+        for text in ["", "feed", "+00000000000feed", "000000000000FEED", "00000000000000000"] {
+            assert!(text.parse::<NodeUid>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -164,6 +164,34 @@ pub const PANICS_PER_MINUTE_MAX: usize = 3;
 /// Unknown fields that a reply names.
 pub const IGNORED_MAX: usize = 16;
 
+/// Most partitions of a cluster: above 250 nodes 4096 would make a fair share uneven; this many rows of the map still
+/// travel as one message. More: refused.
+pub const PARTITIONS_MAX: u32 = 16_384;
+
+/// Nodes with a live session. Four times what the partitions are meant for. At the brim: a registration is refused.
+pub const NODES_MAX: usize = 1_024;
+
+/// Longest name of a zone. Longer: a registration is refused.
+pub const ZONE_BYTES_MAX: usize = 64;
+
+/// Largest weight of a node. Shares are proportions, so no more is needed. Larger: a registration is refused.
+pub const WEIGHT_MAX: u16 = 1_000;
+
+/// Expired sessions whose fence nobody has confirmed yet. Nodes that start again and again while the store is away
+/// make one each. At the brim: registrations are refused until fences are written; expiries never are.
+pub const UNFENCED_MAX: usize = 4_096;
+
+/// Fenced sessions that the map still remembers, so that a node which is behind finds what it has to warm up.
+/// At the brim the oldest is forgotten.
+pub const FENCED_MAX: usize = 64;
+
+/// Earlier owners of a partition that the map names: what they did last is warmed up by the next. At the brim the
+/// oldest is forgotten; its entities are recovered when they are first asked for.
+pub const FORMER_OWNERS_MAX: usize = 4;
+
+/// Partitions that move together in one plan: sealed at once, they pause for the time of one exchange. More: refused.
+pub const PLAN_MOVES_MAX: usize = 32;
+
 // Bounds that lean on each other.
 const _: () = {
     assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + DATA_BYTES_MAX);
@@ -171,6 +199,10 @@ const _: () = {
     assert!(WINDOW as usize >= APPEND_EVENTS_MAX);
     assert!(SNAPSHOT_EVENTS >= ID_BLOCK_EVENTS);
     assert!(PAGE_DEFAULT <= PAGE_MAX);
+    assert!(PARTITIONS_MAX.is_power_of_two() && 1 << PARTITION_BITS <= PARTITIONS_MAX);
+    // A partition's number is a u16.
+    assert!(PARTITIONS_MAX <= 1 << 16);
+    assert!(UNFENCED_MAX >= NODES_MAX);
     assert!(CREATE_MEMBERS_MAX <= GROUP_MEMBERS_MAX);
     assert!(ID_AHEAD_MS_MAX < ID_AGE_MS_MAX);
     assert!(CONNECTION_IN_FLIGHT_MAX < OUTBOX_FRAMES_MAX);
