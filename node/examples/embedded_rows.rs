@@ -136,7 +136,7 @@ fn event(seq: Seq, sender: &UserId, body: &Body) -> Arc<Event> {
         target: 0,
         created_at: 1_700_000_000_000,
         hash: seq,
-        fact: Fact::MessageNew { body: body.clone() },
+        fact: Fact::MessageNew { body: body.clone(), mentions: None },
     })
 }
 

@@ -146,7 +146,12 @@ async fn main() {
             let owner = UserId::new(&format!("owner-{n}")).unwrap();
             bench.ask(&owner, Command::ConversationCreate(Box::new(create))).await;
             for _ in 0..10 {
-                bench.ask(&owner, Command::MessageSend { conversation: conversation(n), body: body.clone() }).await;
+                bench
+                    .ask(
+                        &owner,
+                        Command::MessageSend { conversation: conversation(n), body: body.clone(), mentions: None },
+                    )
+                    .await;
             }
         }
         bench.drain().await;
@@ -191,7 +196,7 @@ async fn main() {
     // No more at once than an entity's window takes.
     for part in 0..messages / 200 {
         for _ in 0..200 {
-            bench.ask(&ada, Command::MessageSend { conversation: long, body: body.clone() }).await;
+            bench.ask(&ada, Command::MessageSend { conversation: long, body: body.clone(), mentions: None }).await;
         }
         bench.drain().await;
         if part % 1000 == 999 {

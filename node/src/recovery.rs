@@ -196,7 +196,7 @@ mod tests {
             target: 0,
             created_at: 1,
             hash: 0,
-            fact: Fact::MessageNew { body: Body::parse("{}").unwrap() },
+            fact: Fact::MessageNew { body: Body::parse("{}").unwrap(), mentions: None },
         })
     }
 

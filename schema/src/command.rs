@@ -15,6 +15,7 @@ use crate::{
         CREATE_MEMBERS_MAX, DATA_BYTES_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX,
         TITLE_BYTES_MAX,
     },
+    mention::{Mentioned, Mentions},
     operation::Op,
 };
 
@@ -32,10 +33,10 @@ pub enum Command {
     MemberAdd { conversation: ConversationId, user: UserId, role: Role },
     MemberRole { conversation: ConversationId, user: UserId, role: Role },
     MemberRemove { conversation: ConversationId, user: UserId },
-    MessageSend { conversation: ConversationId, body: Body },
+    MessageSend { conversation: ConversationId, body: Body, mentions: Mentioned },
     MessageList { conversation: ConversationId, page: Page },
     MessageGet { conversation: ConversationId, seq: Seq },
-    MessageEdit { conversation: ConversationId, seq: Seq, body: Body },
+    MessageEdit { conversation: ConversationId, seq: Seq, body: Body, mentions: Mentioned },
     MessageDelete { conversation: ConversationId, seq: Seq },
     MessageHistory { conversation: ConversationId, seq: Seq },
     EventList { conversation: ConversationId, after: Seq, limit: usize },
@@ -178,6 +179,8 @@ struct SendArgs<'a> {
     client_msg_id: Uuid,
     #[serde(borrow)]
     body: &'a RawValue,
+    #[serde(default)]
+    mentions: Mentions,
 }
 
 #[derive(Deserialize)]
@@ -201,6 +204,8 @@ struct EditArgs<'a> {
     seq: Seq,
     #[serde(borrow)]
     body: &'a RawValue,
+    #[serde(default)]
+    mentions: Mentions,
     idempotency_key: Option<Uuid>,
 }
 
@@ -347,7 +352,8 @@ impl Command {
                     return Err(Error::new(Code::BadId).with_detail("expected a UUIDv7").at("client_msg_id"));
                 }
                 id = Some(given);
-                Self::MessageSend { conversation: args.conversation, body: body(args.body)? }
+                let mentions = args.mentions.checked()?;
+                Self::MessageSend { conversation: args.conversation, body: body(args.body)?, mentions }
             }
             Op::ConversationCreate => Self::ConversationCreate(Box::new(Create::decode(caller, args(json, ignored)?)?)),
             Op::ConversationList => {
@@ -432,7 +438,8 @@ impl Command {
             Op::MessageEdit => {
                 let args: EditArgs<'_> = args(json, ignored)?;
                 id = key(args.idempotency_key)?;
-                Self::MessageEdit { conversation: args.conversation, seq: args.seq, body: body(args.body)? }
+                let (body, mentions) = (body(args.body)?, args.mentions.checked()?);
+                Self::MessageEdit { conversation: args.conversation, seq: args.seq, body, mentions }
             }
             Op::MessageDelete => {
                 let args: DeleteArgs = args(json, ignored)?;
@@ -554,15 +561,30 @@ impl Command {
                 text(role.name());
             }
             Self::MemberRemove { user, .. } => text(user.as_str()),
-            Self::MessageSend { body, .. } => hash.update(body.bytes()),
-            Self::MessageEdit { seq, body, .. } => {
+            Self::MessageSend { body, mentions, .. } => {
+                hash.update(body.bytes());
+                hash_mentions(&mut hash, mentions);
+            }
+            Self::MessageEdit { seq, body, mentions, .. } => {
                 hash.update(&seq.to_le_bytes());
                 hash.update(body.bytes());
+                hash_mentions(&mut hash, mentions);
             }
             Self::MessageDelete { seq, .. } => hash.update(&seq.to_le_bytes()),
             _ => {}
         }
         hash.digest()
+    }
+}
+
+/// A message without mentions has the hash that it had before there were any.
+fn hash_mentions(hash: &mut Xxh3, mentioned: &Mentioned) {
+    let Some(mentions) = mentioned else { return };
+    // No body ends with these bytes.
+    hash.update(if mentions.all { b"\0all" } else { b"\0one" });
+    for user in &mentions.users {
+        hash.update(&(user.as_str().len() as u32).to_le_bytes());
+        hash.update(user.as_str().as_bytes());
     }
 }
 
@@ -720,9 +742,20 @@ mod tests {
         let send = |text: &str| Command::MessageSend {
             conversation: CONVERSATION.parse().unwrap(),
             body: Body::parse(&format!(r#"{{"text":"{text}"}}"#)).unwrap(),
+            mentions: None,
         };
         assert_eq!(send("a").hash(), send("a").hash());
         assert_ne!(send("a").hash(), send("b").hash());
+        // Stored with events of before there were mentions.
+        assert_eq!(send("a").hash(), 9_171_524_286_334_796_172);
+        let Command::MessageSend { conversation, body, .. } = send("a") else { panic!() };
+        let to = |json: &str| {
+            let mentions = serde_json::from_str::<Mentions>(json).unwrap().checked().unwrap();
+            Command::MessageSend { conversation, body: body.clone(), mentions }.hash()
+        };
+        let hashes =
+            [to("{}"), to(r#"{"all":true}"#), to(r#"{"users":["bob"]}"#), to(r#"{"users":["bob"],"all":true}"#)];
+        assert_eq!(hashes.iter().collect::<std::collections::HashSet<_>>().len(), 4);
     }
 
     /// A minimal request for every operation; the row, the conversation and the kind of change follow from it.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     body::Body,
     id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    mention::Mentioned,
 };
 
 /// An event: its place in the log, where it came from, and the fact. Immutable once committed, but for the
@@ -39,6 +40,8 @@ pub enum Fact {
     MessageNew {
         /// Its content.
         body: Body,
+        /// Whom it mentions.
+        mentions: Mentioned,
     },
     /// `target` has another body from now on.
     MessageUpdated {
@@ -46,11 +49,19 @@ pub enum Fact {
         body: Body,
         /// The edit before this one, 0 for the first: the chain of edits.
         previous: Seq,
+        /// Whom it mentions from now on, whoever it did before.
+        mentions: Mentioned,
+        /// `n` of the target, so that counts can be told without looking at it; 0 in events of before there were
+        /// mentions, which then change none.
+        target_n: u64,
     },
     /// `target` has no body from now on.
     MessageDeleted {
         /// The last edit before, 0 for none.
         previous: Seq,
+        /// `n` of the target: it counts as unread no longer. 0 in events of before there were mentions: their targets
+        /// are counted like any message.
+        target_n: u64,
     },
     /// The first event of every conversation.
     ConversationCreated {

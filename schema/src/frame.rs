@@ -18,6 +18,7 @@ use crate::{
     event::{Event, Fact},
     id::{ConversationId, DeviceId, Generation, Millis, Seq, UserId},
     limit,
+    mention::Mentions,
     reply::Reply,
     time::Timestamp,
     wire::Head,
@@ -314,13 +315,17 @@ impl Event {
             object.number("target", self.target);
         }
         object.object("data", |data| match &self.fact {
-            Fact::MessageNew { body } => {
+            Fact::MessageNew { body, mentions } => {
                 data.raw("body", body.json());
+                Mentions::write_json(mentions, data);
             }
-            Fact::MessageUpdated { body, previous } => {
+            Fact::MessageUpdated { body, previous, mentions, target_n } => {
                 data.raw("body", body.json()).number("previous", *previous);
+                Mentions::write_json(mentions, data);
+                write_target_n(data, *target_n);
             }
-            Fact::MessageDeleted { previous } => {
+            Fact::MessageDeleted { previous, target_n } => {
+                write_target_n(data, *target_n);
                 if *previous != 0 {
                     data.number("previous", *previous);
                 }
@@ -353,6 +358,12 @@ impl Event {
             }
         });
         object.end();
+    }
+}
+
+fn write_target_n(data: &mut Object<'_>, target_n: u64) {
+    if target_n != 0 {
+        data.number("target_n", target_n);
     }
 }
 
@@ -528,7 +539,7 @@ mod tests {
             target: 0,
             created_at: 0,
             hash: 0,
-            fact: Fact::MessageNew { body: Body::parse(r#"{"text":"hi"}"#).unwrap() },
+            fact: Fact::MessageNew { body: Body::parse(r#"{"text":"hi"}"#).unwrap(), mentions: None },
         };
         let mut out = Vec::new();
         write_event(&mut out, ConversationId(uuid::Uuid::nil()), &event);

@@ -6,6 +6,7 @@
 //! - [`limit`]: every bound, with its reason and what happens at the brim
 //! - [`error`]: the one table of errors that all transports translate from
 //! - [`body`]: what a message may carry
+//! - [`mention`]: whom a message is for in particular
 //! - [`operation`]: the table of operations; each operation stands there once
 //! - [`command`] and [`reply`]: what an operation is given and what it answers
 //! - [`decode`]: what is wrong with a client's JSON, in words for the client
@@ -25,6 +26,7 @@ pub mod event;
 pub mod frame;
 pub mod id;
 pub mod limit;
+pub mod mention;
 pub mod operation;
 pub mod reply;
 pub mod stored;

@@ -19,6 +19,10 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Deepest nesting of a body. Clients' decoders in every language manage this without care. Deeper: refused.
 pub const BODY_DEPTH_MAX: usize = 32;
 
+/// Users whom one message may mention one by one. Whoever means more means everybody (`all`). Counting a member's
+/// mentions looks a name up in each of these lists. More: refused.
+pub const MENTIONS_MAX: usize = 50;
+
 /// Largest frame a client may send: the largest body, escaped to six bytes a character in the worst case, would be
 /// larger, but a body is counted as it is sent. The rest is envelope. Larger: an error frame, then close 1009.
 pub const FRAME_BYTES_MAX: usize = BODY_BYTES_MAX + 16 * 1024;

@@ -8,6 +8,7 @@ use crate::{
     event::{ConversationKind, Encryption, Event, Role, Settings},
     frame::Object,
     id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    mention::{Mentioned, Mentions},
     time::Timestamp,
 };
 
@@ -161,6 +162,8 @@ pub struct MessageView {
     pub created_at: Millis,
     /// The current body; `None` once deleted.
     pub body: Option<Bytes>,
+    /// Whom it mentions now.
+    pub mentions: Mentioned,
     /// The last edit's seq and time.
     pub edited: Option<(Seq, Millis)>,
     /// The deleting event's seq.
@@ -295,6 +298,7 @@ impl MessageView {
         }
         object.display("id", self.id).display("created_at", Timestamp(self.created_at));
         object.raw("body", self.body.as_deref().unwrap_or(b"null"));
+        Mentions::write_json(&self.mentions, object);
         if let Some((seq, at)) = self.edited {
             object.number("edit", seq).display("edited_at", Timestamp(at));
         }
@@ -334,6 +338,7 @@ mod tests {
             id: CommandId(uuid::Uuid::nil()),
             created_at: 0,
             body: Some(Bytes::from_static(br#"{"text":"x"}"#)),
+            mentions: None,
             edited: Some((4, 1)),
             deleted: None,
         }
@@ -430,9 +435,9 @@ mod tests {
                 settings: settings(),
                 members: vec![(user("ada"), Role::Owner)],
             },
-            Fact::MessageNew { body: body() },
-            Fact::MessageUpdated { body: body(), previous: 0 },
-            Fact::MessageDeleted { previous: 3 },
+            Fact::MessageNew { body: body(), mentions: None },
+            Fact::MessageUpdated { body: body(), previous: 0, mentions: None, target_n: 1 },
+            Fact::MessageDeleted { previous: 3, target_n: 1 },
             Fact::ConversationUpdated { settings: settings() },
             Fact::MemberJoined { user: user("bob"), role: Role::Admin },
             Fact::MemberRole { user: user("bob"), role: Role::Member },

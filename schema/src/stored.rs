@@ -14,6 +14,7 @@ use crate::{
     body::Body,
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
     id::{Change, CommandId, ConversationId, DeviceId, Epoch, Seq, UserId},
+    mention::{Mentioned, Mentions},
 };
 
 /// The version that is written. Readers accept it and whatever older ones are named in [`open`].
@@ -232,6 +233,49 @@ struct Meta {
     at: u64,
     #[prost(uint64, tag = "8")]
     upto: u64,
+    #[prost(message, optional, tag = "9")]
+    mentions: Option<StoredMentions>,
+    #[prost(uint64, tag = "10")]
+    target_n: u64,
+}
+
+/// Whom a message mentions.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredMentions {
+    /// User ids, ascending.
+    #[prost(string, repeated, tag = "1")]
+    pub users: Vec<String>,
+    /// Every member.
+    #[prost(bool, tag = "2")]
+    pub all: bool,
+}
+
+impl StoredMentions {
+    /// Mentions as they are stored; `None` for none.
+    #[must_use]
+    pub fn of(mentioned: &Mentioned) -> Option<Self> {
+        mentioned.as_ref().map(|mentions| Self {
+            users: mentions.users.iter().map(|user| user.as_str().to_owned()).collect(),
+            all: mentions.all,
+        })
+    }
+
+    /// The mentions that were stored.
+    ///
+    /// # Errors
+    /// When a text is no user id, or they are out of order.
+    pub fn open(stored: Option<Self>) -> Result<Mentioned, Corrupt> {
+        let Some(Self { users, all }) = stored else { return Ok(None) };
+        let users: Vec<UserId> = users.iter().map(|user| user_id(user)).collect::<Result<_, _>>()?;
+        if !users.is_sorted() {
+            return Err(Corrupt::Content("mentions are out of order"));
+        }
+        Ok(Some(Arc::new(Mentions { users, all })))
+    }
+}
+
+fn user_id(text: &str) -> Result<UserId, Corrupt> {
+    UserId::new(text).map_err(|_| Corrupt::Content("a stored text is no user id"))
 }
 
 /// A conversation's settings.
@@ -507,6 +551,9 @@ pub struct StoredOverlay {
     /// The deleting event's seq, 0 for none.
     #[prost(uint64, tag = "5")]
     pub deleted: u64,
+    /// Whom it mentions since the last edit.
+    #[prost(message, optional, tag = "6")]
+    pub mentions: Option<StoredMentions>,
 }
 
 // === impl Event ===
@@ -525,11 +572,14 @@ const USER_LEFT: u32 = 65;
 const CHANGES_RESERVED: u32 = 66;
 
 impl Event {
-    /// Bytes of its body.
+    /// Bytes of what its client gave it.
     #[must_use]
     pub fn body_len(&self) -> usize {
         match &self.fact {
-            Fact::MessageNew { body } | Fact::MessageUpdated { body, .. } => body.bytes().len(),
+            Fact::MessageNew { body, mentions } | Fact::MessageUpdated { body, mentions, .. } => {
+                let users = mentions.iter().flat_map(|mentions| &mentions.users);
+                body.bytes().len() + users.map(|user| user.as_str().len() + 2).sum::<usize>()
+            }
             Fact::ConversationCreated { members, settings, .. } => members.len() * 32 + settings.data.len(),
             Fact::ConversationUpdated { settings } => settings.data.len(),
             _ => 0,
@@ -549,17 +599,19 @@ impl From<&Event> for StoredEvent {
         };
         let about = |user: &UserId, role: i32| Some(Meta { members: vec![member(user, role)], ..Meta::default() });
         let kind = match &event.fact {
-            Fact::MessageNew { body: content } => {
+            Fact::MessageNew { body: content, mentions } => {
                 body = content.bytes().clone();
+                meta = mentions.is_some().then(|| Meta { mentions: StoredMentions::of(mentions), ..Meta::default() });
                 MESSAGE_NEW
             }
-            Fact::MessageUpdated { body: content, previous } => {
+            Fact::MessageUpdated { body: content, previous, mentions, target_n } => {
                 body = content.bytes().clone();
-                meta = Some(Meta { previous: *previous, ..Meta::default() });
+                let mentions = StoredMentions::of(mentions);
+                meta = Some(Meta { previous: *previous, mentions, target_n: *target_n, ..Meta::default() });
                 MESSAGE_UPDATED
             }
-            Fact::MessageDeleted { previous } => {
-                meta = Some(Meta { previous: *previous, ..Meta::default() });
+            Fact::MessageDeleted { previous, target_n } => {
+                meta = Some(Meta { previous: *previous, target_n: *target_n, ..Meta::default() });
                 MESSAGE_DELETED
             }
             Fact::ConversationCreated { kind, encryption, settings, members } => {
@@ -632,9 +684,17 @@ impl TryFrom<StoredEvent> for Event {
         let mut meta = stored.meta.unwrap_or_default();
         let one = |meta: &mut Meta| meta.members.pop().ok_or(WRONG);
         let fact = match stored.kind {
-            MESSAGE_NEW => Fact::MessageNew { body: Body::trusted(stored.body) },
-            MESSAGE_UPDATED => Fact::MessageUpdated { body: Body::trusted(stored.body), previous: meta.previous },
-            MESSAGE_DELETED => Fact::MessageDeleted { previous: meta.previous },
+            MESSAGE_NEW => Fact::MessageNew {
+                body: Body::trusted(stored.body),
+                mentions: StoredMentions::open(meta.mentions.take())?,
+            },
+            MESSAGE_UPDATED => Fact::MessageUpdated {
+                body: Body::trusted(stored.body),
+                previous: meta.previous,
+                mentions: StoredMentions::open(meta.mentions.take())?,
+                target_n: meta.target_n,
+            },
+            MESSAGE_DELETED => Fact::MessageDeleted { previous: meta.previous, target_n: meta.target_n },
             CONVERSATION_CREATED => Fact::ConversationCreated {
                 kind: ConversationKind::from_number(meta.conversation_kind).ok_or(WRONG)?,
                 encryption: Encryption::from_number(meta.encryption).ok_or(WRONG)?,
@@ -703,7 +763,7 @@ impl StoredMember {
     /// # Errors
     /// When the text is no user id.
     pub fn user(&self) -> Result<UserId, Corrupt> {
-        UserId::new(&self.user).map_err(|_| Corrupt::Content("a stored text is no user id"))
+        user_id(&self.user)
     }
 
     /// Who and as what.
@@ -741,12 +801,14 @@ mod tests {
     /// One event of every kind, seqs from 7.
     fn every_kind() -> Vec<Arc<Event>> {
         let body = || Body::parse(r#"{"text":"hi"}"#).unwrap();
+        let mentions = || Some(Arc::new(Mentions { users: vec![user("bob"), user("eve")], all: true }));
         let settings = Settings { title: "t".into(), data: Bytes::from_static(b"{}"), history: HistoryAccess::All };
         let conversation = ConversationId(Uuid::now_v7());
         let facts = [
-            Fact::MessageNew { body: body() },
-            Fact::MessageUpdated { body: body(), previous: 3 },
-            Fact::MessageDeleted { previous: 5 },
+            Fact::MessageNew { body: body(), mentions: None },
+            Fact::MessageNew { body: body(), mentions: mentions() },
+            Fact::MessageUpdated { body: body(), previous: 3, mentions: mentions(), target_n: 2 },
+            Fact::MessageDeleted { previous: 5, target_n: 2 },
             Fact::ConversationCreated {
                 kind: ConversationKind::Group,
                 encryption: Encryption::None,
@@ -829,7 +891,7 @@ mod tests {
             target: 0,
             created_at: 1_700_000_000_000,
             hash: 7,
-            fact: Fact::MessageNew { body: Body::parse(r#"{"text":"hi"}"#).unwrap() },
+            fact: Fact::MessageNew { body: Body::parse(r#"{"text":"hi"}"#).unwrap(), mentions: None },
         };
         let bytes = LogRow::seal(2, 0, false, &[Arc::new(event)]);
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();

@@ -431,7 +431,10 @@ mod tests {
             target: 0,
             created_at: 0,
             hash: 0,
-            fact: Fact::MessageNew { body: Body::parse(&format!(r#"{{"text":"{}"}}"#, "x".repeat(text))).unwrap() },
+            fact: Fact::MessageNew {
+                body: Body::parse(&format!(r#"{{"text":"{}"}}"#, "x".repeat(text))).unwrap(),
+                mentions: None,
+            },
         };
         Encoded::event(conversation, &event)
     }

@@ -369,13 +369,13 @@ impl State {
                 return (Ok(Reply::Opened { head: head.seq, n: head.n, large: conversation.large }), nobody);
             }
             Command::ConversationClose { .. } => return (Ok(Reply::Closed), nobody),
-            Command::MessageSend { body, .. } => (Fact::MessageNew { body }, 0),
-            Command::MessageEdit { seq, body, .. } => match message(conversation, seq) {
-                Ok(_) => (Fact::MessageUpdated { body, previous: 0 }, seq),
+            Command::MessageSend { body, mentions, .. } => (Fact::MessageNew { body, mentions }, 0),
+            Command::MessageEdit { seq, body, mentions, .. } => match message(conversation, seq) {
+                Ok(target) => (Fact::MessageUpdated { body, previous: 0, mentions, target_n: target.n }, seq),
                 Err(error) => return (Err(error), nobody),
             },
             Command::MessageDelete { seq, .. } => match message(conversation, seq) {
-                Ok(_) => (Fact::MessageDeleted { previous: 0 }, seq),
+                Ok(target) => (Fact::MessageDeleted { previous: 0, target_n: target.n }, seq),
                 Err(error) => return (Err(error), nobody),
             },
             Command::ConversationUpdate { update, .. } => {
@@ -430,7 +430,7 @@ impl Conversation {
 
     fn say(&mut self, sender: &UserId, text: &str) -> Arc<Event> {
         let body = Body::parse(&serde_json::json!({ "text": text }).to_string()).unwrap();
-        self.append(sender, CommandId::fresh(), 0, Fact::MessageNew { body })
+        self.append(sender, CommandId::fresh(), 0, Fact::MessageNew { body, mentions: None })
     }
 
     fn append(&mut self, sender: &UserId, id: CommandId, target: Seq, fact: Fact) -> Arc<Event> {
@@ -482,9 +482,9 @@ impl Conversation {
 }
 
 fn view(event: &Event) -> MessageView {
-    let body = match &event.fact {
-        Fact::MessageNew { body } => Some(body.bytes().clone()),
-        _ => None,
+    let (body, mentions) = match &event.fact {
+        Fact::MessageNew { body, mentions } => (Some(body.bytes().clone()), mentions.clone()),
+        _ => (None, None),
     };
     MessageView {
         seq: event.seq,
@@ -494,6 +494,7 @@ fn view(event: &Event) -> MessageView {
         id: event.id,
         created_at: event.created_at,
         body,
+        mentions,
         edited: None,
         deleted: None,
     }

@@ -88,8 +88,8 @@ impl Conversation {
 impl Case<'_> {
     fn judge(&self, command: &Command) -> Result<Verdict, Error> {
         match command {
-            Command::MessageSend { body, .. } => self.send(body),
-            Command::MessageEdit { seq, body, .. } => self.edit(*seq, body),
+            Command::MessageSend { body, mentions, .. } => self.send(body, mentions),
+            Command::MessageEdit { seq, body, mentions, .. } => self.edit(*seq, body, mentions),
             Command::MessageDelete { seq, .. } => self.delete(*seq),
             Command::ConversationUpdate { update, .. } => self.update(update),
             Command::ConversationDelete { .. } => self.delete_conversation(),

@@ -25,6 +25,6 @@ impl Case<'_> {
         if overlay.deleted != 0 {
             return Ok(self.unchanged());
         }
-        Ok(self.change(seq, Fact::MessageDeleted { previous: overlay.edit }))
+        Ok(self.change(seq, Fact::MessageDeleted { previous: overlay.edit, target_n: message.n }))
     }
 }

@@ -5,16 +5,18 @@ use chappe_schema::{
     error::{Code, Error},
     event::Fact,
     id::Seq,
+    mention::Mentioned,
 };
 
 use super::{
     decide::{Case, Verdict},
+    send::may_mention,
     state::Target,
 };
 
 impl Case<'_> {
-    pub(super) fn edit(&self, seq: Seq, body: &Body) -> Result<Verdict, Error> {
-        self.state.member(&self.actor.user)?;
+    pub(super) fn edit(&self, seq: Seq, body: &Body, mentions: &Mentioned) -> Result<Verdict, Error> {
+        may_mention(self.state.member(&self.actor.user)?, mentions)?;
         let (message, overlay) = match self.target(seq) {
             None => return Ok(Verdict::NeedTarget(seq)),
             Some(Target::Missing) => return Err(Code::MessageNotFound.into()),
@@ -26,6 +28,8 @@ impl Case<'_> {
         if overlay.deleted != 0 {
             return Err(Code::MessageDeleted.into());
         }
-        Ok(self.change(seq, Fact::MessageUpdated { body: body.clone(), previous: overlay.edit }))
+        let (body, mentions) = (body.clone(), mentions.clone());
+        let (previous, target_n) = (overlay.edit, message.n);
+        Ok(self.change(seq, Fact::MessageUpdated { body, previous, mentions, target_n }))
     }
 }

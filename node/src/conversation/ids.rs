@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn event(seq: Seq, at: Millis) -> Event {
-        let fact = Fact::MessageDeleted { previous: 0 };
+        let fact = Fact::MessageDeleted { previous: 0, target_n: 0 };
         Event {
             seq,
             n: seq,

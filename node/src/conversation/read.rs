@@ -10,7 +10,7 @@ use chappe_schema::{
     id::{ConversationId, Seq},
     limit::{PAGE_BYTES_MAX, PAGE_MAX},
     reply::{EditView, MessageView, Reply},
-    stored::StoredOverlay,
+    stored::{StoredMentions, StoredOverlay},
     wire::Actor,
 };
 
@@ -317,7 +317,7 @@ impl Read {
                         Progress::Done(Err(Error::new(Code::Internal).with_detail("an edit of the chain is missing"))),
                     );
                 };
-                let Fact::MessageUpdated { body, previous } = &event.fact else {
+                let Fact::MessageUpdated { body, previous, .. } = &event.fact else {
                     return (
                         self,
                         Progress::Done(Err(Error::new(Code::Internal).with_detail("the chain of edits is broken"))),
@@ -376,7 +376,7 @@ impl Read {
         };
         let mut items = std::mem::take(edits);
         let body = match &message.fact {
-            Fact::MessageNew { body } if *deleted == 0 => Some(body.bytes().clone()),
+            Fact::MessageNew { body, .. } if *deleted == 0 => Some(body.bytes().clone()),
             _ => None,
         };
         items.push(EditView { seq: message.seq, at: message.created_at, body });
@@ -385,13 +385,13 @@ impl Read {
     }
 }
 
-/// Takes the body away, if it is one that a deleted message has had.
+/// Takes the body away, and whom it mentioned, if it is one that a deleted message has had.
 fn erase(event: &mut Arc<Event>, deleted: &[Seq]) {
     let body = Body::erased();
     let fact = match &event.fact {
-        Fact::MessageNew { .. } if deleted.contains(&event.seq) => Fact::MessageNew { body },
-        Fact::MessageUpdated { previous, .. } if deleted.contains(&event.target) => {
-            Fact::MessageUpdated { body, previous: *previous }
+        Fact::MessageNew { .. } if deleted.contains(&event.seq) => Fact::MessageNew { body, mentions: None },
+        Fact::MessageUpdated { previous, target_n, .. } if deleted.contains(&event.target) => {
+            Fact::MessageUpdated { body, previous: *previous, mentions: None, target_n: *target_n }
         }
         _ => return,
     };
@@ -400,11 +400,12 @@ fn erase(event: &mut Arc<Event>, deleted: &[Seq]) {
 
 /// A message as its overlay has left it.
 fn message_view(event: &Event, overlay: &StoredOverlay) -> MessageView {
-    let body = match (&event.fact, &overlay.body) {
-        _ if overlay.deleted != 0 => None,
-        (_, Some(body)) => Some(body.clone()),
-        (Fact::MessageNew { body }, None) => Some(body.bytes().clone()),
-        _ => None,
+    let (body, mentions) = match (&event.fact, &overlay.body) {
+        _ if overlay.deleted != 0 => (None, None),
+        // They were checked when they were written; a program with a bug costs a message its mentions, not its body.
+        (_, Some(body)) => (Some(body.clone()), StoredMentions::open(overlay.mentions.clone()).unwrap_or_default()),
+        (Fact::MessageNew { body, mentions }, None) => (Some(body.bytes().clone()), mentions.clone()),
+        _ => (None, None),
     };
     MessageView {
         seq: event.seq,
@@ -414,6 +415,7 @@ fn message_view(event: &Event, overlay: &StoredOverlay) -> MessageView {
         id: event.id,
         created_at: event.created_at,
         body,
+        mentions,
         edited: (overlay.edit != 0 && overlay.deleted == 0).then_some((overlay.edit, overlay.edited_at)),
         deleted: (overlay.deleted != 0).then_some(overlay.deleted),
     }

@@ -11,7 +11,7 @@ use chappe_schema::{
     id::{ConversationId, Epoch, Millis, Seq, UserId},
     limit::{SMALL_MEMBERS_MAX, SNAPSHOT_EVENTS},
     reply::ConversationView,
-    stored::StoredOverlay,
+    stored::{StoredMentions, StoredOverlay},
 };
 
 use super::{
@@ -328,15 +328,16 @@ impl Hot {
         self.ids.remember(event);
         self.recent.push_back(Arc::clone(event));
         let overlay = match &event.fact {
-            Fact::MessageUpdated { body, .. } => StoredOverlay {
+            Fact::MessageUpdated { body, mentions, .. } => StoredOverlay {
                 as_of: event.seq,
                 body: Some(body.bytes().clone()),
                 edit: event.seq,
                 edited_at: event.created_at,
-                deleted: 0,
+                mentions: StoredMentions::of(mentions),
+                ..StoredOverlay::default()
             },
-            Fact::MessageDeleted { previous } => {
-                StoredOverlay { as_of: event.seq, body: None, edit: *previous, edited_at: 0, deleted: event.seq }
+            Fact::MessageDeleted { previous, .. } => {
+                StoredOverlay { as_of: event.seq, edit: *previous, deleted: event.seq, ..StoredOverlay::default() }
             }
             _ => return,
         };

@@ -9,6 +9,7 @@ use chappe_schema::{
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role},
     id::{CommandId, ConversationId, Millis, Seq, UserId},
     limit::{ID_AGE_MS_MAX, ID_AHEAD_MS_MAX},
+    mention::Mentions,
     reply::{MessageView, Reply, Sent},
     wire::Actor,
 };
@@ -157,11 +158,11 @@ fn body(text: &str) -> Body {
 }
 
 fn send(text: &str) -> Command {
-    Command::MessageSend { conversation: CONVERSATION, body: body(text) }
+    Command::MessageSend { conversation: CONVERSATION, body: body(text), mentions: None }
 }
 
 fn edit(seq: Seq, text: &str) -> Command {
-    Command::MessageEdit { conversation: CONVERSATION, seq, body: body(text) }
+    Command::MessageEdit { conversation: CONVERSATION, seq, body: body(text), mentions: None }
 }
 
 fn delete(seq: Seq) -> Command {
@@ -192,6 +193,42 @@ fn seqs_are_dense_and_only_messages_count_in_n() {
     let second = talk.send("bob", "two");
     assert_eq!((first.seq, first.n, second.seq, second.n), (2, 1, 4, 2));
     assert!(talk.log.iter().enumerate().all(|(index, event)| event.seq == index as u64 + 1));
+}
+
+fn mentioning(text: &str, users: &[&str], all: bool) -> Command {
+    let users = users.iter().map(|name| user(name)).collect();
+    let mentions = Mentions { users, all }.checked().unwrap();
+    Command::MessageSend { conversation: CONVERSATION, body: body(text), mentions }
+}
+
+#[test]
+fn a_message_mentions_whom_its_last_edit_does() {
+    let mut talk = Talk::group(&["bob", "eve"]);
+    assert_eq!(talk.refused("bob", mentioning("hey", &[], true)), Code::Forbidden);
+    talk.ok("bob", mentioning("hey", &["eve", "nobody"], false));
+    talk.ok("ada", mentioning("everybody", &[], true));
+    let named = |talk: &mut Talk, seq| {
+        let Reply::Message(view) = talk.ok("eve", Command::MessageGet { conversation: CONVERSATION, seq }) else {
+            panic!("a message is asked for")
+        };
+        view.mentions.map(|mentions| (mentions.all, mentions.users.clone()))
+    };
+    assert_eq!(named(&mut talk, 2), Some((false, vec![user("eve"), user("nobody")])));
+    assert_eq!(named(&mut talk, 3), Some((true, vec![])));
+    let Command::MessageSend { body, mentions, .. } = mentioning("bob", &["bob"], false) else { panic!() };
+    let edit = Command::MessageEdit { conversation: CONVERSATION, seq: 2, body: body.clone(), mentions };
+    talk.ok("bob", edit);
+    assert_eq!(named(&mut talk, 2), Some((false, vec![user("bob")])));
+    assert!(matches!(&talk.log[3].fact, Fact::MessageUpdated { target_n: 1, .. }));
+    talk.ok("bob", Command::MessageEdit { conversation: CONVERSATION, seq: 2, body, mentions: None });
+    assert_eq!(named(&mut talk, 2), None);
+    // Nothing of a deleted message is left, in pages of the log neither.
+    talk.ok("ada", delete(3));
+    assert_eq!(named(&mut talk, 3), None);
+    assert!(matches!(&talk.log[5].fact, Fact::MessageDeleted { target_n: 2, .. }));
+    let list = Command::EventList { conversation: CONVERSATION, after: 2, limit: 1 };
+    let Reply::Events { items, .. } = talk.ok("eve", list) else { panic!("events are asked for") };
+    assert!(matches!(&items[0].fact, Fact::MessageNew { mentions: None, .. }));
 }
 
 #[test]
@@ -501,7 +538,7 @@ fn pages_of_events_do_not_show_what_was_deleted() {
         let list = Command::EventList { conversation: CONVERSATION, after, limit: 5 };
         let Reply::Events { items, .. } = talk.ok("bob", list) else { panic!("no events") };
         let has_body = |event: &Arc<Event>| match &event.fact {
-            Fact::MessageNew { body } | Fact::MessageUpdated { body, .. } => *body != Body::erased(),
+            Fact::MessageNew { body, .. } | Fact::MessageUpdated { body, .. } => *body != Body::erased(),
             _ => true,
         };
         items.iter().map(|event| (event.seq, has_body(event))).collect()
@@ -510,7 +547,9 @@ fn pages_of_events_do_not_show_what_was_deleted() {
     assert_eq!(shown(&mut talk, 1), expected);
     assert_eq!(shown(&mut talk, 4), expected[3..]);
     // What was delivered and stored is untouched.
-    assert!(talk.log.iter().all(|event| !matches!(&event.fact, Fact::MessageNew { body } if *body == Body::erased())));
+    assert!(
+        talk.log.iter().all(|event| !matches!(&event.fact, Fact::MessageNew { body, .. } if *body == Body::erased()))
+    );
     for n in 0..60 {
         talk.send("ada", &n.to_string());
     }

@@ -282,7 +282,7 @@ fn body(text: &str) -> Body {
 }
 
 fn send(text: &str) -> Command {
-    Command::MessageSend { conversation: CONVERSATION, body: body(text) }
+    Command::MessageSend { conversation: CONVERSATION, body: body(text), mentions: None }
 }
 
 fn group(members: &[&str]) -> Command {
@@ -787,7 +787,7 @@ fn edits_survive_and_are_seen_at_once() {
     let mut bench = Bench::new(false);
     bench.done("ada", group(&["bob"])).unwrap();
     bench.done("ada", send("v1")).unwrap();
-    let edit = Command::MessageEdit { conversation: CONVERSATION, seq: 2, body: body("v2") };
+    let edit = Command::MessageEdit { conversation: CONVERSATION, seq: 2, body: body("v2"), mentions: None };
     bench.done("ada", edit).unwrap();
     let get = || Command::MessageGet { conversation: CONVERSATION, seq: 2 };
     let text = |reply: Result<Reply, Error>| match reply {
@@ -1148,7 +1148,7 @@ impl Patient {
     fn live(mut self) -> (String, Bench) {
         let other = ConversationId(uuid::Uuid::from_u128(8));
         let in_other = |command: Command| match command {
-            Command::MessageSend { body, .. } => Command::MessageSend { conversation: other, body },
+            Command::MessageSend { body, mentions, .. } => Command::MessageSend { conversation: other, body, mentions },
             Command::ConversationCreate(mut create) => {
                 create.conversation = other;
                 Command::ConversationCreate(create)
@@ -1162,7 +1162,10 @@ impl Patient {
         self.done("ada", send("1"));
         self.done("bob", send("2"));
         self.done("yan", in_other(send("x")));
-        self.done("ada", Command::MessageEdit { conversation: CONVERSATION, seq: 2, body: body("better") });
+        self.done(
+            "ada",
+            Command::MessageEdit { conversation: CONVERSATION, seq: 2, body: body("better"), mentions: None },
+        );
         self.done("ada", Command::MessageDelete { conversation: CONVERSATION, seq: 2 });
         self.done("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("eve") });
         self.done(
@@ -1301,7 +1304,7 @@ fn what_was_deleted_is_in_no_page_of_events() {
     for text in ["kept", "gone"] {
         bench.done("ada", send(text)).unwrap();
     }
-    let edit = Command::MessageEdit { conversation: CONVERSATION, seq: 3, body: body("gone, better") };
+    let edit = Command::MessageEdit { conversation: CONVERSATION, seq: 3, body: body("gone, better"), mentions: None };
     bench.done("ada", edit).unwrap();
     for n in 0..60 {
         bench.done("ada", send(&n.to_string())).unwrap();

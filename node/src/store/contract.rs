@@ -182,11 +182,20 @@ pub fn user(name: &str) -> UserId {
 /// A message at `seq`, written at that many milliseconds.
 #[must_use]
 pub fn message(seq: Seq, text: &str) -> Arc<Event> {
-    event(seq, u128::from(seq), Fact::MessageNew { body: Body::parse(&format!("{{\"text\":\"{text}\"}}")).unwrap() })
+    event(
+        seq,
+        u128::from(seq),
+        Fact::MessageNew { body: Body::parse(&format!("{{\"text\":\"{text}\"}}")).unwrap(), mentions: None },
+    )
 }
 
 fn edit(seq: Seq, target: Seq) -> Arc<Event> {
-    let fact = Fact::MessageUpdated { body: Body::parse("{\"text\":\"better\"}").unwrap(), previous: 0 };
+    let fact = Fact::MessageUpdated {
+        body: Body::parse("{\"text\":\"better\"}").unwrap(),
+        previous: 0,
+        mentions: None,
+        target_n: 0,
+    };
     Arc::new(Event { target, ..(*event(seq, u128::from(seq), fact)).clone() })
 }
 
@@ -693,7 +702,7 @@ fn a_zombie_is_told(harness: &mut dyn Harness) {
         assert_eq!(confirm(harness, &*zombie), Confirmation::Fenced);
     }
     let second = session(harness);
-    let mine = event(2, 77, Fact::MessageNew { body: Body::parse("{\"text\":\"mine\"}").unwrap() });
+    let mine = event(2, 77, Fact::MessageNew { body: Body::parse("{\"text\":\"mine\"}").unwrap(), mentions: None });
     make_durable(harness, &[rows(second, &entity, 1, vec![Arc::clone(&mine)])]);
     let store = harness.store();
     assert_eq!(confirm(harness, &*store), Confirmation::Clean);
@@ -740,7 +749,7 @@ fn a_late_row_changes_nothing_that_is_committed(harness: &mut dyn Harness) {
     assert_eq!(found.committed.len() + found.adopted.len(), 1, "nothing is there yet");
     // The client's retry: the same command, now at another place.
     let adopted = Append { adopted: true, ..rows(second, &entity, 0, vec![message(1, "a")]) };
-    let fresh = event(2, 3, Fact::MessageNew { body: Body::parse("{\"text\":\"later\"}").unwrap() });
+    let fresh = event(2, 3, Fact::MessageNew { body: Body::parse("{\"text\":\"later\"}").unwrap(), mentions: None });
     make_durable(harness, &[adopted, rows(second, &entity, 0, vec![Arc::clone(&fresh)])]);
     harness.deliver_late();
     let seen = page(harness, wanted(&entity, 1, 2));
