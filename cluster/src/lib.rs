@@ -1,6 +1,7 @@
 //! Who is here, who owns what, how bytes travel; and what every process shows its operator.
 //!
 //! - [`ownership`]: which session owns which partition; the state that Raft replicates, and the map that all read
+//! - [`placement`]: where partitions should be
 //! - [`control`]: how a node takes part in what the cluster decides
 //! - [`link`]: how gateways and nodes reach each other
 //! - [`process`]: configuration, logs, metrics, health, shutdown: the same in every process
@@ -11,4 +12,5 @@
 pub mod control;
 pub mod link;
 pub mod ownership;
+pub mod placement;
 pub mod process;
