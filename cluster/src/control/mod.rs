@@ -3,6 +3,8 @@
 //! The [`ControlPlane`] is all that a node sees of Raft: it proposes commands, reads the map and says that it is alive.
 //! Nothing here waits: what takes time calls back, on a thread of the plane, and whoever is called only hands it on.
 
+pub mod leader;
+
 use chappe_schema::id::{NodeUid, SessionId};
 use serde::{Deserialize, Serialize};
 
