@@ -68,7 +68,7 @@ impl Court {
         let until = self.now + ms;
         while self.now < until {
             self.now += 100;
-            if self.now % 300 == 0 {
+            if self.now.is_multiple_of(300) {
                 for session in &self.alive {
                     self.leader.keepalive(*session, MINUTE, self.now);
                 }
