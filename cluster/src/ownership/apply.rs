@@ -343,8 +343,8 @@ impl Contents {
         if let Some(session) = expired {
             self.expire(session, None);
         }
-        let NewSession { node, addr, zone, weight, versions } = new.clone();
-        self.sessions.insert(at, Session { node, addr, zone, weight, versions, drain: false });
+        let NewSession { node, addr, zone, ordinal, weight, versions } = new.clone();
+        self.sessions.insert(at, Session { node, addr, zone, ordinal, weight, versions, drain: false });
         Applied::Registered { session: at, expired }
     }
 

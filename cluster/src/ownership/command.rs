@@ -92,6 +92,8 @@ pub struct NewSession {
     pub addr: SocketAddr,
     /// What fails together with it; empty where nobody said.
     pub zone: String,
+    /// Its number among the nodes. Lower ones become voters first.
+    pub ordinal: u32,
     /// Its share of the partitions, relative to the others'. 0: none.
     pub weight: u16,
     /// What it can speak.

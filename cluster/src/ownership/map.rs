@@ -42,6 +42,8 @@ pub struct Session {
     pub addr: SocketAddr,
     /// What fails together with it; empty where nobody said.
     pub zone: String,
+    /// Its number among the nodes. Lower ones become voters first.
+    pub ordinal: u32,
     /// Its share of the partitions, relative to the others'.
     pub weight: u16,
     /// What it can speak.

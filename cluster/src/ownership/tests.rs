@@ -93,6 +93,7 @@ fn new_session(node: u64) -> NewSession {
         node: NodeUid(node),
         addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 7000 + node as u16)),
         zone: format!("zone-{}", node % 2),
+        ordinal: node as u32,
         weight: 100,
         versions: Versions { min: 4, max: 6 },
     }

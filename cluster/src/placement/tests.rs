@@ -48,7 +48,8 @@ impl Cluster {
         // Uids are random numbers; here they come from the node's number.
         let node = NodeUid(xxh3_64(&node.to_le_bytes()));
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        let new = NewSession { node, addr, zone: String::new(), weight, versions: Versions { min: 1, max: 1 } };
+        let new =
+            NewSession { node, addr, zone: String::new(), ordinal: 0, weight, versions: Versions { min: 1, max: 1 } };
         match self.apply(&Command::RegisterSession(new)) {
             Applied::Registered { session, .. } => session,
             other => panic!("{other:?}"),

@@ -51,6 +51,7 @@ impl Court {
             node: NodeUid(node),
             addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
             zone: String::new(),
+            ordinal: 0,
             weight: 100,
             versions: Versions { min: 1, max: 1 },
         };
