@@ -229,7 +229,7 @@ impl Gateway {
                 self.say_head(conversation, head, Cause::Panic, listeners).await;
             }
             Item::Removed(conversation, user) => {
-                self.listeners.remove_user(conversation, &user, &self.connections, &self.link);
+                self.listeners.remove_user(conversation, &user, &self.connections, &*self.link);
             }
             Item::Head(conversation, head, cause) => {
                 self.listeners.list(conversation, listeners);

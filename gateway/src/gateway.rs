@@ -1,17 +1,20 @@
 //! What all parts of a gateway share, and the way of a command to its node and of the answer back.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::{
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
 
-use chappe_cluster::link::{GatewayPort, NodePort, memory::MemoryLink};
+use chappe_cluster::link::{GatewayPort, Links, NodePort, memory::MemoryLink};
 use chappe_schema::{
     command::Command,
     error::{Code, Error},
     frame,
-    id::{CommandId, ConnectionSlot, GatewayId, Generation},
+    id::{CommandId, ConnectionSlot, EntityId, GatewayId, Generation, Partition, SessionId},
     limit::COMMAND_DEADLINE_MS,
     operation::Op,
     reply::Reply,
-    wire::{Actor, Asked, Connecting, Correlation, Heads, ToGateway, ToNode},
+    wire::{Actor, Asked, Connecting, Correlation, Heads, Owner, ToGateway},
 };
 use tokio::sync::watch;
 
@@ -26,7 +29,11 @@ use crate::{
     listeners::Listeners,
     meters::{Meters, Reason},
     resume::{self, CameBack, Resuming},
-    route::{Asking, Pending, Route, weight},
+    route::{
+        Asking, Pending, Route,
+        lanes::{Ask, RESEND_MS},
+        weight,
+    },
     websocket::outbox::Wakers,
 };
 
@@ -42,7 +49,7 @@ pub struct Gateway {
     pub(crate) listeners: Listeners,
     pub(crate) route: Route,
     pub(crate) delivery: Delivery,
-    pub(crate) link: MemoryLink,
+    pub(crate) link: Arc<dyn Links>,
     /// Identity of the history that positions are in.
     pub(crate) generation: Generation,
     /// Turns true when the gateway leaves: HTTP connections finish what they are at.
@@ -61,7 +68,7 @@ impl Gateway {
         node: Arc<dyn NodePort>,
     ) -> Arc<Self> {
         let port = Arc::new(Port::default());
-        let link = MemoryLink::join(id, node, Arc::clone(&port) as Arc<dyn GatewayPort>);
+        let link: Arc<dyn Links> = Arc::new(MemoryLink::join(id, node, Arc::clone(&port) as Arc<dyn GatewayPort>));
         let gateway = Arc::new(Self {
             seats: Seats::new(config.connections_max),
             config,
@@ -88,17 +95,27 @@ impl Gateway {
         // Whatever changes something has an id, so that it is never done twice.
         let id =
             id.unwrap_or_else(|| if command.is_mutation() { CommandId::fresh() } else { CommandId(uuid::Uuid::nil()) });
-        let correlation = self.route.insert(pending, self.clock.seconds());
-        let deadline = self.clock.now_ms() + COMMAND_DEADLINE_MS;
-        self.link.send(ToNode::Command(Box::new(Asked { correlation, actor, id, command, deadline })));
+        let entity: EntityId = match command.conversation() {
+            Some(conversation) => conversation.into(),
+            None => actor.user.clone().into(),
+        };
+        let now = self.clock.now_ms();
+        let deadline = now + COMMAND_DEADLINE_MS;
+        let make = |correlation| Ask::Command(Arc::new(Asked { correlation, actor, id, command, deadline }));
+        let time = (self.clock.seconds(), now);
+        let at_once = self.route.ask(entity.partition(), pending, time, &*self.link, make);
+        self.receive(at_once);
     }
 
     /// Registers a connection at its user's entity; the answer is what `resuming` gets.
     pub(crate) fn connect(&self, actor: Actor, connection: ConnectionSlot, resuming: Resuming) {
         let positions = resuming.positions.iter().map(|(conversation, ..)| *conversation).collect();
         let pending = Pending::Connect(connection, Box::new(resuming));
-        let correlation = self.route.insert(pending, self.clock.seconds());
-        self.link.send(ToNode::Connect(Box::new(Connecting { correlation, actor, connection, positions })));
+        let partition = EntityId::User(actor.user.clone()).partition();
+        let make = |correlation| Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions }));
+        let time = (self.clock.seconds(), self.clock.now_ms());
+        let at_once = self.route.ask(partition, pending, time, &*self.link, make);
+        self.receive(at_once);
     }
 
     /// Gives up waiting for answers that are too late.
@@ -124,6 +141,7 @@ impl Gateway {
                 Pending::Connect(connection, resuming) => {
                     self.connected(connection, &resuming, Err(error), &table, &mut wakers);
                 }
+                Pending::Rejoin(connection) => self.rejoined(connection, Err(error), &table, &mut wakers),
                 pending => self.answer(pending, Err(error), &table, &mut wakers),
             }
         }
@@ -132,8 +150,11 @@ impl Gateway {
     }
 
     /// A batch of a node's shard, which waits meanwhile: everything large is handed on.
-    fn receive(self: &Arc<Self>, batch: Vec<ToGateway>) {
-        let mut wakers = Wakers::new();
+    pub(crate) fn receive(&self, batch: Vec<ToGateway>) {
+        if batch.is_empty() {
+            return;
+        }
+        let (mut wakers, mut at_once) = (Wakers::new(), Vec::new());
         let table = self.connections.table();
         for message in batch {
             match message {
@@ -142,11 +163,18 @@ impl Gateway {
                         self.answer(pending, result, &table, &mut wakers);
                     }
                 }
-                ToGateway::Connected(correlation, result) => {
-                    if let Some(Pending::Connect(connection, resuming)) = self.take(correlation) {
+                ToGateway::Moved { lane, owner } => {
+                    at_once.extend(self.route.moved(lane, owner, self.clock.now_ms(), &*self.link));
+                }
+                ToGateway::Connected(correlation, result) => match self.take(correlation) {
+                    Some(Pending::Connect(connection, resuming)) => {
                         self.connected(connection, &resuming, result, &table, &mut wakers);
                     }
-                }
+                    Some(Pending::Rejoin(connection)) => {
+                        self.rejoined(connection, result, &table, &mut wakers);
+                    }
+                    _ => {}
+                },
                 ToGateway::Deliver { conversation, events, connections } => {
                     self.deliver(conversation, &events, &connections, &table, &mut wakers);
                 }
@@ -156,6 +184,19 @@ impl Gateway {
         }
         drop(table);
         wake(wakers);
+        self.receive(at_once);
+    }
+
+    /// Sends the lanes that wait for an owner, when there is one. Without such lanes it sleeps.
+    pub(crate) async fn resume_lanes(self: Arc<Self>) {
+        loop {
+            self.route.wait_for_waiting().await;
+            while self.route.is_waiting() {
+                tokio::time::sleep(Duration::from_millis(RESEND_MS)).await;
+                let at_once = self.route.resume(self.clock.now_ms(), &*self.link);
+                self.receive(at_once);
+            }
+        }
     }
 
     fn take(&self, correlation: Correlation) -> Option<Pending> {
@@ -175,12 +216,12 @@ impl Gateway {
                         self.listeners.listen(conversation, asking.connection, *head);
                     }
                     Ok(Reply::Opened { .. }) => self.listeners.listen_small(conversation, asking.connection),
-                    Ok(_) => self.listeners.leave(conversation, asking.connection, &self.link),
+                    Ok(_) => self.listeners.leave(conversation, asking.connection, &*self.link),
                     // It was open before, and trouble that passes does not change that.
                     Err(error)
                         if error.code.row().retryable && self.listeners.listens(conversation, asking.connection) => {}
                     Err(_) => {
-                        self.listeners.leave(conversation, asking.connection, &self.link);
+                        self.listeners.leave(conversation, asking.connection, &*self.link);
                         if let Some(connection) = table.get(asking.connection) {
                             connection.outbox.lock().shut(conversation);
                         }
@@ -195,6 +236,10 @@ impl Gateway {
             }
             // A handler that is gone wants no answer.
             Pending::Waiter(_, waiter) => drop(waiter.send(result)),
+            Pending::Rejoin(slot) => {
+                let error = result.err().unwrap_or(Error::new(Code::Internal));
+                self.rejoined(slot, Err(error), table, wakers);
+            }
             Pending::Connect(slot, resuming) => {
                 let error = result.err().unwrap_or(Error::new(Code::Internal));
                 self.connected(slot, &resuming, Err(error), table, wakers);
@@ -302,6 +347,18 @@ impl GatewayPort for Port {
     fn receive(&self, batch: Vec<ToGateway>) {
         if let Some(gateway) = self.0.get().and_then(Weak::upgrade) {
             gateway.receive(batch);
+        }
+    }
+
+    fn assigned(&self, owners: &[(Partition, Owner)]) {
+        if let Some(gateway) = self.0.get().and_then(Weak::upgrade) {
+            gateway.assigned(owners);
+        }
+    }
+
+    fn lost(&self, session: SessionId) {
+        if let Some(gateway) = self.0.get().and_then(Weak::upgrade) {
+            gateway.route.lost(session, gateway.clock.now_ms());
         }
     }
 }

@@ -11,6 +11,7 @@
 //! - [`limiter`]: how much one client may ask for
 //! - `gateway`, `route`: a command's way to its node, and the answer's way back
 //! - `resume`: what a client that comes back is told, and how it is filled up
+//! - `rejoin`: what is done when partitions have other owners
 //! - `delivery`, `listeners`: events on their way to the connections they are for
 //! - `connection`: the table of connections
 //! - `sweep`, `clock`: once a second
@@ -31,8 +32,9 @@ pub mod http;
 pub mod limiter;
 mod listeners;
 mod meters;
+mod rejoin;
 mod resume;
-mod route;
+pub mod route;
 pub mod server;
 mod supervise;
 mod sweep;

@@ -6,12 +6,12 @@
 
 use std::borrow::Cow;
 
-use chappe_cluster::link::memory::MemoryLink;
+use chappe_cluster::link::Links;
 use chappe_schema::{
-    id::{ConnectionSlot, ConversationId, Seq, UserId},
+    id::{ConnectionSlot, ConversationId, EntityId, Partition, Seq, UserId},
     wire::ToNode,
 };
-use hashbrown::{HashMap, hash_map::Entry};
+use hashbrown::{HashMap, HashSet, hash_map::Entry};
 use parking_lot::Mutex;
 
 use crate::connection::Connections;
@@ -39,16 +39,31 @@ impl Listeners {
     }
 
     /// A connection is about to open a conversation. To be called before the node is asked.
-    pub(crate) fn announce(&self, conversation: ConversationId, slot: ConnectionSlot, link: &MemoryLink) {
+    pub(crate) fn announce(&self, conversation: ConversationId, slot: ConnectionSlot, link: &dyn Links) {
         let mut shard = self.shard(conversation);
         let audience = match shard.entry(conversation) {
             Entry::Occupied(audience) => audience.into_mut(),
             Entry::Vacant(none) => {
-                link.send(ToNode::Interest { conversation, listening: true });
+                link.tell(
+                    EntityId::Conversation(conversation).partition(),
+                    ToNode::Interest { conversation, listening: true },
+                );
                 none.insert(Audience::default())
             }
         };
         audience.entry(slot).or_insert(NOT_YET);
+    }
+
+    /// These partitions have other owners, who know of no listeners here.
+    pub(crate) fn announce_again(&self, moved: &HashSet<Partition>, link: &dyn Links) {
+        for shard in &self.shards {
+            for conversation in shard.lock().keys() {
+                let partition = EntityId::Conversation(*conversation).partition();
+                if moved.contains(&partition) {
+                    link.tell(partition, ToNode::Interest { conversation: *conversation, listening: true });
+                }
+            }
+        }
     }
 
     /// The node said that the conversation is a large one whose head is `head`: what lies above is for the connection.
@@ -105,7 +120,7 @@ impl Listeners {
     }
 
     /// A connection no longer listens.
-    pub(crate) fn leave(&self, conversation: ConversationId, slot: ConnectionSlot, link: &MemoryLink) {
+    pub(crate) fn leave(&self, conversation: ConversationId, slot: ConnectionSlot, link: &dyn Links) {
         self.retain(conversation, link, |listener| listener != slot);
     }
 
@@ -115,7 +130,7 @@ impl Listeners {
         conversation: ConversationId,
         user: &UserId,
         connections: &Connections,
-        link: &MemoryLink,
+        link: &dyn Links,
     ) {
         let slots: Vec<ConnectionSlot> = match self.shard(conversation).get(&conversation) {
             Some(audience) => audience.keys().copied().collect(),
@@ -148,13 +163,16 @@ impl Listeners {
         self.shard(conversation).contains_key(&conversation)
     }
 
-    fn retain(&self, conversation: ConversationId, link: &MemoryLink, keep: impl Fn(ConnectionSlot) -> bool) {
+    fn retain(&self, conversation: ConversationId, link: &dyn Links, keep: impl Fn(ConnectionSlot) -> bool) {
         let mut shard = self.shard(conversation);
         let Some(audience) = shard.get_mut(&conversation) else { return };
         audience.retain(|listener, _| keep(*listener));
         if audience.is_empty() {
             shard.remove(&conversation);
-            link.send(ToNode::Interest { conversation, listening: false });
+            link.tell(
+                EntityId::Conversation(conversation).partition(),
+                ToNode::Interest { conversation, listening: false },
+            );
         }
     }
 

@@ -175,6 +175,8 @@ pub(crate) enum Cause {
     CatchUp,
     /// A delivery task broke off.
     Panic,
+    /// The user has another owner.
+    Moved,
 }
 
 impl Cause {
@@ -191,6 +193,7 @@ impl Cause {
             Self::Grew => "grew",
             Self::CatchUp => "catch_up",
             Self::Panic => "panic",
+            Self::Moved => "moved",
         }
     }
 }
@@ -206,12 +209,14 @@ pub(crate) enum Task {
     Delivery,
     /// The sweep.
     Sweep,
+    /// Lanes that wait for an owner.
+    Lanes,
     /// The accept loop.
     Accept,
 }
 
 impl Task {
-    const ALL: [Self; 5] = [Self::WebSocket, Self::Http, Self::Delivery, Self::Sweep, Self::Accept];
+    const ALL: [Self; 6] = [Self::WebSocket, Self::Http, Self::Delivery, Self::Sweep, Self::Lanes, Self::Accept];
 
     /// As in metrics and log lines.
     pub(crate) const fn name(self) -> &'static str {
@@ -220,6 +225,7 @@ impl Task {
             Self::Http => "http",
             Self::Delivery => "delivery",
             Self::Sweep => "sweep",
+            Self::Lanes => "lanes",
             Self::Accept => "accept",
         }
     }

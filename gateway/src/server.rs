@@ -92,6 +92,9 @@ impl Gateway {
         gateway.start_delivery(&mut tasks);
         let swept = Arc::clone(&gateway);
         tasks.spawn(supervised(Arc::clone(&gateway), Task::Sweep, move || sweep::run(Arc::clone(&swept))));
+        let asking = Arc::clone(&gateway);
+        let resume = move || Arc::clone(&asking).resume_lanes();
+        tasks.spawn(supervised(Arc::clone(&gateway), Task::Lanes, resume));
         let (routes, listener, entered) = (routes::of(&gateway), Arc::new(listener), Arc::clone(&gateway));
         let accept = move || accept::run(Arc::clone(&entered), Arc::clone(&listener), routes.clone());
         tasks.spawn(supervised(Arc::clone(&gateway), Task::Accept, accept));

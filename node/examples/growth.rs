@@ -27,9 +27,9 @@ use chappe_schema::{
     body::Body,
     command::{Command, Create, From, Page},
     event::{ConversationKind, Encryption, HistoryAccess},
-    id::{CommandId, ConversationId, GatewayId, UserId},
+    id::{CommandId, ConversationId, EntityId, GatewayId, UserId},
     reply::Reply,
-    wire::{Actor, Asked, Correlation, ToGateway, ToNode},
+    wire::{Actor, Asked, Correlation, Lane, ToGateway, ToNode},
 };
 use tokio::sync::Semaphore;
 
@@ -83,7 +83,11 @@ impl Bench {
             command,
             deadline: wall_clock() + 60_000,
         };
-        self.node.receive(GATEWAY, ToNode::Command(Box::new(asked)));
+        let entity = asked.command.conversation().map_or_else(|| who.clone().into(), EntityId::from);
+        let lane = Lane { partition: entity.partition(), attempt: 0 };
+        for answer in self.node.receive(GATEWAY, ToNode::Command(lane, Arc::new(asked))) {
+            panic!("refused at once: {answer:?}");
+        }
     }
 
     async fn drain(&self) {

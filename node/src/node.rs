@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    shard::{Mail, Parts, Settings, Shard, mailbox::Mailbox, shard_of},
+    shard::{Alone, Mail, Parts, Report, Settings, Shard, mailbox::Mailbox, shard_of, shard_of_partition},
     store::{self, Store},
 };
 
@@ -37,7 +37,6 @@ pub fn wall_clock() -> Millis {
 /// A running node.
 pub struct Node {
     mailboxes: Arc<[Mailbox<Mail>]>,
-    gateways: Mutex<Vec<(GatewayId, Arc<dyn GatewayPort>)>>,
     generation: Generation,
     stopping: AtomicBool,
     tasks: Mutex<Option<Tasks>>,
@@ -78,6 +77,12 @@ impl Node {
             idle_ms: start.config.idle_after.as_ms(),
             budget_bytes: start.config.entity_memory.as_usize() / shards,
         };
+        let dead = Arc::clone(&start.dead);
+        let reports: Arc<dyn Fn(Report) + Send + Sync> = Arc::new(move |report| {
+            if let Report::Ended(_, why) = report {
+                dead(why);
+            }
+        });
         let mut tasks = JoinSet::new();
         for index in 0..shards {
             let shard = Shard::new(Parts {
@@ -86,7 +91,8 @@ impl Node {
                 store: Arc::clone(&start.store),
                 settings: settings.clone(),
                 clock: Arc::clone(&start.clock),
-                dead: Arc::clone(&start.dead),
+                reports: Arc::clone(&reports),
+                abroad: Arc::new(Alone),
                 unannounced: owed.iter().filter(|entity| shard_of(entity, shards) == index).cloned().collect(),
             });
             tasks.spawn(shard.run());
@@ -104,7 +110,6 @@ impl Node {
         });
         Ok(Arc::new(Self {
             mailboxes,
-            gateways: Mutex::new(Vec::new()),
             generation: start.store.session().generation,
             stopping: AtomicBool::new(false),
             tasks: Mutex::new(Some(Tasks { shards: tasks, ticker })),
@@ -146,57 +151,45 @@ impl Node {
         }
     }
 
-    fn mailbox(&self, entity: &EntityId) -> &Mailbox<Mail> {
-        &self.mailboxes[shard_of(entity, self.mailboxes.len())]
-    }
-
-    fn refuse(&self, from: GatewayId, message: ToNode, error: Error) {
-        let answer = match message {
-            ToNode::Command(asked) => ToGateway::Reply(asked.correlation, Err(error)),
-            ToNode::Connect(connecting) => ToGateway::Connected(connecting.correlation, Err(error)),
-            ToNode::Disconnect { .. } | ToNode::Interest { .. } => return,
-        };
-        let port = self.gateways.lock().iter().find(|(id, _)| *id == from).map(|(_, port)| Arc::clone(port));
-        if let Some(port) = port {
-            port.receive(vec![answer]);
+    /// What is answered in place of a shard; what wants no answer gets none.
+    fn refusal(message: &ToNode, error: Error) -> Vec<ToGateway> {
+        match message {
+            ToNode::Command(_, asked) => vec![ToGateway::Reply(asked.correlation, Err(error))],
+            ToNode::Connect(_, connecting) => vec![ToGateway::Connected(connecting.correlation, Err(error))],
+            ToNode::Disconnect { .. } | ToNode::Interest { .. } => Vec::new(),
         }
     }
 }
 
 impl NodePort for Node {
     fn attach(&self, id: GatewayId, gateway: Arc<dyn GatewayPort>) {
-        self.gateways.lock().push((id, Arc::clone(&gateway)));
         for mailbox in self.mailboxes.iter() {
             mailbox.send(Mail::Attach(id, Arc::clone(&gateway)));
         }
     }
 
     fn detach(&self, id: GatewayId) {
-        self.gateways.lock().retain(|(known, _)| *known != id);
         for mailbox in self.mailboxes.iter() {
             mailbox.send(Mail::Detach(id));
         }
     }
 
-    fn receive(&self, from: GatewayId, message: ToNode) {
-        let entity: EntityId = match &message {
-            ToNode::Command(asked) => match asked.command.conversation() {
-                Some(conversation) => conversation.into(),
-                None => asked.actor.user.clone().into(),
-            },
-            ToNode::Connect(connecting) => connecting.actor.user.clone().into(),
-            ToNode::Disconnect { user, .. } => user.clone().into(),
-            ToNode::Interest { conversation, .. } => (*conversation).into(),
+    fn receive(&self, from: GatewayId, message: ToNode) -> Vec<ToGateway> {
+        let partition = match &message {
+            ToNode::Command(lane, _) | ToNode::Connect(lane, _) => lane.partition,
+            ToNode::Disconnect { user, .. } => EntityId::User(user.clone()).partition(),
+            ToNode::Interest { conversation, .. } => EntityId::Conversation(*conversation).partition(),
         };
-        let mailbox = self.mailbox(&entity);
-        let optional = matches!(message, ToNode::Command(_) | ToNode::Connect(_));
+        let mailbox = &self.mailboxes[shard_of_partition(partition, self.mailboxes.len())];
+        let optional = matches!(message, ToNode::Command(..) | ToNode::Connect(..));
         if optional && self.stopping.load(Ordering::Relaxed) {
-            return self.refuse(from, message, Error::new(Code::GoingAway).after_ms(1000));
+            return Self::refusal(&message, Error::new(Code::GoingAway).after_ms(1000));
         }
         if optional && mailbox.len() >= SHARD_QUEUE_MAX {
-            return self.refuse(from, message, Error::new(Code::Overloaded).after_ms(200));
+            return Self::refusal(&message, Error::new(Code::Overloaded).after_ms(200));
         }
         mailbox.send(Mail::Gateway(from, message));
+        Vec::new()
     }
 
     fn generation(&self) -> Generation {

@@ -57,6 +57,9 @@ pub enum EntityId {
     User(UserId),
 }
 
+/// How many partitions there are.
+pub const PARTITIONS: usize = 1 << PARTITION_BITS;
+
 /// One slice of the hash space of entity ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -401,10 +404,10 @@ impl FromStr for NodeUid {
 // === impl Change ===
 
 impl Change {
-    /// The owner's next one.
-    pub const fn advance(&mut self) -> Self {
-        self.count += 1;
-        *self
+    /// The next one of an owner that has counted so far.
+    pub const fn next(epoch: Epoch, counted: &mut u64) -> Self {
+        *counted += 1;
+        Self { epoch, count: *counted }
     }
 }
 

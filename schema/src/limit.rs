@@ -159,6 +159,21 @@ pub const APPEND_BYTES_MAX: usize = 256 * 1024;
 /// Change numbers that a user entity reserves at once, by one event in its own log.
 pub const CHANGES_BLOCK: u64 = 1_024;
 
+/// Questions that may wait while one partition changes hands (100 ms when all goes well). More: the rest of their queue is
+/// sent again by its gateway.
+pub const PARTITION_PARKED_MAX: usize = 1_000;
+
+/// How long a sealed partition waits for what is on its way to the log. Whatever is not known to be written by then is
+/// found by the successor, who reads the log for it.
+pub const SEAL_MS_MAX: u64 = 100;
+
+/// An owner that has not read its fence as clean for this long answers `unavailable`: it may have been superseded, and
+/// its clients should not wait for it.
+pub const FENCE_UNREAD_MS_MAX: u64 = 2_000;
+
+/// Entities of one partition that a planned move hands over in memory. The others are read from the log on first use.
+pub const MOVE_ENTITIES_MAX: usize = 4_096;
+
 /// Recoveries that run at once. More wait: after a restart the store is not swamped.
 pub const RECOVERIES_MAX: usize = 256;
 

@@ -7,7 +7,7 @@ use crate::{
     command::Command,
     error::Error,
     event::Event,
-    id::{CommandId, ConnectionSlot, ConversationId, DeviceId, Millis, Seq, UserId},
+    id::{CommandId, ConnectionSlot, ConversationId, DeviceId, Epoch, Millis, Partition, Seq, SessionId, UserId},
     reply::Reply,
 };
 
@@ -24,13 +24,33 @@ pub struct Actor {
     pub device: Option<DeviceId>,
 }
 
-/// From a gateway to a node. Messages for one entity stay in order.
+/// The queue in which one gateway's questions to one partition travel, in order. When one of them must be asked again
+/// (its partition has moved, a link broke), all of the queue is, in order, under the next attempt: what still arrives of
+/// an earlier attempt counts for nothing, so that no later question overtakes an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lane {
+    /// Where the questions go.
+    pub partition: Partition,
+    /// How often the queue was sent before; per gateway and partition it only grows.
+    pub attempt: u32,
+}
+
+/// Who owns a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// One life of a node.
+    pub session: SessionId,
+    /// Since which change of owner; of two that claim a partition the later one is right.
+    pub epoch: Epoch,
+}
+
+/// From a gateway to a node. Messages of one lane stay in order.
 #[derive(Clone, Debug)]
 pub enum ToNode {
-    /// A client's command. Answered exactly once.
-    Command(Box<Asked>),
+    /// A client's command. Answered once; or its lane is (see [`ToGateway::Moved`]).
+    Command(Lane, Arc<Asked>),
     /// A connection of `user` exists: register it and answer with the inbox's heads, in one step.
-    Connect(Box<Connecting>),
+    Connect(Lane, Arc<Connecting>),
     /// A connection of `user` is gone. Not answered.
     Disconnect {
         /// Whose.
@@ -80,6 +100,14 @@ pub struct Connecting {
 pub enum ToGateway {
     /// The answer to a command.
     Reply(Correlation, Result<Reply, Error>),
+    /// Nothing of this lane and attempt that was not answered by now will be: the partition is somebody else's, `owner`'s
+    /// as far as the node knows. The gateway sends the lane's queue again under the next attempt.
+    Moved {
+        /// Which.
+        lane: Lane,
+        /// Its owner; `None` when the node knows none.
+        owner: Option<Owner>,
+    },
     /// The answer to `Connect`.
     Connected(Correlation, Result<Heads, Error>),
     /// Committed events of a small conversation, for these connections.

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use chappe_schema::{
-    id::{GatewayId, Generation},
-    wire::ToNode,
+    id::{GatewayId, Generation, Partition, SessionId},
+    wire::{Owner, ToGateway, ToNode},
 };
 
-use super::{GatewayPort, NodePort};
+use super::{GatewayPort, Links, NodePort};
 
-/// A gateway's way to the one node of a standalone server.
+/// A gateway's way to the one node of a standalone server, which owns everything.
 pub struct MemoryLink {
     gateway: GatewayId,
     node: Arc<dyn NodePort>,
 }
+
+/// The only owner there is.
+const ALONE: Owner = Owner { session: 1, epoch: 1 };
 
 impl MemoryLink {
     /// Joins the two ends.
@@ -21,15 +24,18 @@ impl MemoryLink {
         node.attach(id, gateway);
         Self { gateway: id, node }
     }
+}
 
-    /// Sends to the owner of the entity that the message is for.
-    pub fn send(&self, message: ToNode) {
-        self.node.receive(self.gateway, message);
+impl Links for MemoryLink {
+    fn owner(&self, _: Partition) -> Option<Owner> {
+        Some(ALONE)
     }
 
-    /// Identity of the history behind the link.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
+    fn send(&self, _: SessionId, message: ToNode) -> Vec<ToGateway> {
+        self.node.receive(self.gateway, message)
+    }
+
+    fn generation(&self) -> Generation {
         self.node.generation()
     }
 }

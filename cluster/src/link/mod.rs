@@ -1,16 +1,36 @@
-//! How two of our processes talk: `memory` in one process. (Between machines: QUIC, behind the same two traits.)
+//! How two of our processes talk: `memory` in one process. (Between machines: QUIC, behind the same traits.)
 //!
-//! Messages for one entity stay in order in both directions; a message is delivered at most once. Whoever receives
-//! must not block: it puts the message where its own tasks find it.
+//! Messages of one lane stay in order; a message is delivered at most once, and a way that breaks says so to its gateway
+//! ([`GatewayPort::lost`]). Whoever receives must not block: it puts the message where its own tasks find it.
 
 use std::sync::Arc;
 
 use chappe_schema::{
-    id::{GatewayId, Generation},
-    wire::{ToGateway, ToNode},
+    id::{GatewayId, Generation, Partition, SessionId},
+    wire::{Owner, ToGateway, ToNode},
 };
 
 pub mod memory;
+
+/// A gateway's ways to all nodes.
+pub trait Links: Send + Sync + 'static {
+    /// Who owns a partition, as far as is known here.
+    fn owner(&self, partition: Partition) -> Option<Owner>;
+
+    /// Sends to one life of a node. What it answers at once is given back; what cannot be sent is lost.
+    fn send(&self, to: SessionId, message: ToNode) -> Vec<ToGateway>;
+
+    /// Sends what wants no answer to whoever owns the partition; without an owner it is lost, as its next owner starts
+    /// from nothing.
+    fn tell(&self, partition: Partition, message: ToNode) {
+        if let Some(owner) = self.owner(partition) {
+            drop(self.send(owner.session, message));
+        }
+    }
+
+    /// Identity of the history behind the links.
+    fn generation(&self) -> Generation;
+}
 
 /// The node's end of a link.
 pub trait NodePort: Send + Sync + 'static {
@@ -20,15 +40,22 @@ pub trait NodePort: Send + Sync + 'static {
     /// A gateway is gone, and all its connections with it.
     fn detach(&self, id: GatewayId);
 
-    /// A message from a gateway.
-    fn receive(&self, from: GatewayId, message: ToNode);
+    /// A message from a gateway. What is answered at once is given back: the gateway holds a lock while it sends, so
+    /// that nobody comes between, and must not be called back within.
+    fn receive(&self, from: GatewayId, message: ToNode) -> Vec<ToGateway>;
 
     /// Identity of the history that the node serves.
     fn generation(&self) -> Generation;
 }
 
-/// The gateway's end of a link.
+/// The gateway's end of its links.
 pub trait GatewayPort: Send + Sync + 'static {
     /// What one turn of a shard has for this gateway, in order.
     fn receive(&self, batch: Vec<ToGateway>);
+
+    /// These partitions have other owners than before. Never said where there is one node.
+    fn assigned(&self, _owners: &[(Partition, Owner)]) {}
+
+    /// The way to a node is broken; nobody knows what of it arrived. Never said within one process.
+    fn lost(&self, _session: SessionId) {}
 }

@@ -6,9 +6,13 @@ use std::{sync::Arc, time::Duration};
 
 use chappe_cluster::process::metrics::{Component, Metrics};
 use chappe_schema::{
+    command::Command,
+    error::Error,
     id::{ConversationId, GatewayId},
     limit::COMMAND_DEADLINE_MS,
     operation::Op,
+    reply::Reply,
+    wire::Actor,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -337,6 +341,15 @@ async fn a_connect_that_is_not_answered_ends_the_connection() {
     assert_eq!((error.as_str(), code), ("unavailable", 4413));
 }
 
+impl World {
+    /// An HTTP request for a message, asked of a node that is silent.
+    fn wait_for_a_message(&self, answer: tokio::sync::oneshot::Sender<Result<Reply, Error>>) {
+        let actor = Actor { user: crate::tests_node::user("ada"), device: None };
+        let command = Command::MessageGet { conversation: ConversationId(uuid::Uuid::nil()), seq: 1 };
+        self.gateway.ask(crate::route::Pending::Waiter(Op::MessageGet, answer), actor, None, command);
+    }
+}
+
 /// A client that is gone is no reason to say that a node is slow.
 #[tokio::test]
 async fn what_nobody_waits_for_any_longer_is_not_late() {
@@ -351,7 +364,7 @@ async fn what_nobody_waits_for_any_longer_is_not_late() {
     let token = tokens.issue(&crate::tests_node::user("bob"), None, None, world.gateway.clock.now_ms()).unwrap().token;
     hasty.say(json!({"id": 1, "connect": {"token": token}})).await;
     let (answer, waiter) = tokio::sync::oneshot::channel();
-    world.gateway.route.insert(crate::route::Pending::Waiter(Op::MessageGet, answer), world.gateway.clock.seconds());
+    world.wait_for_a_message(answer);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(world.gateway.route.len(), 3);
     drop((ada, hasty, waiter));
@@ -362,7 +375,7 @@ async fn what_nobody_waits_for_any_longer_is_not_late() {
     // One that still waits is.
     let bob = world.stranger(64 * 1024).await;
     let (answer, waiter) = tokio::sync::oneshot::channel();
-    world.gateway.route.insert(crate::route::Pending::Waiter(Op::MessageGet, answer), world.gateway.clock.seconds());
+    world.wait_for_a_message(answer);
     world.pass(14).await;
     assert_eq!(waiter.await.unwrap().unwrap_err().code, chappe_schema::error::Code::Unavailable);
     assert_eq!(world.counted(LATE), 1);

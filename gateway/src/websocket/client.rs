@@ -16,7 +16,7 @@ use chappe_schema::{
     limit::{FRAME_BYTES_MAX, RATE_LIMITED_MAX, UNAUTHENTICATED_BYTES_MAX},
     operation::Op,
     reply::Reply,
-    wire::{Actor, ToNode},
+    wire::Actor,
 };
 
 use super::{
@@ -320,7 +320,7 @@ impl Client {
         let pending = match command {
             Command::ConversationClose { conversation } => {
                 self.connection.outbox.lock().shut(conversation);
-                self.gateway.listeners.leave(conversation, self.connection.slot, &self.gateway.link);
+                self.gateway.listeners.leave(conversation, self.connection.slot, &*self.gateway.link);
                 return self.done(asking.id.as_ref(), &asking.ignored);
             }
             Command::ConversationOpen { conversation } => {
@@ -329,7 +329,7 @@ impl Client {
                 if let Err(error) = opened {
                     return self.refuse(asking.id.as_ref(), &error);
                 }
-                self.gateway.listeners.announce(conversation, self.connection.slot, &self.gateway.link);
+                self.gateway.listeners.announce(conversation, self.connection.slot, &*self.gateway.link);
                 Pending::Open(asking, conversation)
             }
             _ => Pending::Socket(asking),
@@ -457,10 +457,10 @@ impl Drop for Client {
         self.gateway.connections.remove(slot);
         let opened = self.connection.outbox.lock().shut_all();
         for conversation in opened {
-            self.gateway.listeners.leave(conversation, slot, &self.gateway.link);
+            self.gateway.listeners.leave(conversation, slot, &*self.gateway.link);
         }
         if let Some(actor) = self.connection.actor().filter(|_| self.registered) {
-            self.gateway.link.send(ToNode::Disconnect { user: actor.user.clone(), connection: slot });
+            self.gateway.unregister(actor, slot);
         }
         if std::thread::panicking() {
             self.why = Reason::Error;

@@ -154,12 +154,13 @@ impl Node {
         }
     }
 
-    fn perform(&self, from: GatewayId, message: ToNode) {
+    /// What the one who asks is answered, in his own call; everybody else is told.
+    fn perform(&self, from: GatewayId, message: ToNode) -> Vec<ToGateway> {
         let mut batches = BTreeMap::<GatewayId, Vec<ToGateway>>::new();
         let mut state = self.state.lock();
         match message {
-            ToNode::Command(asked) => {
-                let asked = *asked;
+            ToNode::Command(_, asked) => {
+                let asked = Arc::unwrap_or_clone(asked);
                 let correlation = asked.correlation;
                 let (result, after) = match *self.mode.lock() {
                     Mode::Refusing(code) => (Err(Error::new(code)), BTreeMap::new()),
@@ -170,8 +171,8 @@ impl Node {
                     batches.entry(gateway).or_default().extend(batch);
                 }
             }
-            ToNode::Connect(connecting) => {
-                let user = connecting.actor.user;
+            ToNode::Connect(_, connecting) => {
+                let user = connecting.actor.user.clone();
                 state.connections.entry(user.clone()).or_default().push((from, connecting.connection));
                 let head = |id: &ConversationId| {
                     state
@@ -208,7 +209,9 @@ impl Node {
             }
         }
         drop(state);
+        let own = batches.remove(&from).unwrap_or_default();
         self.deliver(batches);
+        own
     }
 }
 
@@ -221,25 +224,27 @@ impl NodePort for Node {
         self.gateways.lock().remove(&id);
     }
 
-    fn receive(&self, from: GatewayId, message: ToNode) {
+    fn receive(&self, from: GatewayId, message: ToNode) -> Vec<ToGateway> {
         let name = match &message {
-            ToNode::Command(asked) => asked.command.op().name().to_owned(),
-            ToNode::Connect(_) => "connect".to_owned(),
+            ToNode::Command(_, asked) => asked.command.op().name().to_owned(),
+            ToNode::Connect(..) => "connect".to_owned(),
             ToNode::Disconnect { .. } => "disconnect".to_owned(),
             ToNode::Interest { listening, .. } => format!("interest {listening}"),
         };
         self.state.lock().heard.push(name);
-        let is_question = matches!(message, ToNode::Command(_) | ToNode::Connect(_));
+        let is_question = matches!(message, ToNode::Command(..) | ToNode::Connect(..));
         let mode = *self.mode.lock();
         match mode {
-            Mode::Silent if is_question => {}
+            Mode::Silent if is_question => Vec::new(),
             Mode::Panicking if is_question => panic!("a node that panics, on purpose"),
             Mode::Slow(delay) if is_question => {
                 let me = self.me.upgrade().unwrap();
                 tokio::spawn(async move {
                     tokio::time::sleep(delay).await;
-                    me.perform(from, message);
+                    let own = me.perform(from, message);
+                    me.deliver(BTreeMap::from([(from, own)]));
                 });
+                Vec::new()
             }
             _ => self.perform(from, message),
         }

@@ -8,17 +8,18 @@ use std::{
 use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
-    id::{CommandId, ConversationId, EntityId, Epoch, GatewayId, Millis, Seq, UserId},
+    id::{CommandId, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
     limit::{COMMAND_DEADLINE_MS, IDLE_SNAPSHOT_EVENTS, WINDOW},
     reply::Reply,
     stored::StoredId,
     wire::{Asked, Correlation, Head, ToGateway},
 };
-use hashbrown::HashSet;
+use hashbrown::HashMap;
+use smallvec::{SmallVec, smallvec};
 
 use super::{
     InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, WITHDRAWN_MS, line::Pending,
-    shard_of, supervision::Lost,
+    shard_of_partition, supervision::Lost,
 };
 use crate::{
     conversation::{Audience, Conversation, Evidence, Read, Verdict, ids::Memory, read::Progress},
@@ -33,7 +34,7 @@ const IDLE_KEPT: u64 = 60;
 /// What waits until a conversation is ready.
 pub(super) enum Parked {
     /// A command, with what was found out for it so far.
-    Command(GatewayId, Box<Asked>, Evidence),
+    Command(GatewayId, Arc<Asked>, Evidence),
     /// A user's shard asks for the head.
     Head(UserId),
 }
@@ -42,9 +43,9 @@ pub(super) enum Parked {
 pub(super) struct ConversationSlot {
     pub(super) slot: Slot<Conversation, Parked, Release>,
     /// Commands that wait for a look at a message.
-    targets: BTreeMap<Seq, Vec<(GatewayId, Box<Asked>, Evidence)>>,
-    /// Events that users must still hear of, and who of them.
-    announcing: BTreeMap<Seq, HashSet<UserId>>,
+    targets: BTreeMap<Seq, Vec<(GatewayId, Arc<Asked>, Evidence)>>,
+    /// Events that users must still hear of: who of them, and what.
+    announcing: BTreeMap<Seq, HashMap<UserId, Fact>>,
     /// Committed events that nobody was told of, because there was no state to tell from: told after the recovery.
     unpublished: Vec<Pending>,
     /// The same for what belongs in users' own logs.
@@ -56,7 +57,7 @@ pub(super) struct ConversationSlot {
     /// The id block on its way to the store.
     id_block: Option<Seq>,
     /// Mutations that wait, in order, for the id blocks to be asked: the first one's question is on its way.
-    asking_id: VecDeque<(GatewayId, Box<Asked>)>,
+    asking_id: VecDeque<(GatewayId, Arc<Asked>)>,
     /// Whether that question is on its way.
     is_asking: bool,
     /// What was read of the log, while the store is asked whether commands to be adopted stand lower already.
@@ -84,9 +85,9 @@ pub(super) enum Reading {
 }
 
 impl ConversationSlot {
-    fn loading(now: Millis) -> Self {
+    pub(super) fn loading(now: Millis, tenure: (Partition, Epoch)) -> Self {
         Self {
-            slot: Slot::loading(now),
+            slot: Slot::loading(now, tenure),
             targets: BTreeMap::new(),
             announcing: BTreeMap::new(),
             unpublished: Vec::new(),
@@ -101,7 +102,7 @@ impl ConversationSlot {
     }
 
     /// Whether nothing is on its way in or out, so that the slot may be dropped.
-    fn may_go(&self) -> bool {
+    pub(super) fn may_go(&self) -> bool {
         self.is_quiet()
             && self.targets.is_empty()
             && self.asking_id.is_empty()
@@ -150,7 +151,7 @@ const fn is_announced(fact: &Fact) -> bool {
 
 impl Shard {
     /// A client's command.
-    pub(super) fn command(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>) {
+    pub(super) fn command(&mut self, id: ConversationId, from: GatewayId, asked: Arc<Asked>) {
         if self.now > asked.deadline {
             let error = Error::new(Code::Aborted).with_detail("the request waited too long and was not begun");
             return self.answer_now(from, &asked, Err(error));
@@ -211,14 +212,15 @@ impl Shard {
         self.reply(from, asked.correlation, result);
     }
 
-    fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>, evidence: Evidence) {
+    fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Arc<Asked>, evidence: Evidence) {
         let request = InHand::Command(from, asked.correlation);
         self.guarded_for(Some(request), || id.into(), |shard| shard.judge_ready(id, from, asked, evidence));
     }
 
-    fn judge_ready(&mut self, id: ConversationId, from: GatewayId, asked: Box<Asked>, evidence: Evidence) {
-        let (now, epoch) = (self.now, self.epoch);
+    fn judge_ready(&mut self, id: ConversationId, from: GatewayId, asked: Arc<Asked>, evidence: Evidence) {
+        let now = self.now;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let epoch = slot.epoch;
         let state = match &mut slot.slot.phase {
             Phase::Ready(state) => state,
             Phase::Loading => return self.park(id, Parked::Command(from, asked, evidence)),
@@ -308,7 +310,7 @@ impl Shard {
         }
     }
 
-    fn forget_conversation(&mut self, id: ConversationId) {
+    pub(super) fn forget_conversation(&mut self, id: ConversationId) {
         if let Some(mut slot) = self.conversations.remove(&id) {
             Self::account(&mut self.bytes, &mut slot.slot.bytes, 0);
         }
@@ -420,18 +422,28 @@ impl Shard {
             };
             self.dismiss(id, &news);
             self.measures.fanned_out(users.len());
-            let shards = self.peers.len();
-            if shards == 1 {
-                self.local.push_back(PeerMail::News { news, users: users.clone() });
-                continue;
+            self.send_news(&news, users);
+        }
+    }
+
+    /// Sends news to users, wherever they are: one mail for each shard here and for each partition elsewhere.
+    pub(super) fn send_news(&mut self, news: &Arc<News>, users: &[UserId]) {
+        let shards = self.peers.len();
+        let mut by_shard: SmallVec<[Vec<UserId>; 4]> = smallvec![Vec::new(); shards];
+        let mut elsewhere: HashMap<Partition, Vec<UserId>> = HashMap::new();
+        for user in users {
+            let partition = EntityId::User(user.clone()).partition();
+            if self.abroad.is_home(partition) {
+                by_shard[shard_of_partition(partition, shards)].push(user.clone());
+            } else {
+                elsewhere.entry(partition).or_default().push(user.clone());
             }
-            let mut by_shard: Vec<Vec<UserId>> = vec![Vec::new(); shards];
-            for user in users {
-                by_shard[shard_of(&EntityId::User(user.clone()), shards)].push(user.clone());
-            }
-            for (shard, users) in by_shard.into_iter().enumerate().filter(|(_, users)| !users.is_empty()) {
-                self.send_to_shard(shard, PeerMail::News { news: Arc::clone(&news), users });
-            }
+        }
+        for (shard, users) in by_shard.into_iter().enumerate().filter(|(_, users)| !users.is_empty()) {
+            self.send_to_shard(shard, PeerMail::News { news: Arc::clone(news), users });
+        }
+        for (partition, users) in elsewhere {
+            self.abroad.send(partition, PeerMail::News { news: Arc::clone(news), users });
         }
     }
 
@@ -466,10 +478,24 @@ impl Shard {
             if facts.is_empty() {
                 continue;
             }
-            slot.announcing.insert(pending.event.seq, facts.iter().map(|(user, _)| user.clone()).collect());
+            slot.announcing.insert(pending.event.seq, facts.iter().cloned().collect());
+            self.telling.insert(id);
             for (user, fact) in facts {
                 self.send_to_entity(&user.clone().into(), PeerMail::Tell { user, fact, conversation: id });
             }
+        }
+    }
+
+    /// Whoever has not said that they heard is told again: the mail, or the answer, may have been lost.
+    pub(super) fn tell_again(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get(&id) else {
+            self.telling.remove(&id);
+            return;
+        };
+        let facts: Vec<(UserId, Fact)> =
+            slot.announcing.values().flatten().map(|(user, fact)| (user.clone(), fact.clone())).collect();
+        for (user, fact) in facts {
+            self.send_to_entity(&user.clone().into(), PeerMail::Tell { user, fact, conversation: id });
         }
     }
 
@@ -489,6 +515,7 @@ impl Shard {
         let upto = slot.announcing.keys().next().map_or(slot.line.committed(), |first| first - 1);
         if slot.announcing.is_empty() {
             self.unannounced.remove(&EntityId::Conversation(id));
+            self.telling.remove(&id);
         }
         self.project(Projected::Other, Projection::Announced { entity: id.into(), upto });
         self.guarded(|| id.into(), |shard| shard.project_conversation(id));
@@ -711,6 +738,10 @@ impl Shard {
             self.load_conversation(id);
             return self.park(id, Parked::Head(user));
         };
+        if !self.tenures.may_release(slot.partition) {
+            // The next owner is asked again.
+            return;
+        }
         match &slot.slot.phase {
             Phase::Ready(_) => {
                 if self.guarded(|| id.into(), |shard| shard.tell_head(id, &user)).is_none() {
@@ -751,8 +782,11 @@ impl Shard {
     // === recovery and supervision
 
     pub(super) fn load_conversation(&mut self, id: ConversationId) {
+        let partition = EntityId::Conversation(id).partition();
+        // Asked again where it is owned, whoever asked here.
+        let Some(epoch) = self.tenures.open(partition) else { return };
         let now = self.now;
-        self.conversations.entry(id).or_insert_with(|| ConversationSlot::loading(now));
+        self.conversations.entry(id).or_insert_with(|| ConversationSlot::loading(now, (partition, epoch)));
         self.reload(id);
     }
 
@@ -765,7 +799,8 @@ impl Shard {
 
     pub(super) fn conversation_recovered(&mut self, id: ConversationId, result: Result<Recovered, store::Error>) {
         let Some(recovered) = self.recovery_answered(id, result) else { return };
-        let (epoch, trusting) = (self.epoch, self.confirms_at_once);
+        let Some(epoch) = self.conversations.get(&id).map(|slot| slot.epoch) else { return };
+        let trusting = self.confirms_at_once;
         let begun = self.guarded(|| id.into(), |_| Recovering::begin(id, epoch, recovered, trusting));
         let Some(begun) = begun else { return };
         match begun {

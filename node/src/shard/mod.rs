@@ -9,6 +9,8 @@
 //! - [`conversations`]: driving conversations
 //! - [`users`]: driving users
 //! - [`supervision`]: what a panic costs
+//! - [`tenure`]: what it may do in which partition
+//! - [`handover`]: giving a partition away, and taking one over
 //! - [`mailbox`]: how mail arrives
 
 use std::{collections::VecDeque, sync::Arc};
@@ -17,11 +19,11 @@ use chappe_cluster::link::GatewayPort;
 use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
-    id::{Change, ConversationId, EntityId, Epoch, GatewayId, Millis, Seq, UserId},
-    limit::RECOVERIES_MAX,
+    id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, SessionId, UserId},
+    limit::{FENCE_UNREAD_MS_MAX, RECOVERIES_MAX},
     reply::Reply,
     stored::StoredId,
-    wire::{Connecting, Correlation, Head, ToGateway, ToNode},
+    wire::{Connecting, Correlation, Head, Lane, Owner, ToGateway, ToNode},
 };
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
@@ -34,21 +36,25 @@ use crate::{
 };
 
 mod conversations;
+pub(crate) mod handover;
 mod line;
 pub(crate) mod mailbox;
 mod measure;
 mod pump;
 mod supervision;
+mod tenure;
 mod users;
 
 #[cfg(test)]
 mod tests;
 
+use handover::{Sealing, TenureMail};
 use line::Line;
 use mailbox::Mailbox;
 pub(crate) use measure::Measures;
 use pump::Pump;
 use supervision::{InHand, WITHDRAWN_MS};
+use tenure::{Question, Standing, Tenure, Tenures};
 
 /// Groups of appends that a shard may have at the store at once: while one syncs, the next one waits, so the
 /// committer never idles; a third would only make smaller groups.
@@ -58,6 +64,7 @@ const GROUPS_MAX: usize = 2;
 const EVICTIONS_PER_TURN: usize = 256;
 
 /// Everything that can reach a shard.
+#[allow(dead_code)] // Driven by the node's sessions, which come next.
 pub(crate) enum Mail {
     /// A gateway is there.
     Attach(GatewayId, Arc<dyn GatewayPort>),
@@ -67,8 +74,14 @@ pub(crate) enum Mail {
     Gateway(GatewayId, ToNode),
     /// Another shard has.
     Peer(PeerMail),
-    /// The store has answered.
-    Store(StoreMail),
+    /// The store has answered that session.
+    Store(SessionId, StoreMail),
+    /// A partition comes, is given away, or goes.
+    Tenure(TenureMail),
+    /// A new session begins: whatever was known is forgotten.
+    Begin(Arc<dyn Store>),
+    /// These partitions have another owner than before, wherever that is.
+    Moved(Arc<[(Partition, Owner)]>),
     /// Time passes: once a second.
     Tick,
     /// Flush everything and say when it is done.
@@ -107,8 +120,9 @@ pub(crate) enum StoreMail {
     },
 }
 
-/// From shard to shard of one node. Between nodes the same words will travel by link.
-#[derive(Debug)]
+/// From shard to shard, of one node or of several. Between nodes anything may get lost: whoever needs an answer asks
+/// again, and heads are said again.
+#[derive(Clone, Debug)]
 pub(crate) enum PeerMail {
     /// A conversation has moved on; these users of the addressed shard are its members.
     News { news: Arc<News>, users: Vec<UserId> },
@@ -127,6 +141,7 @@ pub(crate) enum PeerMail {
 pub(crate) struct News {
     conversation: ConversationId,
     head: Head,
+    /// None when only the head is said again.
     events: Arc<[Arc<Event>]>,
     /// Whether later heads will not come to the members by themselves.
     large: bool,
@@ -141,6 +156,37 @@ pub(crate) struct Settings {
     pub(crate) budget_bytes: usize,
 }
 
+/// What shards say of themselves.
+#[allow(dead_code)] // Driven by the node's sessions, which come next.
+pub(crate) enum Report {
+    /// The session is over for good, and why: nothing can be acknowledged any more.
+    Ended(SessionId, String),
+    /// What a partition that is to be given away holds in memory, as far as it is committed.
+    Streamed(Partition, Vec<handover::Handed>),
+    /// A partition is cut; this is what stands.
+    Cut(Partition, handover::Delta),
+}
+
+/// The way to entities that other nodes own. Mail may get lost.
+pub(crate) trait Abroad: Send + Sync {
+    /// Whether this node owns the partition, as far as anybody knows.
+    fn is_home(&self, partition: Partition) -> bool;
+
+    /// Sends to the owner of a partition.
+    fn send(&self, partition: Partition, mail: PeerMail);
+}
+
+/// Where everything is at home.
+pub(crate) struct Alone;
+
+impl Abroad for Alone {
+    fn is_home(&self, _: Partition) -> bool {
+        true
+    }
+
+    fn send(&self, _: Partition, _: PeerMail) {}
+}
+
 /// What an entity is doing.
 enum Phase<C> {
     /// Its log is being read (or will be, once its line has no rows and a place is free).
@@ -153,6 +199,10 @@ enum Phase<C> {
 
 /// An entity and what surrounds it.
 struct Slot<C, P, R> {
+    /// Where it lives.
+    partition: Partition,
+    /// The epoch under which this session owns it.
+    epoch: Epoch,
     phase: Phase<C>,
     line: Line<R>,
     /// What waits until the entity is ready.
@@ -166,11 +216,15 @@ struct Slot<C, P, R> {
     /// became durable meanwhile is forgotten.
     looks: u32,
     bytes: usize,
+    /// The seq at which it was shown to the next owner, while its partition is being given away.
+    streamed: Option<Seq>,
 }
 
 impl<C, P, R> Slot<C, P, R> {
-    fn loading(now: Millis) -> Self {
+    fn loading(now: Millis, (partition, epoch): (Partition, Epoch)) -> Self {
         Self {
+            partition,
+            epoch,
             phase: Phase::Loading,
             line: Line::new(0),
             parked: VecDeque::new(),
@@ -179,6 +233,7 @@ impl<C, P, R> Slot<C, P, R> {
             panics: SmallVec::new(),
             looks: 0,
             bytes: 0,
+            streamed: None,
         }
     }
 
@@ -206,9 +261,28 @@ enum Release {
 /// What waits for a user's commit.
 #[derive(Debug)]
 enum UserRelease {
-    Reply(GatewayId, Correlation, Result<Reply, Error>),
-    Connect(GatewayId, Box<Connecting>),
+    Reply(UserId, GatewayId, Correlation, Result<Reply, Error>),
+    Connect(GatewayId, Arc<Connecting>),
     Told(UserId, ConversationId, Seq),
+}
+
+impl Ticket {
+    fn partition(&self) -> Partition {
+        match self {
+            Self::Flight(entity) => entity.partition(),
+            Self::Conversation(id, _) => EntityId::Conversation(*id).partition(),
+            Self::User(release) => EntityId::User(release.user().clone()).partition(),
+        }
+    }
+}
+
+impl UserRelease {
+    fn user(&self) -> &UserId {
+        match self {
+            Self::Reply(user, ..) | Self::Told(user, ..) => user,
+            Self::Connect(_, connecting) => &connecting.actor.user,
+        }
+    }
 }
 
 /// What waits for a fence read.
@@ -238,11 +312,16 @@ pub(crate) struct Shard {
     index: usize,
     peers: Arc<[Mailbox<Mail>]>,
     store: Arc<dyn Store>,
-    epoch: Epoch,
+    session: SessionId,
+    tenures: Tenures,
+    /// Partitions that are being given away.
+    sealing: Vec<Sealing>,
+    /// What may not be let out unless a move is aborted.
+    withheld: Vec<Ticket>,
+    abroad: Arc<dyn Abroad>,
     settings: Settings,
     clock: Arc<dyn Fn() -> Millis + Send + Sync>,
-    /// Called with a sentence when the session is over for good.
-    dead: Arc<dyn Fn(String) + Send + Sync>,
+    reports: Arc<dyn Fn(Report) + Send + Sync>,
     now: Millis,
     conversations: HashMap<ConversationId, conversations::ConversationSlot, foldhash::fast::FixedState>,
     users: HashMap<UserId, users::UserSlot, foldhash::fast::FixedState>,
@@ -267,16 +346,24 @@ pub(crate) struct Shard {
     reads: HashMap<u64, conversations::Reading, foldhash::fast::FixedState>,
     next_token: u64,
     pump: Pump<Ticket>,
-    /// Whether the store answers `confirm` at once.
+    /// Whether what is durable is committed: no successor can take over while this session lives.
     confirms_at_once: bool,
+    /// When the last fence read that came back clean had begun.
+    clean_at: Millis,
+    /// When the present one has.
+    reading_since: Millis,
+    /// Users who wait to hear where conversations stand; asked again with every tick where questions may get lost.
+    asking_heads: HashSet<UserId, foldhash::fast::FixedState>,
+    /// Conversations whose members have not all heard of a change of membership.
+    telling: HashSet<ConversationId, foldhash::fast::FixedState>,
     recoveries: usize,
     recoveries_waiting: VecDeque<EntityId>,
     /// Every entity in memory, in the order in which they are looked at: when that is due at the latest, and when it
     /// had been used last by the time it was put here.
     idle: VecDeque<Watched>,
     bytes: usize,
-    /// The last change of an inbox.
-    changes: Change,
+    /// Changes of inboxes so far.
+    changes: u64,
     /// The request whose handling is under way, while nobody else keeps it.
     in_hand: Option<InHand>,
     stopping: Option<oneshot::Sender<()>>,
@@ -299,7 +386,8 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) settings: Settings,
     pub(crate) clock: Arc<dyn Fn() -> Millis + Send + Sync>,
-    pub(crate) dead: Arc<dyn Fn(String) + Send + Sync>,
+    pub(crate) reports: Arc<dyn Fn(Report) + Send + Sync>,
+    pub(crate) abroad: Arc<dyn Abroad>,
     /// Entities of this shard that the store has on its list of announcements.
     pub(crate) unannounced: Vec<EntityId>,
 }
@@ -307,17 +395,23 @@ pub(crate) struct Parts {
 impl Shard {
     pub(crate) fn new(parts: Parts) -> Self {
         let session = parts.store.session();
-        let confirms_at_once = parts.store.confirm(Box::new(|_| ())) == Some(Confirmation::Clean);
+        let confirms_at_once = !parts.store.is_fenced();
+        // Who shares the log with nobody owns everything.
+        let tenure = if confirms_at_once { Tenure::Open(session.epoch) } else { Tenure::Absent };
         let outgoing = parts.peers.iter().map(|_| Vec::new()).collect();
         Self {
             index: parts.index,
             outgoing,
             peers: parts.peers,
             store: parts.store,
-            epoch: session.epoch,
+            session: session.id,
+            tenures: Tenures::all(tenure),
+            sealing: Vec::new(),
+            withheld: Vec::new(),
+            abroad: parts.abroad,
             settings: parts.settings,
             clock: parts.clock,
-            dead: parts.dead,
+            reports: parts.reports,
             now: 0,
             conversations: HashMap::default(),
             users: HashMap::default(),
@@ -336,11 +430,15 @@ impl Shard {
             next_token: 0,
             pump: Pump::default(),
             confirms_at_once,
+            clean_at: 0,
+            reading_since: 0,
+            asking_heads: HashSet::default(),
+            telling: HashSet::default(),
             recoveries: 0,
             recoveries_waiting: VecDeque::new(),
             idle: VecDeque::new(),
             bytes: 0,
-            changes: Change { epoch: session.epoch, count: 0 },
+            changes: 0,
             in_hand: None,
             stopping: None,
             stopped: false,
@@ -365,8 +463,9 @@ impl Shard {
     }
 
     /// Entities that may owe announcements are read at once, whoever asks for them.
-    fn warm_up(&mut self) {
+    pub(crate) fn warm_up(&mut self) {
         self.now = (self.clock)();
+        self.clean_at = self.now;
         let owing: Vec<EntityId> = self.unannounced.iter().cloned().collect();
         for entity in owing {
             match entity {
@@ -398,7 +497,8 @@ impl Shard {
         if !self.is_dead {
             self.send_appends();
             self.send_projections();
-            self.read_fence();
+            self.cut_what_is_quiet();
+            self.read_fence(false);
         }
         for (index, mail) in self.outgoing.iter_mut().enumerate() {
             if !mail.is_empty() {
@@ -415,11 +515,10 @@ impl Shard {
 
     fn handle(&mut self, mail: Mail) {
         match mail {
-            Mail::Gateway(from, ToNode::Command(asked)) => match asked.command.conversation() {
-                Some(conversation) => self.command(conversation, from, asked),
-                None => self.inbox(from, asked, false),
-            },
-            Mail::Gateway(from, ToNode::Connect(connecting)) => self.connect(from, connecting),
+            Mail::Gateway(from, ToNode::Command(lane, asked)) => self.ask(from, lane, Question::Command(asked)),
+            Mail::Gateway(from, ToNode::Connect(lane, connecting)) => {
+                self.ask(from, lane, Question::Connect(connecting));
+            }
             Mail::Gateway(gateway, ToNode::Disconnect { user, connection }) => {
                 self.disconnect(&user, Connection { gateway, slot: connection });
             }
@@ -427,10 +526,16 @@ impl Shard {
                 self.listen(from, conversation, listening)
             }
             Mail::Peer(mail) => self.peer(mail),
-            Mail::Store(mail) => self.stored(mail),
+            Mail::Store(session, mail) if session == self.session => self.stored(mail),
+            // For an earlier session, which is over: nothing that it began may have an effect any more.
+            Mail::Store(..) => {}
+            Mail::Tenure(mail) => self.change_tenure(mail),
+            Mail::Begin(store) => self.begin_session(store),
+            Mail::Moved(partitions) => self.moved(&partitions),
             Mail::Tick => self.tick(),
             Mail::Attach(id, port) => self.gateways.push(GatewaySlot { id, port, batch: Vec::new() }),
             Mail::Detach(id) => {
+                self.tenures.forget(id);
                 self.gateways.retain(|gateway| gateway.id != id);
                 self.forget_gateway(id);
                 self.interest.retain(|_, gateways| {
@@ -476,6 +581,57 @@ impl Shard {
         }
     }
 
+    // === questions
+
+    /// A gateway's question: begun where this session owns, kept while that is about to be so, refused elsewhere.
+    fn ask(&mut self, from: GatewayId, lane: Lane, question: Question) {
+        match self.tenures.standing(from, lane) {
+            Standing::Current => {}
+            Standing::Outdated => return,
+            Standing::Refused => return self.refuse(from, lane),
+        }
+        match self.tenures.at(lane.partition) {
+            _ if self.is_dead => self.refuse(from, lane),
+            Tenure::Open(_) => self.begin(from, question),
+            Tenure::Absent => self.refuse(from, lane),
+            Tenure::Opening | Tenure::Sealed(_) | Tenure::Cut(_) => {
+                if !self.tenures.park(from, lane, question) {
+                    self.refuse(from, lane);
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, from: GatewayId, question: Question) {
+        if self.is_cut_off() {
+            let error = Error::new(Code::Unavailable).with_detail("the log cannot be reached").after_ms(500);
+            return match question {
+                Question::Command(asked) => self.reply(from, asked.correlation, Err(error)),
+                Question::Connect(connecting) => {
+                    self.connected(&connecting.actor.user, from, connecting.correlation, Err(error));
+                }
+            };
+        }
+        match question {
+            Question::Command(asked) => match asked.command.conversation() {
+                Some(conversation) => self.command(conversation, from, asked),
+                None => self.inbox(from, asked, false),
+            },
+            Question::Connect(connecting) => self.connect(from, connecting),
+        }
+    }
+
+    /// Whether the fence has not been read as clean for too long: nobody can tell whether this session still owns anything.
+    const fn is_cut_off(&self) -> bool {
+        !self.confirms_at_once && self.now > self.clean_at + FENCE_UNREAD_MS_MAX
+    }
+
+    /// The lane's gateway sends all of its queue again, to whoever it finds to be the owner.
+    fn refuse(&mut self, from: GatewayId, lane: Lane) {
+        self.tenures.refuse(from, lane);
+        self.send_to_gateway(from, ToGateway::Moved { lane, owner: None });
+    }
+
     // === to gateways and other shards
 
     fn send_to_gateway(&mut self, gateway: GatewayId, message: ToGateway) {
@@ -493,8 +649,15 @@ impl Shard {
     }
 
     fn send_to_entity(&mut self, entity: &EntityId, mail: PeerMail) {
-        let shard = shard_of(entity, self.peers.len());
-        self.send_to_shard(shard, mail);
+        self.send_to_partition(entity.partition(), mail);
+    }
+
+    fn send_to_partition(&mut self, partition: Partition, mail: PeerMail) {
+        if self.abroad.is_home(partition) {
+            self.send_to_shard(shard_of_partition(partition, self.peers.len()), mail);
+        } else {
+            self.abroad.send(partition, mail);
+        }
     }
 
     fn send_to_shard(&mut self, shard: usize, mail: PeerMail) {
@@ -512,8 +675,8 @@ impl Shard {
 
     /// A way for the store to answer this shard.
     fn answer<T: 'static>(&self, wrap: impl FnOnce(T) -> StoreMail + Send + 'static) -> store::Done<T> {
-        let mailbox = self.peers[self.index].clone();
-        Box::new(move |outcome| mailbox.send(Mail::Store(wrap(outcome))))
+        let (mailbox, session) = (self.peers[self.index].clone(), self.session);
+        Box::new(move |outcome| mailbox.send(Mail::Store(session, wrap(outcome))))
     }
 
     // === appends
@@ -534,11 +697,13 @@ impl Shard {
             let append = match &entity {
                 EntityId::Conversation(id) => self.conversations.get_mut(id).and_then(|slot| {
                     slot.line.listed = false;
-                    slot.line.fly(entity.clone(), self.epoch)
+                    let epoch = slot.epoch;
+                    slot.line.fly(entity.clone(), epoch)
                 }),
                 EntityId::User(id) => self.users.get_mut(id).and_then(|slot| {
                     slot.line.listed = false;
-                    slot.line.fly(entity.clone(), self.epoch)
+                    let epoch = slot.epoch;
+                    slot.line.fly(entity.clone(), epoch)
                 }),
             };
             // An entity with a flight on its way is listed again when that one has landed.
@@ -582,6 +747,9 @@ impl Shard {
     }
 
     fn commit(&mut self, entity: &EntityId) {
+        if !self.may_release(entity) {
+            return self.withheld.push(Ticket::Flight(entity.clone()));
+        }
         match entity {
             EntityId::Conversation(id) => self.commit_conversation(*id),
             EntityId::User(id) => self.commit_user(id),
@@ -601,9 +769,11 @@ impl Shard {
 
     // === the fence
 
-    /// Lets out what was decided on a committed head: at once where the store needs no fence read.
-    fn read_fence(&mut self) {
-        if self.pump.start() {
+    /// Lets out what was decided on a committed head: at once where the store needs no fence read. `anyway` reads also
+    /// when nothing waits: an owner must know that it still is one.
+    fn read_fence(&mut self, anyway: bool) {
+        if self.pump.start(anyway) {
+            self.reading_since = self.now;
             let done = self.answer(StoreMail::Confirmed);
             if let Some(confirmation) = self.store.confirm(done) {
                 self.confirmed(confirmation);
@@ -616,13 +786,30 @@ impl Shard {
             self.die("this session was superseded by another owner".to_owned());
             return;
         }
-        for ticket in self.pump.finish(confirmation) {
-            match ticket {
-                Ticket::Flight(entity) => self.commit(&entity),
-                Ticket::Conversation(id, release) => self.release_conversation(id, release),
-                Ticket::User(release) => self.release_user(release),
-            }
+        if confirmation == Confirmation::Clean {
+            self.clean_at = self.reading_since;
         }
+        for ticket in self.pump.finish(confirmation) {
+            self.admit(ticket);
+        }
+    }
+
+    /// Lets out what a clean fence read covers, unless its partition is cut.
+    fn admit(&mut self, ticket: Ticket) {
+        match ticket {
+            Ticket::Flight(entity) => self.commit(&entity),
+            Ticket::Conversation(id, _) if !self.may_release(&id.into()) => self.withheld.push(ticket),
+            Ticket::User(ref release) if !self.may_release(&release.user().clone().into()) => {
+                self.withheld.push(ticket)
+            }
+            Ticket::Conversation(id, release) => self.release_conversation(id, release),
+            Ticket::User(release) => self.release_user(release),
+        }
+    }
+
+    /// Whether what was decided by this entity may be let out. Where nothing is ever cut, always.
+    fn may_release(&self, entity: &EntityId) -> bool {
+        self.confirms_at_once || self.tenures.may_release(entity.partition())
     }
 
     /// The session is over: nothing is acknowledged any more, and nothing in memory is to be trusted.
@@ -630,7 +817,7 @@ impl Shard {
         if !self.is_dead {
             self.is_dead = true;
             tracing::error!(event = "session_ended", why);
-            (self.dead)(why);
+            (self.reports)(Report::Ended(self.session, why));
         }
     }
 
@@ -703,6 +890,22 @@ impl Shard {
             self.local.push_back(PeerMail::Tell { user, fact, conversation });
         }
         self.measures.entities(self.conversations.len(), self.users.len());
+        if !self.confirms_at_once && !self.is_dead {
+            self.ask_again();
+            self.read_fence(true);
+        }
+    }
+
+    /// Between nodes questions and news may get lost.
+    fn ask_again(&mut self) {
+        let asking: Vec<UserId> = self.asking_heads.iter().cloned().collect();
+        for user in asking {
+            self.guarded(|| user.clone().into(), |shard| shard.ask_heads(&user));
+        }
+        let telling: Vec<ConversationId> = self.telling.iter().copied().collect();
+        for conversation in telling {
+            self.tell_again(conversation);
+        }
     }
 
     /// Over budget, the longest watched are put away, unless they were used meanwhile: a second chance for what is in
@@ -785,5 +988,10 @@ impl Shard {
 
 /// Which shard drives an entity: its partition decides, so that one partition is never split.
 pub(crate) fn shard_of(entity: &EntityId, shards: usize) -> usize {
-    usize::from(entity.partition().0) % shards
+    shard_of_partition(entity.partition(), shards)
+}
+
+/// Which shard drives a partition.
+pub(crate) const fn shard_of_partition(partition: Partition, shards: usize) -> usize {
+    partition.0 as usize % shards
 }

@@ -27,9 +27,9 @@ impl<T> Pump<T> {
         self.waiting.push_back((self.issued, item));
     }
 
-    /// Whether a read should be started now; the caller starts it at once.
-    pub(super) fn start(&mut self) -> bool {
-        if self.reading.is_some() || self.waiting.is_empty() {
+    /// Whether a read should be started now; the caller starts it at once. `anyway`: also when nothing waits for it.
+    pub(super) fn start(&mut self, anyway: bool) -> bool {
+        if self.reading.is_some() || (self.waiting.is_empty() && !anyway) {
             return false;
         }
         self.reading = Some(self.issued);
@@ -54,16 +54,16 @@ mod tests {
     #[test]
     fn a_read_covers_only_what_was_issued_before_it_started() {
         let mut pump = Pump::default();
-        assert!(!pump.start(), "nothing waits");
+        assert!(!pump.start(false), "nothing waits");
         pump.issue('a');
         pump.issue('b');
-        assert!(pump.start());
+        assert!(pump.start(false));
         pump.issue('c');
-        assert!(!pump.start(), "one read at a time");
+        assert!(!pump.start(false), "one read at a time");
         assert_eq!(pump.finish(Confirmation::Clean), ['a', 'b']);
-        assert!(pump.start());
+        assert!(pump.start(false));
         assert_eq!(pump.finish(Confirmation::Unknown), []);
-        assert!(pump.start(), "an unknown fence is read again");
+        assert!(pump.start(false), "an unknown fence is read again");
         assert_eq!(pump.finish(Confirmation::Clean), ['c']);
         assert_eq!(pump.finish(Confirmation::Clean), []);
     }
@@ -72,7 +72,7 @@ mod tests {
     fn nothing_leaves_a_fenced_session() {
         let mut pump = Pump::default();
         pump.issue(1);
-        pump.start();
+        pump.start(false);
         assert!(pump.finish(Confirmation::Fenced).is_empty());
     }
 }

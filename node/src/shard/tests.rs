@@ -14,15 +14,19 @@ use chappe_schema::{
     command::{Command, Create},
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, HistoryAccess},
-    id::{CommandId, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Generation, Millis, Seq, UserId},
+    id::{
+        CommandId, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Generation, Millis, PARTITIONS,
+        Partition, Seq, UserId,
+    },
     reply::{Reply, Sent},
     stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
-    wire::{Actor, Asked, Connecting, Correlation, Heads, ToGateway, ToNode},
+    wire::{Actor, Asked, Connecting, Correlation, Heads, Lane, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
 
 use super::{
-    Mail, Parts, Settings, Shard,
+    Alone, Mail, Parts, Report, Settings, Shard,
+    handover::TenureMail,
     mailbox::Mailbox,
     supervision::fault::{self as panic, Moment},
 };
@@ -120,6 +124,10 @@ impl Scripted {
 impl Store for Scripted {
     fn session(&self) -> Session {
         Session { id: self.epoch, epoch: self.epoch, generation: Generation(9) }
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.fenced
     }
 
     fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>) {
@@ -309,20 +317,34 @@ impl Bench {
         let clock = Arc::clone(&now);
         let deaths = Arc::new(Mutex::new(Vec::new()));
         let dead = Arc::clone(&deaths);
-        let mut unannounced = Vec::new();
-        unannounced.extend(store.held.lock().announced.keys().map(|(entity, _)| entity.clone()));
+        let (fenced, epoch) = (store.fenced, store.epoch);
+        let owing: Vec<EntityId> = store.held.lock().announced.keys().map(|(entity, _)| entity.clone()).collect();
+        let unannounced = owing.clone();
         let mut shard = Shard::new(Parts {
             index: 0,
             peers: Arc::from([mailbox.clone()]),
             store: Arc::new(store.clone()),
             settings: Settings { idle_ms: 60_000, budget_bytes: 1 << 30 },
             clock: Arc::new(move || clock.load(Ordering::Relaxed)),
-            dead: Arc::new(move |why| dead.lock().push(why)),
+            reports: Arc::new(move |report| {
+                if let Report::Ended(_, why) = report {
+                    dead.lock().push(why);
+                }
+            }),
+            abroad: Arc::new(Alone),
             unannounced,
         });
         let heard = Arc::new(Heard::default());
         shard.turn(&mut vec![Mail::Attach(GATEWAY, heard.clone())]);
         shard.warm_up();
+        if fenced {
+            // Where others could take over, nothing is owned until that is said.
+            for partition in (0..PARTITIONS).map(|number| Partition(number as u16)) {
+                let warm = owing.iter().filter(|entity| entity.partition() == partition).cloned().collect();
+                let open = TenureMail::Open { partition, epoch, handed: Vec::new(), warm };
+                shard.turn(&mut vec![Mail::Tenure(open)]);
+            }
+        }
         Self { shard, store, mailbox, heard, now, deaths, asked: 0 }
     }
 
@@ -358,9 +380,11 @@ impl Bench {
         let correlation = Correlation(self.asked);
         let actor = Actor { user: user(who), device: None };
         let deadline = self.now.load(Ordering::Relaxed) + 10_000;
+        let entity = command.conversation().map_or_else(|| user(who).into(), EntityId::from);
+        let lane = Lane { partition: entity.partition(), attempt: 0 };
         self.mail(Mail::Gateway(
             GATEWAY,
-            ToNode::Command(Box::new(Asked { correlation, actor, id, command, deadline })),
+            ToNode::Command(lane, Arc::new(Asked { correlation, actor, id, command, deadline })),
         ));
         correlation
     }
@@ -379,7 +403,8 @@ impl Bench {
             connection: ConnectionSlot(slot),
             positions: vec![CONVERSATION],
         };
-        self.mail(Mail::Gateway(GATEWAY, ToNode::Connect(Box::new(connecting))));
+        let lane = Lane { partition: EntityId::User(user(who)).partition(), attempt: 0 };
+        self.mail(Mail::Gateway(GATEWAY, ToNode::Connect(lane, Arc::new(connecting))));
     }
 
     /// Takes the mail that the store's answers have become.
@@ -526,8 +551,10 @@ fn a_fenced_session_acknowledges_nothing_any_more() {
     assert_eq!(bench.deaths.lock().len(), 1);
     let late = bench.ask("ada", send("more"));
     bench.settle();
-    assert_eq!(bench.answer(late).unwrap().unwrap_err().code, Code::GoingAway);
-    assert_eq!(bench.answer(asked), None);
+    assert_eq!((bench.answer(late), bench.answer(asked)), (None, None));
+    // Whoever asks is sent to the next owner.
+    let heard = bench.heard.0.lock();
+    assert!(heard.iter().any(|message| matches!(message, ToGateway::Moved { .. })), "{heard:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use chappe_schema::{
     command::Command,
     error::{Code, Error},
     event::{Event, Fact},
-    id::{ConnectionSlot, ConversationId, GatewayId, Millis, Seq, UserId},
+    id::{Change, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
     limit::{CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
     reply::Reply,
     wire::{Asked, Connecting, Correlation, Heads, ToGateway},
@@ -14,8 +14,8 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 use super::{
-    InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, line::Pending, shard_of,
-    supervision::Lost,
+    InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, line::Pending,
+    shard_of_partition, supervision::Lost,
 };
 use crate::{
     recovery::{self, Resolved},
@@ -25,8 +25,8 @@ use crate::{
 
 /// What waits until a user is ready, or until the heads are known.
 pub(super) enum Parked {
-    Connect(GatewayId, Box<Connecting>),
-    Inbox(GatewayId, Box<Asked>),
+    Connect(GatewayId, Arc<Connecting>),
+    Inbox(GatewayId, Arc<Asked>),
     Tell(Fact, ConversationId),
     News(Arc<News>),
 }
@@ -59,12 +59,17 @@ impl std::ops::DerefMut for UserSlot {
 }
 
 impl UserSlot {
-    fn loading(now: Millis) -> Self {
-        Self { slot: Slot::loading(now), saved: SmallVec::new(), expected: SmallVec::new(), unanswered: Vec::new() }
+    pub(super) fn loading(now: Millis, tenure: (Partition, Epoch)) -> Self {
+        Self {
+            slot: Slot::loading(now, tenure),
+            saved: SmallVec::new(),
+            expected: SmallVec::new(),
+            unanswered: Vec::new(),
+        }
     }
 
     /// Whether nothing is on its way in or out, so that the slot may be dropped.
-    fn may_go(&self) -> bool {
+    pub(super) fn may_go(&self) -> bool {
         self.is_quiet() && self.unanswered.is_empty() && self.saved.is_empty() && self.expected.is_empty()
     }
 
@@ -95,7 +100,11 @@ impl Shard {
         let slot = match self.users.get_mut(id) {
             Some(slot) => slot,
             None => {
-                self.users.insert(id.clone(), UserSlot::loading(now));
+                let Some(tenure) = self.user_tenure(id) else {
+                    self.refuse_question(id, parked, &Code::Unavailable.into());
+                    return None;
+                };
+                self.users.insert(id.clone(), UserSlot::loading(now, tenure));
                 self.reload_user(id);
                 // Just inserted; the entry API would clone the id on every call.
                 self.users.get_mut(id)?
@@ -104,7 +113,7 @@ impl Shard {
         slot.used = now;
         match slot.phase {
             Phase::Ready(_) => return Some(parked),
-            Phase::Withdrawn { until } if now < until => self.refuse(id, parked, &Code::Unavailable.into()),
+            Phase::Withdrawn { until } if now < until => self.refuse_question(id, parked, &Code::Unavailable.into()),
             Phase::Withdrawn { .. } => {
                 slot.slot.phase = Phase::Loading;
                 slot.slot.parked.push_back(parked);
@@ -116,7 +125,7 @@ impl Shard {
                 if slot.parked.len() >= WINDOW as usize
                     && matches!(parked, Parked::Connect(..) | Parked::Inbox(..)) =>
             {
-                self.refuse(id, parked, &Error::new(Code::Overloaded).after_ms(500));
+                self.refuse_question(id, parked, &Error::new(Code::Overloaded).after_ms(500));
             }
             Phase::Loading => {
                 slot.slot.parked.push_back(parked);
@@ -128,12 +137,20 @@ impl Shard {
         None
     }
 
-    fn refuse(&mut self, user: &UserId, parked: Parked, error: &Error) {
+    /// Where the user lives, and the epoch under which this session owns them, if it does.
+    fn user_tenure(&self, id: &UserId) -> Option<(Partition, Epoch)> {
+        let partition = EntityId::User(id.clone()).partition();
+        Some((partition, self.tenures.open(partition)?))
+    }
+
+    fn refuse_question(&mut self, user: &UserId, parked: Parked, error: &Error) {
         match parked {
             Parked::Connect(gateway, connecting) => {
                 self.connected(user, gateway, connecting.correlation, Err(error.clone()));
             }
             Parked::Inbox(gateway, asked) => self.reply(gateway, asked.correlation, Err(error.clone())),
+            // Where it may get lost on the way, it is told again anyway, to whoever owns the user then.
+            Parked::Tell(..) if !self.confirms_at_once => {}
             Parked::Tell(fact, conversation) => self.postponed.push((user.clone(), fact, conversation)),
             Parked::News(_) => {}
         }
@@ -142,12 +159,14 @@ impl Shard {
     // === requests
 
     /// A connection of the user exists.
-    pub(super) fn connect(&mut self, from: GatewayId, connecting: Box<Connecting>) {
+    pub(super) fn connect(&mut self, from: GatewayId, connecting: Arc<Connecting>) {
         let now = self.now;
         let id = &connecting.actor.user;
-        if !self.users.contains_key(id) {
+        if !self.users.contains_key(id)
+            && let Some(tenure) = self.user_tenure(id)
+        {
             // The entry API would clone the id on every call.
-            self.users.insert(id.clone(), UserSlot::loading(now));
+            self.users.insert(id.clone(), UserSlot::loading(now, tenure));
         }
         if let Some(slot) = self.users.get_mut(id) {
             let connection = Connection { gateway: from, slot: connecting.connection };
@@ -157,14 +176,14 @@ impl Shard {
     }
 
     /// `asked` tells that the heads of large conversations are fresh.
-    fn go_on_connecting(&mut self, from: GatewayId, connecting: Box<Connecting>, asked: bool) {
+    fn go_on_connecting(&mut self, from: GatewayId, connecting: Arc<Connecting>, asked: bool) {
         let id = connecting.actor.user.clone();
         let request = InHand::Connect(from, connecting.correlation);
         let work = |shard: &mut Self| shard.try_to_connect(&id, from, connecting, asked);
         self.guarded_for(Some(request), || id.clone().into(), work);
     }
 
-    fn try_to_connect(&mut self, id: &UserId, from: GatewayId, connecting: Box<Connecting>, asked: bool) {
+    fn try_to_connect(&mut self, id: &UserId, from: GatewayId, connecting: Arc<Connecting>, asked: bool) {
         if !self.users.get(id).is_some_and(|slot| slot.expects(from, &connecting)) {
             // Gone, and nobody waits for an answer.
             return self.kept();
@@ -203,7 +222,7 @@ impl Shard {
 
     /// Everything that the user's state shows is committed: the connection is registered and answered in one step, so
     /// that no event reaches it before its answer, and none is missed after.
-    fn register(&mut self, from: GatewayId, connecting: Box<Connecting>) {
+    fn register(&mut self, from: GatewayId, connecting: Arc<Connecting>) {
         let id = &connecting.actor.user;
         let Some(slot) = self.users.get_mut(id) else { return };
         if !slot.expects(from, &connecting) {
@@ -258,14 +277,14 @@ impl Shard {
     }
 
     /// The caller's list of conversations.
-    pub(super) fn inbox(&mut self, from: GatewayId, asked: Box<Asked>, heads_asked: bool) {
+    pub(super) fn inbox(&mut self, from: GatewayId, asked: Arc<Asked>, heads_asked: bool) {
         let id = asked.actor.user.clone();
         let request = InHand::Command(from, asked.correlation);
         let work = |shard: &mut Self| shard.show_inbox(&id, from, asked, heads_asked);
         self.guarded_for(Some(request), || id.clone().into(), work);
     }
 
-    fn show_inbox(&mut self, id: &UserId, from: GatewayId, asked: Box<Asked>, heads_asked: bool) {
+    fn show_inbox(&mut self, id: &UserId, from: GatewayId, asked: Arc<Asked>, heads_asked: bool) {
         let Some(Parked::Inbox(from, asked)) = self.user_or_park(id, Parked::Inbox(from, asked)) else { return };
         if !heads_asked && self.heads_needed(id) {
             return self.wait_for_heads(id, Parked::Inbox(from, asked));
@@ -280,7 +299,7 @@ impl Shard {
         };
         let head = user.head;
         self.count_answer(&asked, &result);
-        self.wait_user(id, head, UserRelease::Reply(from, asked.correlation, result));
+        self.wait_user(id, head, UserRelease::Reply(id.clone(), from, asked.correlation, result));
     }
 
     /// Whether heads must be asked for before an answer; large conversations' are asked for every time.
@@ -305,15 +324,29 @@ impl Shard {
         }
     }
 
-    fn ask_heads(&mut self, id: &UserId) {
+    pub(super) fn ask_heads(&mut self, id: &UserId) {
         let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return };
         let unverified: Vec<ConversationId> = user.unverified().collect();
-        let mut by_shard: HashMap<usize, Vec<ConversationId>> = HashMap::new();
-        for conversation in unverified {
-            by_shard.entry(shard_of(&conversation.into(), self.peers.len())).or_default().push(conversation);
+        if unverified.is_empty() {
+            self.asking_heads.remove(id);
+            return;
         }
-        for (shard, conversations) in by_shard {
-            self.send_to_shard(shard, PeerMail::AskHeads { user: id.clone(), conversations });
+        if !self.confirms_at_once {
+            self.asking_heads.insert(id.clone());
+        }
+        let shards = self.peers.len();
+        // One mail for each shard here, and one for each partition elsewhere.
+        let mut by_place: HashMap<(bool, u16), (Partition, Vec<ConversationId>)> = HashMap::new();
+        for conversation in unverified {
+            let partition = EntityId::Conversation(conversation).partition();
+            let place = match self.abroad.is_home(partition) {
+                true => (true, shard_of_partition(partition, shards) as u16),
+                false => (false, partition.0),
+            };
+            by_place.entry(place).or_insert_with(|| (partition, Vec::new())).1.push(conversation);
+        }
+        for (partition, conversations) in by_place.into_values() {
+            self.send_to_partition(partition, PeerMail::AskHeads { user: id.clone(), conversations });
         }
     }
 
@@ -321,11 +354,14 @@ impl Shard {
     pub(super) fn head_known(&mut self, id: &UserId, known: HeadKnown) {
         let verify = |shard: &mut Self| {
             let Self { users, changes, .. } = shard;
-            let Some(user) = users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return false };
-            user.verify(known, || changes.advance());
+            let Some(slot) = users.get_mut(id) else { return false };
+            let epoch = slot.epoch;
+            let Some(user) = slot.slot.ready() else { return false };
+            user.verify(known, || Change::next(epoch, changes));
             user.is_verified()
         };
         if self.guarded(|| id.clone().into(), verify) == Some(true) {
+            self.asking_heads.remove(id);
             let Some(slot) = self.users.get_mut(id) else { return };
             for parked in std::mem::take(&mut slot.unanswered) {
                 match parked {
@@ -362,9 +398,9 @@ impl Shard {
     fn hear_news(&mut self, id: &UserId, news: &News, recipients: &mut Recipients) -> bool {
         let Self { users, changes, .. } = self;
         let Some(slot) = users.get_mut(id) else { return true };
-        let misses_news = slot.misses_news();
+        let (misses_news, epoch) = (slot.misses_news(), slot.epoch);
         let Some(user) = slot.slot.ready() else { return !misses_news };
-        user.raise(news.conversation, news.head, || changes.advance());
+        user.raise(news.conversation, news.head, || Change::next(epoch, changes));
         if news.large {
             user.grown_large(news.conversation);
         }
@@ -396,8 +432,13 @@ impl Shard {
     fn hear_fact(&mut self, id: &UserId, fact: &Fact, conversation: ConversationId) {
         let (Fact::UserJoined { at, .. } | Fact::UserLeft { at, .. }) = fact else { return };
         let joined = matches!(fact, Fact::UserJoined { .. });
-        let (now, epoch) = (self.now, self.epoch);
+        let now = self.now;
         let Some(slot) = self.users.get_mut(id) else { return };
+        let epoch = slot.epoch;
+        if self.tenures.open(slot.partition).is_none() {
+            // Told again, to the next owner.
+            return;
+        }
         let line = &mut slot.slot.line;
         let Phase::Ready(user) = &mut slot.slot.phase else { return };
         if let Some(event) = user.hear(fact, now) {
@@ -432,7 +473,7 @@ impl Shard {
 
     pub(super) fn release_user(&mut self, release: UserRelease) {
         match release {
-            UserRelease::Reply(gateway, correlation, result) => self.reply(gateway, correlation, result),
+            UserRelease::Reply(_, gateway, correlation, result) => self.reply(gateway, correlation, result),
             UserRelease::Connect(gateway, connecting) => {
                 let id = connecting.actor.user.clone();
                 let request = InHand::Connect(gateway, connecting.correlation);
@@ -494,7 +535,8 @@ impl Shard {
                 return self.turn_user_away(id);
             }
         };
-        let (epoch, trusting) = (self.epoch, self.confirms_at_once);
+        let Some(epoch) = self.users.get(id).map(|slot| slot.epoch) else { return };
+        let trusting = self.confirms_at_once;
         let rebuilt = self.guarded(|| id.clone().into(), |_| rebuild(id, epoch, recovered, trusting));
         let Some(rebuilt) = rebuilt else { return };
         let Rebuilt { mut user, committed, standing, adopted, bytes } = match rebuilt {
@@ -548,7 +590,7 @@ impl Shard {
         let Some(slot) = self.users.get_mut(id) else { return };
         let parked: Vec<Parked> = slot.slot.parked.drain(..).chain(slot.unanswered.drain(..)).collect();
         for parked in parked {
-            self.refuse(id, parked, &Error::new(Code::Unavailable).after_ms(500));
+            self.refuse_question(id, parked, &Error::new(Code::Unavailable).after_ms(500));
         }
         if let Some(slot) = self.users.get(id)
             && matches!(slot.phase, Phase::Loading)
@@ -558,7 +600,7 @@ impl Shard {
         }
     }
 
-    fn forget_user(&mut self, id: &UserId) {
+    pub(super) fn forget_user(&mut self, id: &UserId) {
         if let Some(mut slot) = self.users.remove(id) {
             Self::account(&mut self.bytes, &mut slot.slot.bytes, 0);
         }
@@ -606,7 +648,7 @@ impl Shard {
         self.postponed.extend(events.into_iter().map(|(conversation, fact)| (id.clone(), fact, conversation)));
         for release in released {
             match release {
-                UserRelease::Reply(gateway, correlation, _) => self.reply(gateway, correlation, Err(error.clone())),
+                UserRelease::Reply(_, gateway, correlation, _) => self.reply(gateway, correlation, Err(error.clone())),
                 UserRelease::Connect(gateway, connecting) => {
                     self.connected(id, gateway, connecting.correlation, Err(error.clone()));
                 }

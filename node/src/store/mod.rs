@@ -8,7 +8,7 @@
 //! whatever thread. The rules behind the trait are those of partitioned ownership: rows carry the epoch of their owner, an owner may
 //! acknowledge only what is durable *and* covered by a clean [`Store::confirm`] that started afterwards.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU32};
 
 use bytes::Bytes;
 use chappe_schema::{
@@ -206,10 +206,32 @@ pub enum Error {
     },
 }
 
-/// A log of every entity. See the module's documentation.
+/// A log that several sessions share, one after the other or side by side: the ways into it, and what keeps one session
+/// from acknowledging what another has taken over.
+pub trait Shared: Send + Sync + 'static {
+    /// A session's way in. `minute` is that session's own count, under which the entities in which it commits are listed.
+    fn enter(&self, session: Session, minute: Arc<AtomicU32>) -> Arc<dyn Store>;
+
+    /// Enters the session in the registry, then (after that is durable) reads the generation of the history. A session that
+    /// is not registered must not open anything: `force-new-cluster` fences whoever it finds there.
+    fn enrol(&self, session: SessionId, done: Done<Result<Generation, Error>>);
+
+    /// Ends sessions for good: `true` when a quorum knows. Not before may anything of theirs be read.
+    fn fence(&self, sessions: Vec<SessionId>, done: Done<bool>);
+
+    /// The entities in which a session has committed since that minute of its.
+    fn active(&self, session: SessionId, since: u32, done: Done<Result<Vec<EntityId>, Error>>);
+}
+
+/// A log of every entity, as one session sees it. See the module's documentation.
 pub trait Store: Send + Sync + 'static {
     /// This process's session.
     fn session(&self) -> Session;
+
+    /// Whether other sessions may take over while this one lives: then what is durable is committed only by a clean
+    /// [`confirm`](Self::confirm), and rows of several owners may stand in one slot. A store behind an exclusive lock has
+    /// one session, which owns everything.
+    fn is_fenced(&self) -> bool;
 
     /// Makes events durable. `done` gets one outcome per append, in order.
     fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>);

@@ -17,7 +17,10 @@ use std::{
     convert::Infallible,
     hash::{DefaultHasher, Hash, Hasher},
     ops::{Range, RangeInclusive},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -26,11 +29,12 @@ use chappe_schema::{
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
     stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
 };
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written,
+    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Shared, Store, Written,
     ids::{self, Wanted},
     slice::Slice,
 };
@@ -72,6 +76,10 @@ pub struct Replicas(Arc<Mutex<World>>);
 pub struct Quorum {
     replicas: Replicas,
     session: Session,
+    /// The session's own count of minutes.
+    minute: Arc<AtomicU32>,
+    /// Entities that are listed as active, and in which minute they were last.
+    listed: Arc<Mutex<HashMap<EntityId, u32>>>,
 }
 
 struct World {
@@ -100,6 +108,9 @@ struct Replica {
     hints: Vec<Arc<Request>>,
     shelves: BTreeMap<EntityId, Shelf>,
     fences: BTreeSet<SessionId>,
+    registry: BTreeSet<SessionId>,
+    /// By session and its minute.
+    activity: BTreeMap<(SessionId, u32), BTreeSet<EntityId>>,
 }
 
 /// What a replica has of one entity; also what it answers, cut to what was asked.
@@ -135,6 +146,8 @@ enum Request {
     Write(Vec<Mutation>),
     Fence(SessionId),
     ReadFence(SessionId),
+    Enrol(SessionId),
+    ReadActivity(SessionId, u32),
     Read(EntityId, Part),
     ReadAnnounced,
 }
@@ -150,6 +163,7 @@ enum Part {
 enum Mutation {
     Row { entity: EntityId, epoch: Epoch, row: Row },
     Announce(EntityId, Seq),
+    Active(SessionId, u32, Vec<EntityId>),
     Projection(Projection),
 }
 
@@ -158,6 +172,7 @@ enum Answer {
     Fenced(bool),
     Shelf(Shelf),
     Announced(BTreeMap<EntityId, (Seq, Seq)>),
+    Active(BTreeSet<EntityId>),
 }
 
 /// What waits for a quorum.
@@ -171,6 +186,8 @@ struct Operation {
 enum Then {
     /// With the statements of each append.
     Append(Vec<Range<usize>>, Done<Vec<Written>>),
+    Enrol(Generation, Done<Result<Generation, Error>>),
+    Active(Done<Result<Vec<EntityId>, Error>>),
     Project(Done<Result<(), Error>>),
     Fence(Done<bool>),
     Confirm(Done<Confirmation>),
@@ -234,7 +251,18 @@ impl Replicas {
         let id = 1 + world.sessions.len() as u64;
         world.sessions.push(id);
         let session = Session { id, epoch: id, generation: world.generation };
-        Arc::new(Quorum { replicas: self.clone(), session })
+        drop(world);
+        Arc::new(self.quorum(session, Arc::default()))
+    }
+
+    fn quorum(&self, session: Session, minute: Arc<AtomicU32>) -> Quorum {
+        Quorum { replicas: self.clone(), session, minute, listed: Arc::default() }
+    }
+
+    /// Identity of the history that it keeps.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.0.lock().generation
     }
 
     /// The next thing happens, whatever it is and however far off. `false` when nothing is under way.
@@ -407,6 +435,14 @@ impl World {
                 Answer::Written
             }
             Request::ReadFence(session) => Answer::Fenced(replica.fences.contains(session)),
+            Request::Enrol(session) => {
+                replica.registry.insert(*session);
+                Answer::Written
+            }
+            Request::ReadActivity(session, since) => {
+                let minutes = replica.activity.range((*session, *since)..=(*session, u32::MAX));
+                Answer::Active(minutes.flat_map(|(_, entities)| entities.iter().cloned()).collect())
+            }
             Request::Read(entity, part) => {
                 Answer::Shelf(replica.shelves.get(entity).map(|shelf| shelf.part(part)).unwrap_or_default())
             }
@@ -420,7 +456,7 @@ impl World {
 
 impl Request {
     const fn is_write(&self) -> bool {
-        matches!(self, Self::Write(_) | Self::Fence(_))
+        matches!(self, Self::Write(_) | Self::Fence(_) | Self::Enrol(_))
     }
 }
 
@@ -449,6 +485,9 @@ impl Replica {
             Mutation::Announce(entity, seq) => {
                 let announce = &mut self.shelf(entity).announce;
                 announce.0 = announce.0.max(*seq);
+            }
+            Mutation::Active(session, minute, entities) => {
+                self.activity.entry((*session, *minute)).or_default().extend(entities.iter().cloned());
             }
             Mutation::Projection(projection) => self.project(projection),
         }
@@ -595,11 +634,23 @@ impl Operation {
         };
         match self.then {
             Then::Append(statements, done) => {
+                // The listing of active entities, if any, stands behind the appends' own statements.
+                let rows = statements.last().map_or(0, |last| last.end);
+                let is_listed = self.answered[rows..].iter().all(has_quorum);
                 let outcome = |statements: Range<usize>| {
-                    if self.answered[statements].iter().all(has_quorum) { Written::Durable } else { Written::Unknown }
+                    let is_durable = is_listed && self.answered[statements].iter().all(has_quorum);
+                    if is_durable { Written::Durable } else { Written::Unknown }
                 };
                 let outcomes = statements.into_iter().map(outcome).collect();
                 Box::new(move || done(outcomes))
+            }
+            Then::Enrol(generation, done) => {
+                Box::new(move || done(if complete { Ok(generation) } else { Err(unavailable()) }))
+            }
+            Then::Active(done) => {
+                let of = |answer| if let Answer::Active(some) = answer { some } else { BTreeSet::new() };
+                let all: BTreeSet<EntityId> = self.answers.into_iter().flat_map(of).collect();
+                Box::new(move || done(if complete { Ok(all.into_iter().collect()) } else { Err(unavailable()) }))
             }
             Then::Project(done) => Box::new(move || done(if complete { Ok(()) } else { Err(unavailable()) })),
             Then::Fence(done) => Box::new(move || done(complete)),
@@ -658,19 +709,51 @@ impl Quorum {
 
     /// Writes the fences of all earlier sessions. `true` when a quorum has them; not before may a log be read.
     pub fn fence_predecessors(&self, done: Done<bool>) {
-        let mut world = self.replicas.0.lock();
-        let earlier: Vec<_> =
-            world.sessions.iter().filter(|id| **id < self.session.id).map(|id| Request::Fence(*id)).collect();
-        if earlier.is_empty() {
-            drop(world);
-            done(true);
-            return;
-        }
-        world.begin(earlier, Then::Fence(done));
+        let earlier = self.replicas.0.lock().sessions.iter().copied().filter(|id| *id < self.session.id).collect();
+        self.replicas.fence(earlier, done);
     }
 
     fn read(&self, entity: EntityId, part: Part, then: Then) {
         self.replicas.0.lock().begin(vec![Request::Read(entity, part)], then);
+    }
+}
+
+impl Shared for Replicas {
+    fn enter(&self, session: Session, minute: Arc<AtomicU32>) -> Arc<dyn Store> {
+        Arc::new(self.quorum(session, minute))
+    }
+
+    fn enrol(&self, session: SessionId, done: Done<Result<Generation, Error>>) {
+        let mut world = self.0.lock();
+        // It never changes here, so it does not matter when it is read.
+        let generation = world.generation;
+        world.begin(vec![Request::Enrol(session)], Then::Enrol(generation, done));
+    }
+
+    fn fence(&self, sessions: Vec<SessionId>, done: Done<bool>) {
+        if sessions.is_empty() {
+            return done(true);
+        }
+        self.0.lock().begin(sessions.into_iter().map(Request::Fence).collect(), Then::Fence(done));
+    }
+
+    fn active(&self, session: SessionId, since: u32, done: Done<Result<Vec<EntityId>, Error>>) {
+        self.0.lock().begin(vec![Request::ReadActivity(session, since)], Then::Active(done));
+    }
+}
+
+impl Quorum {
+    /// Entities of a group that are not listed as active in this minute yet, as a statement of its own; and what notes that
+    /// it became durable.
+    fn list(&self, group: &[Append]) -> Option<(Mutation, u32)> {
+        let minute = self.minute.load(Ordering::Relaxed);
+        let listed = self.listed.lock();
+        let new: Vec<EntityId> = group
+            .iter()
+            .filter(|append| listed.get(&append.entity) != Some(&minute))
+            .map(|append| append.entity.clone())
+            .collect();
+        (!new.is_empty()).then(|| (Mutation::Active(self.session.id, minute, new), minute))
     }
 }
 
@@ -679,9 +762,16 @@ impl Store for Quorum {
         self.session
     }
 
+    fn is_fenced(&self) -> bool {
+        true
+    }
+
     fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>) {
         let mut statements = Vec::new();
         let mut requests = Vec::new();
+        // What is durable must be listed too: a ticket waits for both.
+        let listing = self.list(&group);
+        let entities: Vec<EntityId> = group.iter().map(|append| append.entity.clone()).collect();
         for append in group {
             let first = requests.len();
             for bucket in append.events.chunk_by(|a, b| bucket_of(a.seq) == bucket_of(b.seq)) {
@@ -700,7 +790,18 @@ impl Store for Quorum {
             }
             statements.push(first..requests.len());
         }
-        self.replicas.0.lock().begin(requests, Then::Append(statements, done));
+        let minute = listing.map(|(listing, minute)| {
+            requests.push(Request::Write(vec![listing]));
+            minute
+        });
+        let listed = Arc::clone(&self.listed);
+        let heard: Done<Vec<Written>> = Box::new(move |outcomes| {
+            if let Some(minute) = minute.filter(|_| outcomes.iter().all(|outcome| *outcome == Written::Durable)) {
+                listed.lock().extend(entities.into_iter().map(|entity| (entity, minute)));
+            }
+            done(outcomes);
+        });
+        self.replicas.0.lock().begin(requests, Then::Append(statements, heard));
     }
 
     fn confirm(&self, done: Done<Confirmation>) -> Option<Confirmation> {

@@ -271,7 +271,7 @@ mod tests {
     fn after_a_load_the_order_is_that_of_the_last_activity() {
         let mut user = user(3);
         user.distrust();
-        let mut next = nth(10);
+        let mut next = 10;
         for (n, last_at) in [(3, 50), (1, 70), (2, 60)] {
             let known = HeadKnown {
                 conversation: conversation(n),
@@ -280,7 +280,7 @@ mod tests {
                 last_at,
                 large: false,
             };
-            user.verify(known, || next.advance());
+            user.verify(known, || Change::next(1, &mut next));
         }
         assert_eq!(order(&user), [1, 2, 3]);
         assert_eq!(user.page(None, 1).0[0].unread, 1);

@@ -193,6 +193,10 @@ impl Store for Embedded {
         self.session
     }
 
+    fn is_fenced(&self) -> bool {
+        false
+    }
+
     fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>) {
         // Sealed here, on the shard's thread: encoding runs on all cores, committing on one.
         let mut rows = Rows { rows: Vec::with_capacity(group.len()), events: 0, bytes: 0 };

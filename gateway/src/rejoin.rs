@@ -1,0 +1,83 @@
+//! Partitions have other owners: whoever waited asks there, and the new owners are told what only their predecessors
+//! knew: which connections their users have, and which large conversations are listened to here.
+//!
+//! What was on its way from a former owner may be lost, so connections are told where their most recent conversations
+//! stand: a client that has that already does nothing, another one fetches what it missed.
+
+use std::sync::Arc;
+
+use chappe_schema::{
+    error::Error,
+    id::{ConnectionSlot, EntityId, Partition},
+    wire::{Actor, Connecting, Heads, Owner, ToGateway, ToNode},
+};
+use hashbrown::HashSet;
+
+use crate::{
+    connection::Table,
+    gateway::Gateway,
+    meters::{Cause, Reason},
+    route::{Pending, lanes::Ask},
+    websocket::outbox::Wakers,
+};
+
+impl Gateway {
+    /// These partitions have other owners than before.
+    pub(crate) fn assigned(&self, owners: &[(Partition, Owner)]) {
+        let mut at_once = Vec::new();
+        for (partition, owner) in owners {
+            at_once.extend(self.route.assigned(*partition, *owner, &*self.link));
+        }
+        let moved: HashSet<Partition> = owners.iter().map(|(partition, _)| *partition).collect();
+        self.listeners.announce_again(&moved, &*self.link);
+        let mut homeless = Vec::new();
+        self.connections.each(|connection| {
+            if let Some(actor) = connection.actor() {
+                let partition = EntityId::User(actor.user.clone()).partition();
+                if moved.contains(&partition) {
+                    homeless.push((partition, connection.slot, actor.clone()));
+                }
+            }
+        });
+        for (partition, slot, actor) in homeless {
+            at_once.extend(self.register_again(partition, slot, actor));
+        }
+        self.receive(at_once);
+    }
+
+    fn register_again(&self, partition: Partition, connection: ConnectionSlot, actor: Actor) -> Vec<ToGateway> {
+        let make =
+            |correlation| Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions: Vec::new() }));
+        let time = (self.clock.seconds(), self.clock.now_ms());
+        self.route.ask(partition, Pending::Rejoin(connection), time, &*self.link, make)
+    }
+
+    /// A new owner has registered a connection, or cannot.
+    pub(crate) fn rejoined(
+        &self,
+        slot: ConnectionSlot,
+        result: Result<Heads, Error>,
+        table: &Table,
+        wakers: &mut Wakers,
+    ) {
+        let Some(connection) = table.get(slot) else { return };
+        let mut outbox = connection.outbox.lock();
+        match result {
+            Ok(heads) => {
+                for (conversation, head) in heads.others {
+                    if outbox.catch_up.as_mut().is_none_or(|catch_up| !catch_up.raise(conversation, head.seq)) {
+                        outbox.resync(conversation, head.seq, Cause::Moved, wakers);
+                    }
+                }
+            }
+            // Without its registration the connection is of no use; its client comes back.
+            Err(error) => outbox.close(&error, &connection.request_id(), Reason::Error, wakers),
+        }
+    }
+
+    /// A connection that is gone by the time its registration is known of is registered nowhere.
+    pub(crate) fn unregister(&self, actor: &Actor, connection: ConnectionSlot) {
+        let user = actor.user.clone();
+        self.link.tell(EntityId::User(user.clone()).partition(), ToNode::Disconnect { user, connection });
+    }
+}

@@ -1,0 +1,371 @@
+//! Giving a partition away, and taking one over.
+//!
+//! A planned move, as the giver's shard lives it: [`TenureMail::Stream`] (show what is hot, go on serving) →
+//! [`TenureMail::Seal`] (begin nothing new; what is on its way ends, or does not within [`SEAL_MS_MAX`]) → *cut*: the
+//! [`Delta`] says what of the streamed entities stands as it was streamed, what stands differently, and what the successor
+//! must read from the log. From then on nothing of the partition is let out, however the log answers, because the
+//! successor may act on the delta at any moment. It ends with [`TenureMail::Close`], or, when the move has come to
+//! nothing, with [`TenureMail::Open`] under the same epoch: then what was withheld goes on its way as if nothing had been.
+//!
+//! The receiver's shard only hears [`TenureMail::Open`], with what the delta confirmed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chappe_schema::{
+    event::Event,
+    id::{ConversationId, EntityId, Epoch, Millis, Partition, Seq, UserId},
+    limit::{MOVE_ENTITIES_MAX, SEAL_MS_MAX},
+    wire::Owner,
+};
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    News, Phase, Report, Shard, Slot,
+    conversations::ConversationSlot,
+    tenure::{Tenure, Tenures},
+    users::UserSlot,
+};
+use crate::{conversation::Conversation, store::Store, user::User};
+
+/// How long a conversation counts as active: heads of those are said again when a member's owner changes.
+const ACTIVE_MS: u64 = 5 * 60_000;
+
+/// What happens to a partition of this shard.
+#[allow(dead_code)] // Driven by the node's sessions, which come next.
+pub(crate) enum TenureMail {
+    /// It will be this session's as soon as its predecessors are fenced.
+    Opening(Partition),
+    /// It is this session's, under this epoch.
+    Open {
+        /// Which.
+        partition: Partition,
+        /// Of its assignment.
+        epoch: Epoch,
+        /// Entities at their committed seq, from the giver's memory.
+        handed: Vec<Handed>,
+        /// Entities to be read from the log at once.
+        warm: Vec<EntityId>,
+    },
+    /// It is to be given away: show what it has in memory.
+    Stream(Partition),
+    /// Begin nothing new, and say what stands.
+    Seal(Partition),
+    /// It is somebody else's.
+    Close(Partition),
+}
+
+/// An entity in a giver's memory, as a successor may open it without a look into the log.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Handed {
+    /// Which.
+    pub(crate) entity: EntityId,
+    /// The committed seq that the bytes reflect.
+    pub(crate) seq: Seq,
+    /// The bytes of a snapshot.
+    pub(crate) bytes: Bytes,
+}
+
+/// What stands at the end of a partition that is given away. It speaks of committed events only.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Delta {
+    /// Entities that stand exactly as they were streamed, and at which seq.
+    pub(crate) confirmed: Vec<(EntityId, Seq)>,
+    /// Entities that stand otherwise, or were not streamed.
+    pub(crate) changed: Vec<Handed>,
+    /// Entities that the successor reads from the log at once: something of them was on its way, or is owed to others.
+    pub(crate) warm: Vec<EntityId>,
+}
+
+/// A partition on its way to being cut.
+pub(super) struct Sealing {
+    partition: Partition,
+    since: Millis,
+}
+
+impl Delta {
+    /// What of `streamed` may be opened as it is, with what the delta brings. Whatever it does not confirm at exactly the
+    /// streamed seq is discarded.
+    #[allow(dead_code)]
+    #[must_use]
+    pub(crate) fn confirm(&self, streamed: &HashMap<EntityId, (Seq, Bytes)>) -> Vec<Handed> {
+        let stands = self.confirmed.iter().filter_map(|(entity, seq)| {
+            let (streamed_at, bytes) = streamed.get(entity)?;
+            (streamed_at == seq).then(|| Handed { entity: entity.clone(), seq: *seq, bytes: bytes.clone() })
+        });
+        stands.chain(self.changed.iter().cloned()).collect()
+    }
+}
+
+impl Shard {
+    pub(super) fn change_tenure(&mut self, mail: TenureMail) {
+        match mail {
+            TenureMail::Opening(partition) => self.tenures.set(partition, Tenure::Opening),
+            TenureMail::Open { partition, epoch, handed, warm } => self.open(partition, epoch, handed, warm),
+            TenureMail::Stream(partition) => self.stream(partition),
+            TenureMail::Seal(partition) => {
+                if let Tenure::Open(epoch) = self.tenures.at(partition) {
+                    self.tenures.set(partition, Tenure::Sealed(epoch));
+                    self.sealing.push(Sealing { partition, since: self.now });
+                }
+            }
+            TenureMail::Close(partition) => self.close(partition),
+        }
+    }
+
+    fn open(&mut self, partition: Partition, epoch: Epoch, handed: Vec<Handed>, warm: Vec<EntityId>) {
+        self.sealing.retain(|sealing| sealing.partition != partition);
+        self.tenures.set(partition, Tenure::Open(epoch));
+        for one in handed {
+            self.install(partition, epoch, one);
+        }
+        for entity in warm {
+            match entity {
+                EntityId::Conversation(id) => {
+                    // Its last owner may have told others of its events, or not.
+                    self.unannounced.insert(id.into());
+                    self.load_conversation(id);
+                }
+                // Nobody waits to hear from a user.
+                EntityId::User(_) => {}
+            }
+        }
+        let (ours, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.withheld).into_iter().partition(|ticket| ticket.partition() == partition);
+        self.withheld = others;
+        // A clean fence read that begins now covers them.
+        ours.into_iter().for_each(|ticket| self.pump.issue(ticket));
+        for (from, lane, question) in self.tenures.unpark(partition) {
+            self.ask(from, lane, question);
+        }
+    }
+
+    /// An entity from a giver's memory. What cannot be used is read from the log when somebody asks.
+    fn install(&mut self, partition: Partition, epoch: Epoch, handed: Handed) {
+        let Handed { entity, seq, bytes } = handed;
+        if entity.partition() != partition {
+            return;
+        }
+        let now = self.now;
+        match entity {
+            EntityId::Conversation(id) => {
+                let Ok(state) = Conversation::from_snapshot(id, bytes) else { return };
+                if state.head != seq || self.conversations.contains_key(&id) {
+                    return;
+                }
+                let mut slot = ConversationSlot::loading(now, (partition, epoch));
+                slot.slot.line.restart(seq);
+                Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
+                slot.slot.phase = Phase::Ready(Box::new(state));
+                self.conversations.insert(id, slot);
+                self.watch(id);
+            }
+            EntityId::User(id) => {
+                let Ok(mut state) = User::from_snapshot(id.clone(), bytes) else { return };
+                if state.head != seq || self.users.contains_key(&id) {
+                    return;
+                }
+                state.distrust();
+                let mut slot = UserSlot::loading(now, (partition, epoch));
+                slot.slot.line.restart(seq);
+                Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
+                slot.slot.phase = Phase::Ready(Box::new(state));
+                self.users.insert(id.clone(), slot);
+                self.watch(id.clone());
+                self.guarded(|| id.clone().into(), |shard| shard.ask_heads(&id));
+            }
+        }
+    }
+
+    /// Everything of the partition is forgotten; whoever waits is sent to the next owner.
+    fn close(&mut self, partition: Partition) {
+        self.sealing.retain(|sealing| sealing.partition != partition);
+        self.tenures.set(partition, Tenure::Absent);
+        self.withheld.retain(|ticket| ticket.partition() != partition);
+        let conversations: Vec<ConversationId> = of(&self.conversations, partition);
+        for id in conversations {
+            self.telling.remove(&id);
+            self.unannounced.remove(&EntityId::Conversation(id));
+            self.interest.remove(&id);
+            self.forget_conversation(id);
+        }
+        let users: Vec<UserId> = of(&self.users, partition);
+        for id in users {
+            self.asking_heads.remove(&id);
+            self.forget_user(&id);
+        }
+        for (from, lane, _) in self.tenures.unpark(partition) {
+            self.refuse(from, lane);
+        }
+    }
+
+    /// Shows what is in memory and may be opened elsewhere as it is.
+    fn stream(&mut self, partition: Partition) {
+        let mut handed = Vec::new();
+        for id in of(&self.conversations, partition).into_iter().take(MOVE_ENTITIES_MAX) {
+            handed.extend(self.hand_conversation(id));
+        }
+        for id in of(&self.users, partition).into_iter().take(MOVE_ENTITIES_MAX) {
+            handed.extend(self.hand_user(&id));
+        }
+        for one in &handed {
+            self.streamed(&one.entity, Some(one.seq));
+        }
+        (self.reports)(Report::Streamed(partition, handed));
+    }
+
+    /// Notes what a successor was shown of an entity.
+    fn streamed(&mut self, entity: &EntityId, seq: Option<Seq>) {
+        match entity {
+            EntityId::Conversation(id) => {
+                if let Some(slot) = self.conversations.get_mut(id) {
+                    slot.slot.streamed = seq;
+                }
+            }
+            EntityId::User(id) => {
+                if let Some(slot) = self.users.get_mut(id) {
+                    slot.slot.streamed = seq;
+                }
+            }
+        }
+    }
+
+    /// The conversation's bytes, if nothing of it is on its way or owed: then they reflect committed events only, and
+    /// everything that derives from those is durable.
+    fn hand_conversation(&mut self, id: ConversationId) -> Option<Handed> {
+        let slot = self.conversations.get_mut(&id).filter(|slot| slot.may_go())?;
+        let Phase::Ready(state) = &mut slot.slot.phase else { return None };
+        let bytes = state.can_cool().then(|| state.snapshot()).flatten()?;
+        Some(Handed { entity: id.into(), seq: state.head, bytes })
+    }
+
+    fn hand_user(&mut self, id: &UserId) -> Option<Handed> {
+        let slot = self.users.get_mut(id).filter(|slot| slot.line.is_quiet())?;
+        let Phase::Ready(state) = &mut slot.slot.phase else { return None };
+        Some(Handed { entity: id.clone().into(), seq: state.head, bytes: state.snapshot() })
+    }
+
+    /// Cuts sealed partitions in which nothing is on its way any more, and those that have waited long enough.
+    pub(super) fn cut_what_is_quiet(&mut self) {
+        let mut index = 0;
+        while let Some(Sealing { partition, since }) = self.sealing.get(index) {
+            let (partition, waited) = (*partition, self.now.saturating_sub(*since));
+            if waited >= SEAL_MS_MAX || self.is_quiet(partition) {
+                self.sealing.swap_remove(index);
+                self.cut(partition);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    fn is_quiet(&self, partition: Partition) -> bool {
+        let quiet = |line_is_quiet, at| at != partition || line_is_quiet;
+        self.conversations.values().all(|slot| quiet(slot.line.is_quiet(), slot.partition))
+            && self.users.values().all(|slot| quiet(slot.line.is_quiet(), slot.partition))
+    }
+
+    fn cut(&mut self, partition: Partition) {
+        let Tenure::Sealed(epoch) = self.tenures.at(partition) else { return };
+        self.tenures.set(partition, Tenure::Cut(epoch));
+        let mut delta = Delta::default();
+        for id in of(&self.conversations, partition) {
+            let streamed = self.conversations.get(&id).and_then(|slot| slot.streamed);
+            match self.hand_conversation(id) {
+                Some(handed) => delta.stands(handed, streamed),
+                // Something of it may be owed to others.
+                None => delta.warm.push(id.into()),
+            }
+        }
+        for id in of(&self.users, partition) {
+            let streamed = self.users.get(&id).and_then(|slot| slot.streamed);
+            if let Some(handed) = self.hand_user(&id) {
+                delta.stands(handed, streamed);
+            }
+        }
+        (self.reports)(Report::Cut(partition, delta));
+    }
+
+    /// These partitions have another owner: the heads of what was active lately are said again to the members who live
+    /// there, since news on their way to the former owner are lost.
+    pub(super) fn moved(&mut self, partitions: &[(Partition, Owner)]) {
+        let moved: HashSet<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
+        let since = self.now.saturating_sub(ACTIVE_MS);
+        let mut news = Vec::new();
+        for (id, slot) in &mut self.conversations {
+            let committed = slot.slot.line.committed();
+            let Phase::Ready(state) = &slot.slot.phase else { continue };
+            // What is not committed yet is news when it is.
+            if state.last_at < since || state.head != committed || state.is_large() {
+                continue;
+            }
+            let present = state.members.present();
+            let users: Vec<UserId> = present
+                .filter(|member| moved.contains(&EntityId::User(member.user.clone()).partition()))
+                .map(|member| member.user.clone())
+                .collect();
+            if !users.is_empty() {
+                let head = chappe_schema::wire::Head { seq: state.head, n: state.n };
+                let events: Arc<[Arc<Event>]> = Arc::from([]);
+                news.push((Arc::new(News { conversation: *id, head, events, large: false }), users));
+            }
+        }
+        for (news, users) in news {
+            self.send_news(&news, &users);
+        }
+    }
+
+    /// Forgets everything: what was known was known to a session that is over.
+    pub(super) fn begin_session(&mut self, store: Arc<dyn Store>) {
+        let session = store.session();
+        self.confirms_at_once = !store.is_fenced();
+        let tenure = if self.confirms_at_once { Tenure::Open(session.epoch) } else { Tenure::Absent };
+        self.session = session.id;
+        self.store = store;
+        self.tenures = Tenures::all(tenure);
+        self.sealing.clear();
+        self.withheld.clear();
+        self.conversations.clear();
+        self.users.clear();
+        self.interest.clear();
+        self.unannounced.clear();
+        self.postponed.clear();
+        self.cold.clear();
+        self.idle.clear();
+        self.local.clear();
+        self.outgoing.iter_mut().for_each(Vec::clear);
+        self.flush.clear();
+        self.groups.clear();
+        self.projections.clear();
+        self.failed_projections.clear();
+        self.projecting.clear();
+        self.reads.clear();
+        self.pump = super::Pump::default();
+        self.clean_at = self.now;
+        self.asking_heads.clear();
+        self.telling.clear();
+        self.recoveries = 0;
+        self.recoveries_waiting.clear();
+        self.bytes = 0;
+        self.is_dead = false;
+    }
+}
+
+impl Delta {
+    fn stands(&mut self, handed: Handed, streamed: Option<Seq>) {
+        if streamed == Some(handed.seq) {
+            self.confirmed.push((handed.entity, handed.seq));
+        } else {
+            self.changed.push(handed);
+        }
+    }
+}
+
+/// The entities of a partition. A shard has few partitions with many entities or many with few; either way this walks all
+/// of the shard's entities, once per move.
+fn of<K: Clone, C, P, R, S: std::ops::Deref<Target = Slot<C, P, R>>>(
+    slots: &HashMap<K, S, foldhash::fast::FixedState>,
+    partition: Partition,
+) -> Vec<K> {
+    slots.iter().filter(|(_, slot)| slot.partition == partition).map(|(id, _)| id.clone()).collect()
+}

@@ -1,0 +1,181 @@
+//! What a shard may do in each partition, and what becomes of questions where it may not.
+//!
+//! A partition is *open* under the epoch of its assignment: its entities decide and acknowledge. Before that it is
+//! *opening* (predecessors are being fenced) and its questions wait. For a planned move it is *sealed*: nothing new is
+//! begun, and what is on its way ends; then it is *cut*: the successor has been told what stands, so nothing more may
+//! be let out, whatever the log answers, until the move is known to have come to nothing.
+
+use std::collections::VecDeque;
+
+use chappe_schema::{
+    id::{Epoch, GatewayId, PARTITIONS, Partition},
+    limit::PARTITION_PARKED_MAX,
+    wire::{Asked, Connecting, Lane},
+};
+use hashbrown::HashMap;
+use std::sync::Arc;
+
+/// What may be done in a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Tenure {
+    /// It is somebody else's.
+    #[default]
+    Absent,
+    /// It will be this session's: questions wait.
+    Opening,
+    /// Its entities decide and acknowledge.
+    Open(Epoch),
+    /// Nothing new is begun; questions wait.
+    Sealed(Epoch),
+    /// Nothing is let out any more, unless the move is aborted.
+    Cut(Epoch),
+}
+
+/// What a gateway asks.
+#[derive(Clone, Debug)]
+pub(super) enum Question {
+    Command(Arc<Asked>),
+    Connect(Arc<Connecting>),
+}
+
+/// Every partition's tenure, and the lanes that are out of step.
+pub(super) struct Tenures {
+    all: Box<[Tenure]>,
+    /// What waits until a partition is open (again), in order.
+    parked: HashMap<Partition, VecDeque<(GatewayId, Lane, Question)>>,
+    /// Lanes that were refused or sent again, until their gateway is gone: few.
+    lanes: HashMap<(GatewayId, Partition), Attempt>,
+}
+
+/// The newest attempt of a lane, and whether the rest of it counts for nothing.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    number: u32,
+    refused: bool,
+}
+
+/// Whether a question of a lane counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is to be looked at.
+    Current,
+    /// An earlier question of the same attempt was refused, and so is this one.
+    Refused,
+    /// Its queue has been sent again since.
+    Outdated,
+}
+
+impl Tenures {
+    /// All partitions in the same state.
+    pub(super) fn all(tenure: Tenure) -> Self {
+        Self { all: vec![tenure; PARTITIONS].into(), parked: HashMap::new(), lanes: HashMap::new() }
+    }
+
+    pub(super) fn at(&self, partition: Partition) -> Tenure {
+        self.all.get(usize::from(partition.0)).copied().unwrap_or_default()
+    }
+
+    pub(super) fn set(&mut self, partition: Partition, tenure: Tenure) {
+        if let Some(place) = self.all.get_mut(usize::from(partition.0)) {
+            *place = tenure;
+        }
+    }
+
+    /// The epoch under which its entities may decide now.
+    pub(super) fn open(&self, partition: Partition) -> Option<Epoch> {
+        match self.at(partition) {
+            Tenure::Open(epoch) => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// Whether what was decided may be let out.
+    pub(super) fn may_release(&self, partition: Partition) -> bool {
+        matches!(self.at(partition), Tenure::Open(_) | Tenure::Sealed(_))
+    }
+
+    /// Whether a question of this lane is to be looked at.
+    pub(super) fn standing(&mut self, from: GatewayId, lane: Lane) -> Standing {
+        if self.lanes.is_empty() && lane.attempt == 0 {
+            return Standing::Current;
+        }
+        let known =
+            self.lanes.entry((from, lane.partition)).or_insert(Attempt { number: lane.attempt, refused: false });
+        if lane.attempt < known.number {
+            return Standing::Outdated;
+        }
+        if lane.attempt > known.number {
+            *known = Attempt { number: lane.attempt, refused: false };
+        }
+        if known.refused { Standing::Refused } else { Standing::Current }
+    }
+
+    /// Whatever comes later of this attempt is refused too.
+    pub(super) fn refuse(&mut self, from: GatewayId, lane: Lane) {
+        self.lanes.insert((from, lane.partition), Attempt { number: lane.attempt, refused: true });
+    }
+
+    /// A gateway is gone, with its lanes.
+    pub(super) fn forget(&mut self, gateway: GatewayId) {
+        self.lanes.retain(|(from, _), _| *from != gateway);
+        for parked in self.parked.values_mut() {
+            parked.retain(|(from, ..)| *from != gateway);
+        }
+    }
+
+    /// Keeps a question until the partition is open; `false` when too many wait.
+    pub(super) fn park(&mut self, from: GatewayId, lane: Lane, question: Question) -> bool {
+        let parked = self.parked.entry(lane.partition).or_default();
+        if parked.len() >= PARTITION_PARKED_MAX {
+            return false;
+        }
+        parked.push_back((from, lane, question));
+        true
+    }
+
+    /// What waited for the partition, in order.
+    pub(super) fn unpark(&mut self, partition: Partition) -> VecDeque<(GatewayId, Lane, Question)> {
+        self.parked.remove(&partition).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GATEWAY: GatewayId = GatewayId(1);
+
+    fn lane(attempt: u32) -> Lane {
+        Lane { partition: Partition(7), attempt }
+    }
+
+    #[test]
+    fn a_refused_question_takes_the_rest_of_its_attempt_with_it() {
+        let mut tenures = Tenures::all(Tenure::Absent);
+        assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Current);
+        tenures.refuse(GATEWAY, lane(0));
+        assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Refused);
+        assert_eq!(tenures.standing(GatewayId(2), lane(0)), Standing::Current, "another gateway's is another lane");
+        assert_eq!(tenures.standing(GATEWAY, lane(1)), Standing::Current, "its queue was sent again");
+        assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Outdated, "what is still on its way is late");
+        tenures.forget(GATEWAY);
+        assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Current);
+    }
+
+    #[test]
+    fn only_an_open_partition_decides_and_a_cut_one_lets_nothing_out() {
+        let mut tenures = Tenures::all(Tenure::Absent);
+        let at = Partition(9);
+        for (tenure, open, releases) in [
+            (Tenure::Absent, None, false),
+            (Tenure::Opening, None, false),
+            (Tenure::Open(4), Some(4), true),
+            (Tenure::Sealed(4), None, true),
+            (Tenure::Cut(4), None, false),
+        ] {
+            tenures.set(at, tenure);
+            assert_eq!((tenures.open(at), tenures.may_release(at)), (open, releases), "{tenure:?}");
+        }
+        assert_eq!(tenures.at(Partition(10)), Tenure::Absent);
+    }
+}
