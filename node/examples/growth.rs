@@ -85,9 +85,8 @@ impl Bench {
         };
         let entity = asked.command.conversation().map_or_else(|| who.clone().into(), EntityId::from);
         let lane = Lane { partition: entity.partition(), attempt: 0 };
-        for answer in self.node.receive(GATEWAY, ToNode::Command(lane, Arc::new(asked))) {
-            panic!("refused at once: {answer:?}");
-        }
+        let at_once = self.node.receive(GATEWAY, ToNode::Command(lane, Arc::new(asked)));
+        assert!(at_once.is_empty(), "refused at once: {at_once:?}");
     }
 
     async fn drain(&self) {
