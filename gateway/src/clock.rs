@@ -36,6 +36,11 @@ impl Clock {
         self.seconds.load(Ordering::Relaxed)
     }
 
+    /// Milliseconds since the gateway started, exactly. Never goes back.
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64 + u64::from(self.turned.load(Ordering::Relaxed)) * 1000
+    }
+
     /// Moves the seconds on; the sweep does.
     pub(crate) fn tick(&self) -> u32 {
         let seconds = self.began.elapsed().as_secs() as u32 + 1 + self.turned.load(Ordering::Relaxed);

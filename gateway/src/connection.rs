@@ -9,8 +9,9 @@ use std::{
 };
 
 use chappe_schema::{
+    access::{By, Token},
     error::{Code, Error},
-    id::{ConnectionSlot, GatewayId},
+    id::{ConnectionSlot, DeviceId, GatewayId, UserId},
     wire::Actor,
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -27,7 +28,9 @@ pub(crate) struct Connection {
     gateway: GatewayId,
     /// What waits to be written. Lock order: the table, then an outbox; never two outboxes.
     pub(crate) outbox: Mutex<Outbox>,
-    actor: OnceLock<Actor>,
+    who: OnceLock<Who>,
+    /// The newest token.
+    token: Mutex<Token>,
     // Seconds of the gateway's clock; 0 is never.
     opened: u32,
     heard: AtomicU32,
@@ -40,6 +43,12 @@ pub(crate) struct Connection {
     closing: AtomicU32,
     /// Numbers its errors.
     errors: AtomicU32,
+}
+
+/// Who a connection is, for good.
+pub(crate) struct Who {
+    pub(crate) user: UserId,
+    pub(crate) device: Option<DeviceId>,
 }
 
 /// All connections of a gateway.
@@ -74,7 +83,7 @@ const LIFE_MASK: u32 = (1 << (32 - PLACE_BITS)) - 1;
 impl Connection {
     /// The name that the client is told.
     pub(crate) fn name(&self) -> String {
-        format!("{:x}-{:x}", self.gateway.0, self.slot.0)
+        self.gateway.connection(self.slot)
     }
 
     /// A name for one of its errors, under which it stands in the log.
@@ -83,18 +92,25 @@ impl Connection {
     }
 
     /// Who it is, once that is known.
-    pub(crate) fn actor(&self) -> Option<&Actor> {
-        self.actor.get()
+    pub(crate) fn who(&self) -> Option<&Who> {
+        self.who.get()
+    }
+
+    /// Who asks, by the newest token.
+    pub(crate) fn actor(&self) -> Option<Actor> {
+        let by = By::Token(*self.token.lock());
+        self.who.get().map(|who| Actor { user: who.user.clone(), device: who.device.clone(), by })
     }
 
     /// Says who it is; only the first word counts.
-    pub(crate) fn introduce(&self, actor: Actor) {
-        let _ = self.actor.set(actor);
+    pub(crate) fn introduce(&self, actor: &Actor) {
+        let _ = self.who.set(Who { user: actor.user.clone(), device: actor.device.clone() });
     }
 
-    /// Sets when its token is over, in seconds of the gateway's clock.
-    pub(crate) fn expires(&self, at: u32) {
-        self.expires.store(at, Ordering::Relaxed);
+    /// Goes on with this token, until `expires` in seconds of the gateway's clock.
+    pub(crate) fn renew(&self, token: Token, expires: u32) {
+        *self.token.lock() = token;
+        self.expires.store(expires, Ordering::Relaxed);
     }
 
     /// Notes a sign of life.
@@ -163,7 +179,8 @@ impl Connections {
             slot: ConnectionSlot(place.life << PLACE_BITS | index),
             gateway: self.gateway,
             outbox: Mutex::new(Outbox::default()),
-            actor: OnceLock::new(),
+            who: OnceLock::new(),
+            token: Mutex::default(),
             opened: now,
             heard: AtomicU32::new(now),
             said: AtomicU32::new(now),

@@ -7,10 +7,11 @@ use std::{
 
 use chappe_cluster::link::{GatewayPort, Links, NodePort, memory::MemoryLink};
 use chappe_schema::{
+    access::Token,
     command::Command,
     error::{Code, Error},
     frame,
-    id::{CommandId, ConnectionSlot, EntityId, GatewayId, Generation, Partition, SessionId},
+    id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, Generation, Partition, SessionId},
     limit::COMMAND_DEADLINE_MS,
     operation::Op,
     reply::Reply,
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::{
     accept::Seats,
+    access::Known,
     auth::Auth,
     clock::Clock,
     config::Config,
@@ -30,7 +32,7 @@ use crate::{
     meters::{Meters, Reason},
     resume::{self, CameBack, Resuming},
     route::{
-        Asking, Pending, Route,
+        Asking, Pending, Refreshing, Route,
         lanes::{Ask, RESEND_MS},
         weight,
     },
@@ -49,6 +51,7 @@ pub struct Gateway {
     pub(crate) listeners: Listeners,
     pub(crate) route: Route,
     pub(crate) delivery: Delivery,
+    pub(crate) known: Known,
     pub(crate) link: Arc<dyn Links>,
     /// Identity of the history that positions are in.
     pub(crate) generation: Generation,
@@ -80,6 +83,7 @@ impl Gateway {
             listeners: Listeners::new(),
             route: Route::new(),
             delivery: Delivery::new(),
+            known: Known::new(),
             generation: link.generation(),
             link,
             leaving: watch::Sender::new(false),
@@ -111,11 +115,36 @@ impl Gateway {
     pub(crate) fn connect(&self, actor: Actor, connection: ConnectionSlot, resuming: Resuming) {
         let positions = resuming.positions.iter().map(|(conversation, ..)| *conversation).collect();
         let pending = Pending::Connect(connection, Box::new(resuming));
+        let at_once = self.register(pending, actor, connection, positions);
+        self.receive(at_once);
+    }
+
+    /// Tells a connection's user of it. What is answered at once is to be received when nobody else is under way.
+    pub(crate) fn register(
+        &self,
+        pending: Pending,
+        actor: Actor,
+        connection: ConnectionSlot,
+        positions: Vec<ConversationId>,
+    ) -> Vec<ToGateway> {
         let partition = EntityId::User(actor.user.clone()).partition();
         let make = |correlation| Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions }));
         let time = (self.clock.seconds(), self.clock.now_ms());
-        let at_once = self.route.ask(partition, pending, time, &*self.link, make);
+        self.route.ask(partition, pending, time, &*self.link, make)
+    }
+
+    /// Registers a connection again, with a newer token.
+    pub(crate) fn refresh(&self, actor: Actor, connection: ConnectionSlot, refreshing: Box<Refreshing>) {
+        let at_once = self.register(Pending::Refresh(connection, refreshing), actor, connection, Vec::new());
         self.receive(at_once);
+    }
+
+    /// The second of the clock in which a connection with this token is over: never early, and at most two seconds late.
+    pub(crate) fn last_second(&self, token: &Token) -> u32 {
+        let left_ms = token.expires_at.saturating_sub(self.clock.now_ms());
+        let left_ms = left_ms.saturating_add(self.config.auth.expiry_grace.as_ms());
+        let ends = self.clock.elapsed_ms().saturating_add(left_ms).div_ceil(1000);
+        u32::try_from(ends).map_or(u32::MAX, |second| second.saturating_add(1))
     }
 
     /// Gives up waiting for answers that are too late.
@@ -173,8 +202,30 @@ impl Gateway {
                     Some(Pending::Rejoin(connection)) => {
                         self.rejoined(connection, result, &table, &mut wakers);
                     }
+                    Some(Pending::Refresh(connection, refreshing)) => {
+                        self.refreshed(connection, &refreshing, result.map(drop), &table, &mut wakers);
+                    }
                     _ => {}
                 },
+                ToGateway::Access(correlation, result) => {
+                    if let Some(Pending::Access(user, asked, waiter)) = self.take(correlation) {
+                        if let Ok(access) = &result {
+                            self.known.learn(&user, Arc::clone(access), asked);
+                        }
+                        // A handler that is gone wants no answer.
+                        drop(waiter.send(result));
+                    }
+                }
+                ToGateway::AccessChanged { user, access } => {
+                    self.known.learn(&user, access, self.clock.elapsed_ms());
+                }
+                ToGateway::End { connections, error } => {
+                    for connection in connections.iter().filter_map(|slot| table.get(*slot)) {
+                        let request_id = connection.request_id();
+                        log(&error, &request_id);
+                        connection.outbox.lock().close(&error, &request_id, Reason::Auth, &mut wakers);
+                    }
+                }
                 ToGateway::Deliver { conversation, events, connections } => {
                     self.deliver(conversation, &events, &connections, &table, &mut wakers);
                 }
@@ -240,9 +291,45 @@ impl Gateway {
                 let error = result.err().unwrap_or(Error::new(Code::Internal));
                 self.rejoined(slot, Err(error), table, wakers);
             }
+            Pending::Access(_, _, waiter) => {
+                drop(waiter.send(Err(result.err().unwrap_or(Error::new(Code::Internal)))));
+            }
+            Pending::Refresh(slot, refreshing) => {
+                let error = result.err().unwrap_or(Error::new(Code::Internal));
+                self.refreshed(slot, &refreshing, Err(error), table, wakers);
+            }
             Pending::Connect(slot, resuming) => {
                 let error = result.err().unwrap_or(Error::new(Code::Internal));
                 self.connected(slot, &resuming, Err(error), table, wakers);
+            }
+        }
+    }
+
+    /// The answer to `auth.refresh`.
+    fn refreshed(
+        &self,
+        slot: ConnectionSlot,
+        refreshing: &Refreshing,
+        result: Result<(), Error>,
+        table: &Table,
+        wakers: &mut Wakers,
+    ) {
+        let Some(connection) = table.get(slot) else { return };
+        let mut outbox = connection.outbox.lock();
+        outbox.answered(1);
+        match (result, &refreshing.id) {
+            (Ok(()), id) => {
+                connection.renew(refreshing.token, self.last_second(&refreshing.token));
+                match id {
+                    Some(id) => outbox.own(|out| frame::write_done(out, id, &refreshing.ignored), wakers),
+                    // Nobody waits for it, but there may be room to read again.
+                    None => outbox.wake(wakers),
+                }
+            }
+            (Err(error), id) => {
+                let request_id = connection.request_id();
+                log(&error, &request_id);
+                outbox.error(id.as_ref(), &error, &request_id, wakers);
             }
         }
     }
@@ -257,7 +344,7 @@ impl Gateway {
         wakers: &mut Wakers,
     ) {
         let Some(connection) = table.get(slot) else { return };
-        let Some(actor) = connection.actor() else { return };
+        let Some(who) = connection.who() else { return };
         let mut outbox = connection.outbox.lock();
         let heads = match result {
             Ok(heads) => heads,
@@ -268,7 +355,7 @@ impl Gateway {
                 // Without its registration the connection is of no use; its client comes back.
                 let row = if error.code.row().close.is_some() { error.code.row() } else { Code::Overloaded.row() };
                 let close = row.close.unwrap_or(1013);
-                outbox.close_with(close, row.code, Reason::Error, None, wakers);
+                outbox.close_with(close, row.code, Reason::of(&error), None, wakers);
                 return;
             }
         };
@@ -288,7 +375,7 @@ impl Gateway {
         }
         outbox.own(
             |out| {
-                let (user, device) = (&actor.user, actor.device.as_ref());
+                let (user, device) = (&who.user, who.device.as_ref());
                 frame::write_connected(out, resuming.id.as_ref(), user, device, &outcome.verdicts, &resuming.ignored);
             },
             wakers,

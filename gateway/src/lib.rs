@@ -8,6 +8,7 @@
 //! - [`http`]: HTTP, its routes walked from the table of operations
 //! - `websocket`: WebSockets, one small future per connection
 //! - [`auth`]: who is at the other end
+//! - `access`: who was logged out or banned
 //! - [`limiter`]: how much one client may ask for
 //! - `gateway`, `route`: a command's way to its node, and the answer's way back
 //! - `resume`: what a client that comes back is told, and how it is filled up
@@ -22,6 +23,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod accept;
+mod access;
 pub mod auth;
 mod clock;
 pub mod config;

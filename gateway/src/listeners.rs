@@ -138,7 +138,7 @@ impl Listeners {
         };
         let table = connections.table();
         let is_theirs = |slot: ConnectionSlot| {
-            table.get(slot).and_then(|connection| connection.actor()).is_some_and(|actor| actor.user == *user)
+            table.get(slot).and_then(|connection| connection.who()).is_some_and(|who| who.user == *user)
         };
         let theirs: Vec<ConnectionSlot> = slots.into_iter().filter(|slot| is_theirs(*slot)).collect();
         for slot in &theirs {

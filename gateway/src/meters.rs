@@ -5,6 +5,7 @@ use chappe_cluster::process::metrics::{
     GATEWAY_CONNECTIONS_OPENED_TOTAL, GATEWAY_FRAME_BYTES_TOTAL, GATEWAY_FRAMES_TOTAL, GATEWAY_PANICS_TOTAL,
     GATEWAY_RESUMES_TOTAL, GATEWAY_RESYNCS_TOTAL, GATEWAY_ROUTES_TOTAL,
 };
+use chappe_schema::error::{Code, Error};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 /// The handles.
@@ -146,6 +147,14 @@ impl Flow {
 impl Reason {
     const ALL: [Self; 7] =
         [Self::Client, Self::Idle, Self::SlowConsumer, Self::Drain, Self::Auth, Self::Protocol, Self::Error];
+
+    /// Why a connection ends that its user's owner does not let in.
+    pub(crate) const fn of(error: &Error) -> Self {
+        match error.code {
+            Code::AuthBanned | Code::AuthLoggedOut => Self::Auth,
+            _ => Self::Error,
+        }
+    }
 
     const fn name(self) -> &'static str {
         match self {

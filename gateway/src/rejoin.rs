@@ -4,12 +4,10 @@
 //! What was on its way from a former owner may be lost, so connections are told where their most recent conversations
 //! stand: a client that has that already does nothing, another one fetches what it missed.
 
-use std::sync::Arc;
-
 use chappe_schema::{
     error::Error,
-    id::{ConnectionSlot, EntityId, Partition},
-    wire::{Actor, Connecting, Heads, Owner, ToGateway, ToNode},
+    id::{ConnectionSlot, EntityId, Partition, UserId},
+    wire::{Heads, Owner, ToNode},
 };
 use hashbrown::HashSet;
 
@@ -17,7 +15,7 @@ use crate::{
     connection::Table,
     gateway::Gateway,
     meters::{Cause, Reason},
-    route::{Pending, lanes::Ask},
+    route::Pending,
     websocket::outbox::Wakers,
 };
 
@@ -32,24 +30,16 @@ impl Gateway {
         self.listeners.announce_again(&moved, &*self.link);
         let mut homeless = Vec::new();
         self.connections.each(|connection| {
-            if let Some(actor) = connection.actor() {
-                let partition = EntityId::User(actor.user.clone()).partition();
-                if moved.contains(&partition) {
-                    homeless.push((partition, connection.slot, actor.clone()));
-                }
+            if let Some(actor) = connection.actor()
+                && moved.contains(&EntityId::User(actor.user.clone()).partition())
+            {
+                homeless.push((connection.slot, actor));
             }
         });
-        for (partition, slot, actor) in homeless {
-            at_once.extend(self.register_again(partition, slot, actor));
+        for (slot, actor) in homeless {
+            at_once.extend(self.register(Pending::Rejoin(slot), actor, slot, Vec::new()));
         }
         self.receive(at_once);
-    }
-
-    fn register_again(&self, partition: Partition, connection: ConnectionSlot, actor: Actor) -> Vec<ToGateway> {
-        let make =
-            |correlation| Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions: Vec::new() }));
-        let time = (self.clock.seconds(), self.clock.now_ms());
-        self.route.ask(partition, Pending::Rejoin(connection), time, &*self.link, make)
     }
 
     /// A new owner has registered a connection, or cannot.
@@ -70,14 +60,14 @@ impl Gateway {
                     }
                 }
             }
-            // Without its registration the connection is of no use; its client comes back.
-            Err(error) => outbox.close(&error, &connection.request_id(), Reason::Error, wakers),
+            // Without its registration the connection is of no use; its client comes back, unless it may not.
+            Err(error) => outbox.close(&error, &connection.request_id(), Reason::of(&error), wakers),
         }
     }
 
     /// A connection that is gone by the time its registration is known of is registered nowhere.
-    pub(crate) fn unregister(&self, actor: &Actor, connection: ConnectionSlot) {
-        let user = actor.user.clone();
+    pub(crate) fn unregister(&self, user: &UserId, connection: ConnectionSlot) {
+        let user = user.clone();
         self.link.tell(EntityId::User(user.clone()).partition(), ToNode::Disconnect { user, connection });
     }
 }

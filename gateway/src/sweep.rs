@@ -62,7 +62,7 @@ fn look(connection: &Connection, now: u32, wakers: &mut Wakers) {
     if stalled != 0 && now - stalled.min(now) >= STALLED_S_MAX {
         let mut outbox = connection.outbox.lock();
         outbox.abandon(Code::SlowConsumer, &connection.request_id(), Reason::SlowConsumer, wakers);
-    } else if connection.actor().is_none() && now - connection.opened_at().min(now) >= UNAUTHENTICATED_S_MAX {
+    } else if connection.who().is_none() && now - connection.opened_at().min(now) >= UNAUTHENTICATED_S_MAX {
         connection.close(Code::AuthRequired, Reason::Auth, wakers);
     } else if now >= expires {
         connection.close(Code::AuthExpired, Reason::Auth, wakers);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "it/access.rs"]
+mod access;
 #[path = "it/bench.rs"]
 mod bench;
 #[path = "it/catch_up.rs"]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "system/access.rs"]
+mod access;
 #[path = "system/operator.rs"]
 mod operator;
 #[path = "system/parity.rs"]

@@ -24,6 +24,7 @@ use chappe_node::{
     store::{Store, embedded::Embedded},
 };
 use chappe_schema::{
+    access::{By, Token},
     body::Body,
     command::{Command, Create, From, Page},
     event::{ConversationKind, Encryption, HistoryAccess},
@@ -78,7 +79,7 @@ impl Bench {
         self.asked += 1;
         let asked = Asked {
             correlation: Correlation(self.asked),
-            actor: Actor { user: who.clone(), device: None },
+            actor: Actor { user: who.clone(), device: None, by: By::Token(Token::default()) },
             id: CommandId::fresh(),
             command,
             deadline: wall_clock() + 60_000,

@@ -156,6 +156,7 @@ impl Node {
         match message {
             ToNode::Command(_, asked) => vec![ToGateway::Reply(asked.correlation, Err(error))],
             ToNode::Connect(_, connecting) => vec![ToGateway::Connected(connecting.correlation, Err(error))],
+            ToNode::AskAccess(_, asked) => vec![ToGateway::Access(asked.correlation, Err(error))],
             ToNode::Disconnect { .. } | ToNode::Interest { .. } => Vec::new(),
         }
     }
@@ -176,12 +177,12 @@ impl NodePort for Node {
 
     fn receive(&self, from: GatewayId, message: ToNode) -> Vec<ToGateway> {
         let partition = match &message {
-            ToNode::Command(lane, _) | ToNode::Connect(lane, _) => lane.partition,
+            ToNode::Command(lane, _) | ToNode::Connect(lane, _) | ToNode::AskAccess(lane, _) => lane.partition,
             ToNode::Disconnect { user, .. } => EntityId::User(user.clone()).partition(),
             ToNode::Interest { conversation, .. } => EntityId::Conversation(*conversation).partition(),
         };
         let mailbox = &self.mailboxes[shard_of_partition(partition, self.mailboxes.len())];
-        let optional = matches!(message, ToNode::Command(..) | ToNode::Connect(..));
+        let optional = matches!(message, ToNode::Command(..) | ToNode::Connect(..) | ToNode::AskAccess(..));
         if optional && self.stopping.load(Ordering::Relaxed) {
             return Self::refusal(&message, Error::new(Code::GoingAway).after_ms(1000));
         }

@@ -10,13 +10,14 @@ use crate::{
     decode::{self, object as args},
     error::{Code, Error},
     event::{ConversationKind, Encryption, HistoryAccess, Role},
-    id::{Change, CommandId, ConversationId, Seq, UserId},
+    id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
     limit::{
-        CREATE_MEMBERS_MAX, DATA_BYTES_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX, MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX,
-        TITLE_BYTES_MAX,
+        CREATE_MEMBERS_MAX, DATA_BYTES_MAX, ID_AGE_MS_MAX, ID_AHEAD_MS_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX,
+        MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX, REASON_BYTES_MAX, TITLE_BYTES_MAX,
     },
     mention::{Mentioned, Mentions},
     operation::Op,
+    time::Timestamp,
 };
 
 /// One request of a client to an entity, valid in itself.
@@ -42,6 +43,14 @@ pub enum Command {
     EventList { conversation: ConversationId, after: Seq, limit: usize },
     ConversationOpen { conversation: ConversationId },
     ConversationClose { conversation: ConversationId },
+    SessionList,
+    SessionLogout { device: Option<DeviceId> },
+    SessionLogoutAll,
+    // Of the user as whom a server-side caller asks.
+    AdminUserGet,
+    AdminUserBan { until: Option<Millis>, reason: String },
+    AdminUserUnban,
+    AdminUserLogout { device: Option<DeviceId> },
 }
 
 /// A creation. The gateway has derived the id, so that a repetition meets the same entity.
@@ -232,6 +241,52 @@ struct OpenArgs {
     _from: Seq,
 }
 
+#[derive(Deserialize)]
+struct NoArgs {}
+
+#[derive(Deserialize)]
+struct LogoutArgs {
+    device: Option<DeviceId>,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct OnlyKeyArgs {
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct OnlyUserArgs {
+    // The gateway has made it the one as whom is asked; here and below.
+    #[serde(rename = "user")]
+    _user: UserId,
+}
+
+#[derive(Deserialize)]
+struct UnbanArgs {
+    #[serde(rename = "user")]
+    _user: UserId,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct UserLogoutArgs {
+    #[serde(rename = "user")]
+    _user: UserId,
+    device: Option<DeviceId>,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct BanArgs {
+    #[serde(rename = "user")]
+    _user: UserId,
+    until: Option<Timestamp>,
+    #[serde(default)]
+    reason: String,
+    idempotency_key: Option<Uuid>,
+}
+
 /// A message's body, or an edited one.
 fn body(raw: &RawValue) -> Result<Body, Error> {
     Body::parse(raw.get()).map_err(worded)
@@ -277,6 +332,20 @@ fn key(uuid: Option<Uuid>) -> Result<Option<CommandId>, Error> {
             Err(Error::new(Code::BadId).with_detail("expected a UUIDv7").at("idempotency_key"))
         }
         id => Ok(id),
+    }
+}
+
+/// Whether an id is of a time in which it can be recognised.
+///
+/// # Errors
+/// `message.bad_id`, `message.id_expired`.
+pub fn check_id_time(id: CommandId, now: Millis) -> Result<(), Error> {
+    match id.time() {
+        Some(time) if time > now + ID_AHEAD_MS_MAX => {
+            Err(Error::new(Code::BadId).with_detail("the id is from the future; take the time from the server"))
+        }
+        Some(time) if time + ID_AGE_MS_MAX < now => Err(Code::IdExpired.into()),
+        _ => Ok(()),
     }
 }
 
@@ -466,6 +535,40 @@ impl Command {
                 let args: ConversationArgs = args(json, ignored)?;
                 Self::ConversationClose { conversation: args.conversation }
             }
+            Op::SessionList => {
+                let NoArgs {} = args(json, ignored)?;
+                Self::SessionList
+            }
+            Op::SessionLogout => {
+                let args: LogoutArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::SessionLogout { device: args.device }
+            }
+            Op::SessionLogoutAll => {
+                let args: OnlyKeyArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::SessionLogoutAll
+            }
+            Op::AdminUserGet => {
+                let _: OnlyUserArgs = args(json, ignored)?;
+                Self::AdminUserGet
+            }
+            Op::AdminUserBan => {
+                let args: BanArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                text_within("reason", &args.reason, REASON_BYTES_MAX)?;
+                Self::AdminUserBan { until: args.until.map(|until| until.0), reason: args.reason }
+            }
+            Op::AdminUserUnban => {
+                let args: UnbanArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::AdminUserUnban
+            }
+            Op::AdminUserLogout => {
+                let args: UserLogoutArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::AdminUserLogout { device: args.device }
+            }
         };
         Ok(Decoded { command, id })
     }
@@ -493,6 +596,13 @@ impl Command {
             Self::EventList { .. } => Op::EventList,
             Self::ConversationOpen { .. } => Op::ConversationOpen,
             Self::ConversationClose { .. } => Op::ConversationClose,
+            Self::SessionList => Op::SessionList,
+            Self::SessionLogout { .. } => Op::SessionLogout,
+            Self::SessionLogoutAll => Op::SessionLogoutAll,
+            Self::AdminUserGet => Op::AdminUserGet,
+            Self::AdminUserBan { .. } => Op::AdminUserBan,
+            Self::AdminUserUnban => Op::AdminUserUnban,
+            Self::AdminUserLogout { .. } => Op::AdminUserLogout,
         }
     }
 
@@ -501,7 +611,14 @@ impl Command {
     pub const fn conversation(&self) -> Option<ConversationId> {
         match self {
             Self::ConversationCreate(create) => Some(create.conversation),
-            Self::ConversationList { .. } => None,
+            Self::ConversationList { .. }
+            | Self::SessionList
+            | Self::SessionLogout { .. }
+            | Self::SessionLogoutAll
+            | Self::AdminUserGet
+            | Self::AdminUserBan { .. }
+            | Self::AdminUserUnban
+            | Self::AdminUserLogout { .. } => None,
             Self::ConversationGet { conversation }
             | Self::ConversationUpdate { conversation, .. }
             | Self::ConversationLeave { conversation }
@@ -520,6 +637,21 @@ impl Command {
             | Self::ConversationOpen { conversation }
             | Self::ConversationClose { conversation } => Some(*conversation),
         }
+    }
+
+    /// Whether it is about log-outs, bans, or where a user is connected.
+    #[must_use]
+    pub const fn is_about_access(&self) -> bool {
+        matches!(
+            self,
+            Self::SessionList
+                | Self::SessionLogout { .. }
+                | Self::SessionLogoutAll
+                | Self::AdminUserGet
+                | Self::AdminUserBan { .. }
+                | Self::AdminUserUnban
+                | Self::AdminUserLogout { .. }
+        )
     }
 
     /// Whether it may change something.
@@ -571,6 +703,13 @@ impl Command {
                 hash_mentions(&mut hash, mentions);
             }
             Self::MessageDelete { seq, .. } => hash.update(&seq.to_le_bytes()),
+            Self::SessionLogout { device } | Self::AdminUserLogout { device } => {
+                text(device.as_ref().map_or("", DeviceId::as_str));
+            }
+            Self::AdminUserBan { until, reason } => {
+                text(reason);
+                hash.update(&until.unwrap_or(0).to_le_bytes());
+            }
             _ => {}
         }
         hash.digest()
@@ -585,6 +724,23 @@ fn hash_mentions(hash: &mut Xxh3, mentioned: &Mentioned) {
     for user in &mentions.users {
         hash.update(&(user.as_str().len() as u32).to_le_bytes());
         hash.update(user.as_str().as_bytes());
+    }
+}
+
+/// A newer token for a connection.
+#[derive(Debug, Deserialize)]
+pub struct Refresh {
+    /// The JWT.
+    pub token: String,
+}
+
+impl Refresh {
+    /// Decodes the arguments of `auth.refresh`.
+    ///
+    /// # Errors
+    /// `request.malformed`, or `request.invalid` with the field.
+    pub fn decode(json: &str, ignored: &mut Vec<String>) -> Result<Self, Error> {
+        args(json, ignored)
     }
 }
 
@@ -768,7 +924,7 @@ mod tests {
                 Op::ConversationCreate => r#"{"kind":"group","members":["bob"],"data":{"a":1}}"#.to_owned(),
                 Op::ConversationList => r#"{"cursor":"5.ff","limit":3}"#.to_owned(),
                 _ => format!(
-                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t"}}"#
+                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t","device":"d"}}"#
                 ),
             };
             let decoded = decode(row.op, &json).unwrap_or_else(|error| panic!("{}: {error}", row.name));

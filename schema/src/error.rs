@@ -73,6 +73,8 @@ table! {
     AuthRequired = "auth.required", 401, UNAUTHENTICATED, Some(4501), false, "a token is required";
     AuthInvalid = "auth.invalid", 401, UNAUTHENTICATED, Some(4502), false, "the token is not acceptable";
     AuthExpired = "auth.expired", 401, UNAUTHENTICATED, Some(4401), false, "the token has expired";
+    AuthLoggedOut = "auth.logged_out", 401, UNAUTHENTICATED, Some(4503), false, "the token was issued before a log-out";
+    AuthBanned = "auth.banned", 403, PERMISSION_DENIED, Some(4504), false, "the user is banned";
     Forbidden = "forbidden", 403, PERMISSION_DENIED, None, false, "the caller's role does not allow this";
     RateLimited = "rate.limited", 429, RESOURCE_EXHAUSTED, Some(4429), true, "too many requests";
     ConnectionLimit = "connection.limit", 429, RESOURCE_EXHAUSTED, Some(4430), true, "the user has too many connections";

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    access::{Ban, LogOut},
     body::Body,
     id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
     mention::Mentioned,
@@ -122,6 +123,15 @@ pub enum Fact {
         /// The last number of the block.
         upto: u64,
     },
+    /// The user was logged out, on all devices or on some.
+    UserLoggedOut(LogOut),
+    /// The user was banned, or the ban is another from now on.
+    UserBanned(Ban),
+    /// The user is not banned any more.
+    UserUnbanned {
+        /// The API key that asked for it.
+        by: String,
+    },
 }
 
 /// What a conversation is; fixed at its creation.
@@ -203,6 +213,9 @@ impl Fact {
             Self::UserJoined { .. } => "user.joined",
             Self::UserLeft { .. } => "user.left",
             Self::ChangesReserved { .. } => "user.changes_reserved",
+            Self::UserLoggedOut(_) => "user.logged_out",
+            Self::UserBanned(_) => "user.banned",
+            Self::UserUnbanned { .. } => "user.unbanned",
         }
     }
 

@@ -356,6 +356,16 @@ impl Event {
             Fact::ChangesReserved { upto } => {
                 data.number("upto", *upto);
             }
+            Fact::UserLoggedOut(out) => {
+                data.display("before", Timestamp(out.before));
+                if let Some(device) = &out.device {
+                    data.text("device", device.as_str());
+                }
+            }
+            Fact::UserBanned(ban) => ban.write_json(data),
+            Fact::UserUnbanned { by } => {
+                data.text("by", by);
+            }
         });
         object.end();
     }

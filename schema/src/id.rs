@@ -362,6 +362,16 @@ impl fmt::Display for EntityId {
     }
 }
 
+// === impl GatewayId ===
+
+impl GatewayId {
+    /// The name of one of its connections, as clients and operators see it.
+    #[must_use]
+    pub fn connection(self, slot: ConnectionSlot) -> String {
+        format!("{:x}-{:x}", self.0, slot.0)
+    }
+}
+
 // === impl Generation ===
 
 impl fmt::Display for Generation {

@@ -10,6 +10,7 @@
 //! - [`operation`]: the table of operations; each operation stands there once
 //! - [`command`] and [`reply`]: what an operation is given and what it answers
 //! - [`decode`]: what is wrong with a client's JSON, in words for the client
+//! - [`access`]: log-outs and bans
 //! - [`event`]: one durable fact in a conversation's (or a user's) log
 //! - [`frame`]: how commands, replies and events look to a client of the WebSocket
 //! - [`wire`]: what gateways and nodes say to each other over a link
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
 pub mod body;
 pub mod command;
 pub mod decode;

@@ -131,6 +131,28 @@ pub const HEARTBEAT_MS: u64 = 25_000;
 /// Connections of one user. At the brim the newest is refused (`connection.limit`).
 pub const USER_CONNECTIONS_MAX: usize = 100;
 
+/// Log-outs of single devices and tokens that a user's state keeps. At the brim the oldest becomes a log-out of all
+/// devices: tokens as old as that are refused from everywhere, never less than was asked for.
+pub const ACCESS_MARKS_MAX: usize = 64;
+
+/// Ids of log-outs and bans that a user's state knows again. An older one that is sent once more takes effect once more.
+pub const ACCESS_IDS_MAX: usize = 32;
+
+/// Longest reason of a ban. Longer: refused.
+pub const REASON_BYTES_MAX: usize = 256;
+
+/// How long a gateway may believe what it knows of a user's log-outs and ban without asking the user's owner again, since
+/// it asked. Changes are pushed to every gateway at once; this is for a push that was lost. Together with the
+/// deadline of a request it stays below the 30 s that are promised.
+pub const ACCESS_STALE_MS_MAX: u64 = 15_000;
+
+/// Users whose log-outs and bans one gateway remembers. At the brim whoever has been known longest is forgotten and asked
+/// for again: a round trip, nothing else.
+pub const ACCESS_CACHE_MAX: usize = 65_536;
+
+/// How long a connection may outlive its token.
+pub const TOKEN_OUTLIVED_MS_MAX: u64 = 30_000;
+
 /// A command that is not answered by then is answered `outcome_unknown`; the same id may be sent again.
 pub const COMMAND_DEADLINE_MS: u64 = 10_000;
 
@@ -225,5 +247,6 @@ const _: () = {
     assert!(CREATE_MEMBERS_MAX <= GROUP_MEMBERS_MAX);
     assert!(ID_AHEAD_MS_MAX < ID_AGE_MS_MAX);
     assert!(CONNECTION_IN_FLIGHT_MAX < OUTBOX_FRAMES_MAX);
+    assert!(ACCESS_STALE_MS_MAX + COMMAND_DEADLINE_MS < 30_000);
     assert!(PAGE_BYTES_MAX * (CONNECTION_IN_FLIGHT_MAX / PAGE_IN_FLIGHT_WEIGHT) <= OUTBOX_BYTES_MAX);
 };

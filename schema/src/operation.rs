@@ -1,6 +1,8 @@
 //! The table of operations. Each operation stands here once; the transports are walked from this table: HTTP's
 //! routes are made from it, WebSocket frames are looked up in it, and a test compares the answers of all transports.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Code;
 
 /// An operation of the table, as a value.
@@ -26,6 +28,13 @@ pub enum Op {
     EventList,
     ConversationOpen,
     ConversationClose,
+    SessionList,
+    SessionLogout,
+    SessionLogoutAll,
+    AdminUserGet,
+    AdminUserBan,
+    AdminUserUnban,
+    AdminUserLogout,
 }
 
 /// One row: everything that is not code about an operation.
@@ -39,7 +48,7 @@ pub struct Operation {
     pub summary: &'static str,
     /// The HTTP form, unless the operation needs a connection.
     pub http: Option<Http>,
-    /// Whether the WebSocket offers it (all do).
+    /// Whether the WebSocket offers it: everything that users may.
     pub websocket: bool,
     /// Which entity answers.
     pub owner: Owner,
@@ -80,7 +89,7 @@ pub enum Method {
 pub enum Owner {
     /// The conversation that the command names.
     Conversation,
-    /// The caller's user entity.
+    /// The caller's user entity, or that of the user whom a server-side caller names.
     User,
 }
 
@@ -99,6 +108,25 @@ pub enum Right {
     Admin,
     /// An owner.
     Owner,
+    /// A server-side caller whose API key has this scope. For others the operation does not exist.
+    Server(Scope),
+}
+
+/// What an API key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Scope {
+    /// See what stands against a user, and where they are connected.
+    #[serde(rename = "users.read")]
+    UsersRead,
+    /// Ban users and log them out.
+    #[serde(rename = "users.write")]
+    UsersWrite,
+    /// Read as any user.
+    #[serde(rename = "as_user.read")]
+    AsUserRead,
+    /// Do what any user may do.
+    #[serde(rename = "as_user.write")]
+    AsUserWrite,
 }
 
 /// How a repetition of an operation is recognised.
@@ -124,6 +152,8 @@ pub const COMMON_ERRORS: &[Code] = &[
     Code::AuthRequired,
     Code::AuthInvalid,
     Code::AuthExpired,
+    Code::AuthLoggedOut,
+    Code::AuthBanned,
     Code::RateLimited,
     Code::Overloaded,
     Code::Unavailable,
@@ -144,6 +174,7 @@ const CONVERSATION: &str = "/v1/conversations/{conversation}";
 const MEMBERS: &str = "/v1/conversations/{conversation}/members";
 const MEMBER: &str = "/v1/conversations/{conversation}/members/{user}";
 const MESSAGES: &str = "/v1/conversations/{conversation}/messages";
+const ADMIN_USER_BAN: &str = "/v1/admin/users/{user}/ban";
 const MESSAGE: &str = "/v1/conversations/{conversation}/messages/{seq}";
 
 macro_rules! row {
@@ -151,6 +182,16 @@ macro_rules! row {
         Operation {
             op: Op::$op, name: $name, summary: $summary, http: $http, websocket: true, owner: Owner::$owner,
             right: Right::$right, identity: Identity::$identity, errors: &[$(Code::$error),*],
+        }
+    };
+}
+
+/// A row that only server-side callers know of.
+macro_rules! admin {
+    ($op:ident, $name:literal, $summary:literal, $http:expr, $scope:ident, $identity:ident, [$($error:ident),*]) => {
+        Operation {
+            op: Op::$op, name: $name, summary: $summary, http: $http, websocket: false, owner: Owner::User,
+            right: Right::Server(Scope::$scope), identity: Identity::$identity, errors: &[$(Code::$error),*],
         }
     };
 }
@@ -356,6 +397,72 @@ pub const OPERATIONS: &[Operation] = &[
         Connection,
         []
     ),
+    row!(
+        SessionList,
+        "session.list",
+        "The caller's connections and their devices.",
+        get("/v1/sessions", &[]),
+        User,
+        Anyone,
+        ReadOnly,
+        []
+    ),
+    row!(
+        SessionLogout,
+        "session.logout",
+        "Log out one device, the caller's own unless one is named.",
+        http(Method::Post, "/v1/sessions/logout", 200),
+        User,
+        Anyone,
+        Key,
+        [BadId, IdExpired, IdConflict]
+    ),
+    row!(
+        SessionLogoutAll,
+        "session.logout_all",
+        "Log out all of the caller's devices.",
+        http(Method::Post, "/v1/sessions/logout_all", 200),
+        User,
+        Anyone,
+        Key,
+        [BadId, IdExpired, IdConflict]
+    ),
+    admin!(
+        AdminUserGet,
+        "admin.user.get",
+        "What stands against a user, and where they are connected.",
+        get("/v1/admin/users/{user}", &[]),
+        UsersRead,
+        ReadOnly,
+        [Forbidden]
+    ),
+    admin!(
+        AdminUserBan,
+        "admin.user.ban",
+        "Ban a user, for good or until a time.",
+        http(Method::Put, ADMIN_USER_BAN, 200),
+        UsersWrite,
+        Key,
+        [Forbidden, BadId, IdExpired, IdConflict]
+    ),
+    admin!(
+        AdminUserUnban,
+        "admin.user.unban",
+        "End a user's ban.",
+        http(Method::Delete, ADMIN_USER_BAN, 200),
+        UsersWrite,
+        Key,
+        [Forbidden, BadId, IdExpired, IdConflict]
+    ),
+    admin!(
+        AdminUserLogout,
+        "admin.user.logout",
+        "Log out all of a user's devices, or the one that is named.",
+        http(Method::Post, "/v1/admin/users/{user}/logout", 200),
+        UsersWrite,
+        Key,
+        [Forbidden, BadId, IdExpired, IdConflict]
+    ),
 ];
 
 /// Fields that are numbers; in paths and query strings they are written as digits.
@@ -374,14 +481,47 @@ impl Op {
         self.row().name
     }
 
-    /// The operation of a dotted name.
+    /// The operation of a dotted name, among those that users may perform: the others do not exist for them.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         // The hot one first; the rest are rare enough for a walk.
         if name == "message.send" {
             return Some(Self::MessageSend);
         }
-        OPERATIONS.iter().find(|row| row.name == name).map(|row| row.op)
+        OPERATIONS.iter().find(|row| row.name == name && row.is_for_users()).map(|row| row.op)
+    }
+}
+
+impl Operation {
+    /// Whether users may perform it, or some of them.
+    #[must_use]
+    pub const fn is_for_users(&self) -> bool {
+        !matches!(self.right, Right::Server(_))
+    }
+
+    /// What an API key must be for. Every operation of users can be performed for one, but for those about their
+    /// connections: a server-side caller has none.
+    #[must_use]
+    pub const fn scope(&self) -> Option<Scope> {
+        match (self.right, self.identity, self.op) {
+            (Right::Server(scope), ..) => Some(scope),
+            (_, Identity::Connection, _) | (.., Op::SessionList | Op::SessionLogout | Op::SessionLogoutAll) => None,
+            (_, Identity::ReadOnly, _) => Some(Scope::AsUserRead),
+            _ => Some(Scope::AsUserWrite),
+        }
+    }
+}
+
+impl Scope {
+    /// As it stands in a file of keys.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UsersRead => "users.read",
+            Self::UsersWrite => "users.write",
+            Self::AsUserRead => "as_user.read",
+            Self::AsUserWrite => "as_user.write",
+        }
     }
 }
 
@@ -411,12 +551,24 @@ mod tests {
         for (index, row) in OPERATIONS.iter().enumerate() {
             assert_eq!(row.op as usize, index, "{} stands out of order", row.name);
             assert!(names.insert(row.name));
-            assert_eq!(Op::named(row.name), Some(row.op));
+            assert_eq!(Op::named(row.name), row.is_for_users().then_some(row.op));
+            assert_eq!(row.websocket, row.is_for_users(), "{}", row.name);
             if let Some(http) = row.http {
                 assert!(routes.insert((http.method.name(), http.path)), "{} has another's route", row.name);
                 assert_eq!(http.method == Method::Get, row.identity == Identity::ReadOnly, "{}", row.name);
             }
         }
         assert_eq!(Op::named("nothing"), None);
+    }
+
+    #[test]
+    fn scopes_are_called_what_files_call_them() {
+        for scope in [Scope::UsersRead, Scope::UsersWrite, Scope::AsUserRead, Scope::AsUserWrite] {
+            assert_eq!(serde_json::to_value(scope).unwrap(), scope.name());
+        }
+        assert_eq!(Op::MessageSend.row().scope(), Some(Scope::AsUserWrite));
+        assert_eq!(Op::MessageList.row().scope(), Some(Scope::AsUserRead));
+        assert_eq!(Op::AdminUserGet.row().scope(), Some(Scope::UsersRead));
+        assert_eq!((Op::SessionLogout.row().scope(), Op::ConversationOpen.row().scope()), (None, None));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
+    access::{Access, Ban, Marked},
     event::{ConversationKind, Encryption, Event, Role, Settings},
     frame::Object,
     id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
@@ -82,6 +83,18 @@ pub enum Reply {
     },
     /// A conversation is closed.
     Closed,
+    /// Where a user is connected.
+    Sessions {
+        /// The longest connected first.
+        items: Vec<SessionView>,
+    },
+    /// A user was logged out.
+    LoggedOut {
+        /// Tokens issued before this are refused from now on.
+        before: Millis,
+    },
+    /// What an operator may know of a user.
+    User(Box<UserView>),
 }
 
 /// The acknowledgement of a message.
@@ -181,6 +194,32 @@ pub struct EditView {
     pub body: Option<Bytes>,
 }
 
+/// A connection of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionView {
+    /// As its `hello` called it.
+    pub connection: String,
+    /// Which device.
+    pub device: Option<DeviceId>,
+    /// When it was registered.
+    pub since: Millis,
+}
+
+/// A user as a server-side caller sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserView {
+    /// Who.
+    pub user: UserId,
+    /// The ban that is in force.
+    pub ban: Option<Ban>,
+    /// What log-outs there were.
+    pub access: Arc<Access>,
+    /// Where they are connected.
+    pub sessions: Vec<SessionView>,
+    /// Conversations that they are a member of.
+    pub conversations: u64,
+}
+
 impl Reply {
     /// Appends the answer's JSON object. Names in `ignored` are reported to the client.
     pub fn write_json(&self, out: &mut Vec<u8>, ignored: &[String]) {
@@ -261,6 +300,15 @@ impl Reply {
                 object.number("head", *head).number("n", *n).flag("large", *large);
             }
             Self::Closed => {}
+            Self::Sessions { items } => {
+                object.array("sessions", items, SessionView::write_json);
+            }
+            Self::LoggedOut { before } => {
+                object.display("before", Timestamp(*before));
+            }
+            Self::User(view) => {
+                object.object("user", |user| view.write_json(user));
+            }
         }
         if !ignored.is_empty() {
             object.array("ignored", ignored, |out, name| crate::frame::write_text(out, name));
@@ -279,6 +327,52 @@ impl ConversationView {
         object.number("members", self.members as u64).text("role", self.role.name());
         object.number("head", self.head).number("n", self.n).number("floor", self.floor);
         object.display("created_at", Timestamp(self.created_at)).display("last_at", Timestamp(self.last_at));
+    }
+}
+
+impl SessionView {
+    fn write_json(out: &mut Vec<u8>, session: &Self) {
+        let mut object = Object::begin(out);
+        object.text("connection", &session.connection);
+        if let Some(device) = &session.device {
+            object.text("device", device.as_str());
+        }
+        object.display("since", Timestamp(session.since));
+        object.end();
+    }
+}
+
+impl UserView {
+    fn write_json(&self, object: &mut Object<'_>) {
+        object.text("id", self.user.as_str());
+        if let Some(ban) = &self.ban {
+            object.object("banned", |object| ban.write_json(object));
+        }
+        if self.access.before != 0 {
+            object.display("logged_out_before", Timestamp(self.access.before));
+        }
+        let devices = self.access.marks.iter().filter_map(|mark| match &mark.what {
+            Marked::Device(device) => Some((device, mark.before)),
+            Marked::Token { .. } => None,
+        });
+        object.array("logged_out_devices", &devices.collect::<Vec<_>>(), |out, (device, before)| {
+            let mut object = Object::begin(out);
+            object.text("device", device.as_str()).display("before", Timestamp(*before));
+            object.end();
+        });
+        object.array("sessions", &self.sessions, SessionView::write_json);
+        object.number("conversations", self.conversations);
+    }
+}
+
+impl Ban {
+    /// Adds the ban's fields to an object.
+    pub fn write_json(&self, object: &mut Object<'_>) {
+        object.display("since", Timestamp(self.since));
+        if let Some(until) = self.until {
+            object.display("until", Timestamp(until));
+        }
+        object.text("reason", &self.reason).text("by", &self.by);
     }
 }
 
@@ -312,6 +406,7 @@ impl MessageView {
 mod tests {
     use super::*;
     use crate::{
+        access::{LogOut, Mark},
         body::Body,
         event::{Fact, HistoryAccess},
     };
@@ -403,6 +498,33 @@ mod tests {
     }
 
     #[test]
+    fn a_user_shows_what_stands_against_them() {
+        let device = DeviceId::new("phone").unwrap();
+        let session = SessionView { connection: "1-0".into(), device: Some(device.clone()), since: 0 };
+        let marks = vec![
+            Mark { before: 1, what: Marked::Device(device) },
+            Mark { before: 1, what: Marked::Token { print: 1, expires_at: 2 } },
+        ];
+        let ban = Ban { since: 0, until: None, reason: "spam".into(), by: "backend".into() };
+        let view = UserView {
+            user: user("ada"),
+            ban: Some(ban),
+            access: Arc::new(Access { version: 1, before: 1, marks, ban: None }),
+            sessions: vec![session],
+            conversations: 3,
+        };
+        let (epoch, next) = ("1970-01-01T00:00:00.000Z", "1970-01-01T00:00:00.001Z");
+        let session = json!({ "connection": "1-0", "device": "phone", "since": epoch });
+        assert_eq!(
+            shown(&Reply::User(Box::new(view))),
+            json!({ "user": { "id": "ada", "banned": { "since": epoch, "reason": "spam", "by": "backend" }, "conversations": 3,
+                "logged_out_before": next, "logged_out_devices": [{ "device": "phone", "before": next }], "sessions": [session] } })
+        );
+        assert_eq!(shown(&Reply::LoggedOut { before: 1 }), json!({ "before": next }));
+        assert_eq!(shown(&Reply::Sessions { items: Vec::new() }), json!({ "sessions": [] }));
+    }
+
+    #[test]
     fn the_rest_is_what_the_page_for_clients_says() {
         assert_eq!(shown(&Reply::Changed { seq: 3, changed: false }), json!({ "seq": 3, "changed": false }));
         assert_eq!(shown(&Reply::Opened { head: 3, n: 1, large: true }), json!({ "head": 3, "n": 1, "large": true }));
@@ -446,6 +568,9 @@ mod tests {
             Fact::UserJoined { conversation: ID, kind: ConversationKind::Direct, at: 1 },
             Fact::UserLeft { conversation: ID, at: 2 },
             Fact::ChangesReserved { upto: 9 },
+            Fact::UserLoggedOut(LogOut { device: DeviceId::new("tv").ok(), ..LogOut::default() }),
+            Fact::UserBanned(Ban { until: Some(1), ..Ban::default() }),
+            Fact::UserUnbanned { by: "backend".into() },
         ];
         let names: Vec<&str> = facts.iter().map(Fact::name).collect();
         let items =
@@ -459,5 +584,7 @@ mod tests {
             (&json!(3), &json!(3), &json!("admin"))
         );
         assert_eq!(events[0]["data"]["members"][0]["role"], "owner");
+        assert_eq!((&events[12]["data"]["device"], &events[14]["data"]["by"]), (&json!("tv"), &json!("backend")));
+        assert_eq!(events[13]["data"]["until"], "1970-01-01T00:00:00.001Z");
     }
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
+    access::{Access, Ban, LogOut, Mark, Marked},
     body::Body,
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
     id::{Change, CommandId, ConversationId, DeviceId, Epoch, Seq, UserId},
@@ -237,6 +238,10 @@ struct Meta {
     mentions: Option<StoredMentions>,
     #[prost(uint64, tag = "10")]
     target_n: u64,
+    #[prost(message, optional, tag = "20")]
+    log_out: Option<StoredLogOut>,
+    #[prost(message, optional, tag = "21")]
+    ban: Option<StoredBan>,
 }
 
 /// Whom a message mentions.
@@ -276,6 +281,85 @@ impl StoredMentions {
 
 fn user_id(text: &str) -> Result<UserId, Corrupt> {
     UserId::new(text).map_err(|_| Corrupt::Content("a stored text is no user id"))
+}
+
+/// A log-out, in an event.
+#[derive(Clone, PartialEq, Message)]
+struct StoredLogOut {
+    #[prost(uint64, tag = "1")]
+    before: u64,
+    #[prost(message, repeated, tag = "2")]
+    marks: Vec<StoredMark>,
+    #[prost(string, tag = "3")]
+    by: String,
+}
+
+/// A log-out of one device, or of one token.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredMark {
+    /// Tokens issued before this are refused.
+    #[prost(uint64, tag = "1")]
+    pub before: u64,
+    /// The device; empty for a token.
+    #[prost(string, tag = "2")]
+    pub device: String,
+    /// The token's print.
+    #[prost(fixed64, tag = "3")]
+    pub print: u64,
+    /// When the token ends.
+    #[prost(uint64, tag = "4")]
+    pub expires_at: u64,
+}
+
+/// A ban, in an event or a snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredBan {
+    /// Since when.
+    #[prost(uint64, tag = "1")]
+    pub since: u64,
+    /// Until when; absent for good.
+    #[prost(uint64, optional, tag = "2")]
+    pub until: Option<u64>,
+    /// Why.
+    #[prost(string, tag = "3")]
+    pub reason: String,
+    /// The API key that asked for it.
+    #[prost(string, tag = "4")]
+    pub by: String,
+}
+
+/// What stands against a user's tokens, in a snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredAccess {
+    /// The event that last changed it.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Tokens issued before this are refused.
+    #[prost(uint64, tag = "2")]
+    pub before: u64,
+    /// Log-outs of single devices and tokens.
+    #[prost(message, repeated, tag = "3")]
+    pub marks: Vec<StoredMark>,
+    /// The ban.
+    #[prost(message, optional, tag = "4")]
+    pub ban: Option<StoredBan>,
+    /// The last commands that changed it.
+    #[prost(message, repeated, tag = "5")]
+    pub ids: Vec<StoredAccessId>,
+}
+
+/// A command that logged somebody out, or changed a ban.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredAccessId {
+    /// Its id.
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: Vec<u8>,
+    /// Its hash.
+    #[prost(fixed64, tag = "2")]
+    pub hash: u64,
+    /// What its log-out answered.
+    #[prost(uint64, tag = "3")]
+    pub before: u64,
 }
 
 /// A conversation's settings.
@@ -465,6 +549,9 @@ pub struct StoredUser {
     /// The conversations, joined and left.
     #[prost(message, repeated, tag = "5")]
     pub conversations: Vec<StoredMembership>,
+    /// Log-outs and bans; absent when there never were any.
+    #[prost(message, optional, tag = "20")]
+    pub access: Option<StoredAccess>,
 }
 
 /// One conversation in a user's snapshot.
@@ -570,6 +657,9 @@ const MEMBER_ROLE: u32 = 34;
 const USER_JOINED: u32 = 64;
 const USER_LEFT: u32 = 65;
 const CHANGES_RESERVED: u32 = 66;
+const USER_LOGGED_OUT: u32 = 80;
+const USER_BANNED: u32 = 81;
+const USER_UNBANNED: u32 = 82;
 
 impl Event {
     /// Bytes of what its client gave it.
@@ -658,6 +748,19 @@ impl From<&Event> for StoredEvent {
                 meta = Some(Meta { upto: *upto, ..Meta::default() });
                 CHANGES_RESERVED
             }
+            Fact::UserLoggedOut(out) => {
+                meta = Some(Meta { log_out: Some(out.into()), ..Meta::default() });
+                USER_LOGGED_OUT
+            }
+            Fact::UserBanned(ban) => {
+                meta = Some(Meta { ban: Some(ban.into()), ..Meta::default() });
+                USER_BANNED
+            }
+            Fact::UserUnbanned { by } => {
+                meta =
+                    Some(Meta { ban: Some(StoredBan { by: by.clone(), ..StoredBan::default() }), ..Meta::default() });
+                USER_UNBANNED
+            }
         };
         Self {
             seq: event.seq,
@@ -721,6 +824,9 @@ impl TryFrom<StoredEvent> for Event {
             },
             USER_LEFT => Fact::UserLeft { conversation: conversation_id(&meta.conversation)?, at: meta.at },
             CHANGES_RESERVED => Fact::ChangesReserved { upto: meta.upto },
+            USER_LOGGED_OUT => Fact::UserLoggedOut(meta.log_out.ok_or(WRONG)?.try_into()?),
+            USER_BANNED => Fact::UserBanned(meta.ban.ok_or(WRONG)?.into()),
+            USER_UNBANNED => Fact::UserUnbanned { by: meta.ban.unwrap_or_default().by },
             _ => return Err(Corrupt::Content("an event of a kind that this program does not know")),
         };
         Ok(Self {
@@ -775,6 +881,92 @@ impl StoredMember {
     }
 }
 
+// === impl StoredAccess and its parts ===
+
+impl From<&LogOut> for StoredLogOut {
+    fn from(out: &LogOut) -> Self {
+        let device = out.device.as_ref().map(|device| Marked::Device(device.clone()));
+        let token = out.token.map(|(print, expires_at)| Marked::Token { print, expires_at });
+        let marks = device.into_iter().chain(token).map(|what| (&Mark { before: out.before, what }).into());
+        Self { before: out.before, marks: marks.collect(), by: out.by.clone() }
+    }
+}
+
+impl TryFrom<StoredLogOut> for LogOut {
+    type Error = Corrupt;
+    fn try_from(stored: StoredLogOut) -> Result<Self, Corrupt> {
+        let mut out = Self { before: stored.before, by: stored.by, ..Self::default() };
+        for mark in stored.marks {
+            match Mark::try_from(mark)?.what {
+                Marked::Device(device) => out.device = Some(device),
+                Marked::Token { print, expires_at } => out.token = Some((print, expires_at)),
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl From<&Mark> for StoredMark {
+    fn from(mark: &Mark) -> Self {
+        let stored = Self { before: mark.before, ..Self::default() };
+        match &mark.what {
+            Marked::Device(device) => Self { device: device.as_str().to_owned(), ..stored },
+            Marked::Token { print, expires_at } => Self { print: *print, expires_at: *expires_at, ..stored },
+        }
+    }
+}
+
+impl TryFrom<StoredMark> for Mark {
+    type Error = Corrupt;
+    fn try_from(stored: StoredMark) -> Result<Self, Corrupt> {
+        let StoredMark { before, device, print, expires_at } = stored;
+        let what = match device.as_str() {
+            "" => Marked::Token { print, expires_at },
+            device => {
+                let device = DeviceId::new(device);
+                Marked::Device(device.map_err(|_| Corrupt::Content("a stored text is no device id"))?)
+            }
+        };
+        Ok(Self { before, what })
+    }
+}
+
+impl From<&Ban> for StoredBan {
+    fn from(ban: &Ban) -> Self {
+        Self { since: ban.since, until: ban.until, reason: ban.reason.clone(), by: ban.by.clone() }
+    }
+}
+
+impl From<StoredBan> for Ban {
+    fn from(stored: StoredBan) -> Self {
+        Self { since: stored.since, until: stored.until, reason: stored.reason, by: stored.by }
+    }
+}
+
+impl From<&Access> for StoredAccess {
+    fn from(access: &Access) -> Self {
+        Self {
+            version: access.version,
+            before: access.before,
+            marks: access.marks.iter().map(Into::into).collect(),
+            ban: access.ban.as_ref().map(Into::into),
+            ids: Vec::new(),
+        }
+    }
+}
+
+impl TryFrom<StoredAccess> for Access {
+    type Error = Corrupt;
+    fn try_from(stored: StoredAccess) -> Result<Self, Corrupt> {
+        Ok(Self {
+            version: stored.version,
+            before: stored.before,
+            marks: stored.marks.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            ban: stored.ban.map(Into::into),
+        })
+    }
+}
+
 impl From<&Settings> for StoredSettings {
     fn from(settings: &Settings) -> Self {
         Self { title: settings.title.clone(), data: settings.data.clone(), history: settings.history as i32 }
@@ -823,6 +1015,16 @@ mod tests {
             Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 9 },
             Fact::UserLeft { conversation, at: 10 },
             Fact::ChangesReserved { upto: 1024 },
+            Fact::UserLoggedOut(LogOut { before: 9, by: "backend".into(), ..LogOut::default() }),
+            Fact::UserLoggedOut(LogOut {
+                before: 9,
+                device: DeviceId::new("tv").ok(),
+                token: Some((u64::MAX, 10)),
+                by: String::new(),
+            }),
+            Fact::UserBanned(Ban { since: 1, until: Some(0), reason: "spam".into(), by: "backend".into() }),
+            Fact::UserBanned(Ban::default()),
+            Fact::UserUnbanned { by: "backend".into() },
         ];
         let event = |(index, fact): (usize, Fact)| {
             Arc::new(Event {

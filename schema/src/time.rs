@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::id::Millis;
 
@@ -24,6 +24,25 @@ impl Serialize for Timestamp {
     }
 }
 
+/// Any RFC 3339 text, cut to the millisecond. A time before 1970 is none of ours.
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl de::Visitor<'_> for Text {
+            type Value = Timestamp;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time as in RFC 3339: 2026-11-22T21:00:00Z")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
+                let moment = text.parse::<jiff::Timestamp>().ok();
+                let ms = moment.and_then(|moment| u64::try_from(moment.as_millisecond()).ok());
+                ms.map(Timestamp).ok_or_else(|| E::custom("expected a time as in RFC 3339: 2026-11-22T21:00:00Z"))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,6 +51,10 @@ mod tests {
     fn milliseconds_always_show() {
         assert_eq!(Timestamp(0).to_string(), "1970-01-01T00:00:00.000Z");
         assert_eq!(Timestamp(1_795_381_228_120).to_string(), "2026-11-22T21:00:28.120Z");
+        let read = |text: &str| serde_json::from_value::<Timestamp>(text.into()).ok().map(|time| time.0);
+        assert_eq!(read("2026-11-22T21:00:28.120Z"), Some(1_795_381_228_120));
+        assert_eq!(read("2026-11-22T22:00:28+01:00"), Some(1_795_381_228_000));
+        assert_eq!((read("2026-11-22"), read("1969-01-01T00:00:00Z"), read("soon")), (None, None, None));
         assert_eq!(Timestamp(u64::MAX).to_string(), "1970-01-01T00:00:00.000Z");
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
+    access::{Access, By},
     command::Command,
     error::Error,
     event::Event,
@@ -15,13 +16,15 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Correlation(pub u64);
 
-/// Who asks. Nodes trust gateways: they have checked the token.
+/// Who asks. Nodes trust gateways: they have checked the token or the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
     /// The user.
     pub user: UserId,
     /// The device.
     pub device: Option<DeviceId>,
+    /// By what right.
+    pub by: By,
 }
 
 /// The queue in which one gateway's questions to one partition travel, in order. When one of them must be asked again
@@ -49,8 +52,11 @@ pub struct Owner {
 pub enum ToNode {
     /// A client's command. Answered once; or its lane is (see [`ToGateway::Moved`]).
     Command(Lane, Arc<Asked>),
-    /// A connection of `user` exists: register it and answer with the inbox's heads, in one step.
+    /// A connection of `user` exists: register it and answer with the inbox's heads, in one step. Said again with a newer
+    /// token, it stays the same connection.
     Connect(Lane, Arc<Connecting>),
+    /// What stands against a user?
+    AskAccess(Lane, Arc<AskedAccess>),
     /// A connection of `user` is gone. Not answered.
     Disconnect {
         /// Whose.
@@ -82,6 +88,15 @@ pub struct Asked {
     pub deadline: Millis,
 }
 
+/// A question about a user.
+#[derive(Clone, Debug)]
+pub struct AskedAccess {
+    /// For the answer.
+    pub correlation: Correlation,
+    /// Whom it is about.
+    pub user: UserId,
+}
+
 /// A new connection.
 #[derive(Clone, Debug)]
 pub struct Connecting {
@@ -110,6 +125,22 @@ pub enum ToGateway {
     },
     /// The answer to `Connect`.
     Connected(Correlation, Result<Heads, Error>),
+    /// The answer to `AskAccess`.
+    Access(Correlation, Result<Arc<Access>, Error>),
+    /// This stands against the user from now on. Every gateway hears of it.
+    AccessChanged {
+        /// Whom.
+        user: UserId,
+        /// All of it.
+        access: Arc<Access>,
+    },
+    /// These connections are over: their user was logged out or banned.
+    End {
+        /// Which.
+        connections: Vec<ConnectionSlot>,
+        /// What their clients are told.
+        error: Error,
+    },
     /// Committed events of a small conversation, for these connections.
     Deliver {
         /// Whose events.

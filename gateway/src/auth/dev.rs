@@ -96,12 +96,12 @@ impl DevTokens {
         ttl_s: Option<u64>,
         now_unix_ms: u64,
     ) -> Result<Issued, Error> {
-        let issued_at_s = now_unix_ms / 1000;
-        let expires_at_s = issued_at_s.saturating_add(ttl_s.unwrap_or(TTL_S_DEFAULT).clamp(1, TTL_S_MAX));
+        let expires_at_s = (now_unix_ms / 1000).saturating_add(ttl_s.unwrap_or(TTL_S_DEFAULT).clamp(1, TTL_S_MAX));
         let claims = Claims {
             sub: user.as_str(),
             device: device.map(DeviceId::as_str),
-            iat: issued_at_s,
+            // To the millisecond: who logs out and in again within one second is in.
+            iat: now_unix_ms as f64 / 1000.0,
             exp: expires_at_s,
             jti: Uuid::new_v4().to_string(),
             aud: self.audience.as_deref(),
@@ -129,7 +129,7 @@ struct Claims<'a> {
     sub: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<&'a str>,
-    iat: u64,
+    iat: f64,
     exp: u64,
     jti: String,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,11 +3,13 @@
 //! `jsonwebtoken` takes the token apart and checks the signature; everything that its claims mean is decided here, on
 //! the caller's clock. Claims are looked at only after the signature held: a forger learns nothing about them.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use chappe_schema::{
+    access::{By, Token},
     error::Code,
     id::{DeviceId, UserId},
+    wire::Actor,
 };
 use jsonwebtoken::{DecodingKey, Header, Validation, errors::ErrorKind};
 use serde::Deserialize;
@@ -18,9 +20,6 @@ use super::Config;
 /// Longest token that is looked at. Issuers' tokens are 0.3 to 2 KiB; an HTTP header must hold one. Longer: refused
 /// before anything is decoded.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
-
-/// Longest `jti`. A revocation list is made of them. Longer: refused, since a cut one could never be revoked.
-pub const TOKEN_ID_BYTES_MAX: usize = 128;
 
 /// Checks tokens against one key and one algorithm. Built once, shared by all connections.
 pub struct Verifier {
@@ -38,10 +37,8 @@ pub struct Identity {
     pub user: UserId,
     /// The token's `device`: when set, the connection must be of this device.
     pub device: Option<DeviceId>,
-    /// The token's `exp` in Unix milliseconds, to end the connection by. Within the leeway it is already past.
-    pub expires_at_ms: u64,
-    /// The token's `jti`, to revoke it by.
-    pub token_id: Option<Arc<str>>,
+    /// When it was issued and when it ends (within the leeway that is already past), and what tells it from others.
+    pub token: Token,
 }
 
 /// Why a token is refused. Names the class of the reason and never holds a part of the token.
@@ -68,7 +65,7 @@ pub enum Error {
     /// After `exp`.
     #[error("the token has expired")]
     Expired,
-    /// Before `nbf`.
+    /// Before `nbf`, or before `iat`.
     #[error("the token is not valid yet")]
     NotYetValid,
     /// `aud` is missing, is another, or is there while no audience is configured.
@@ -142,12 +139,21 @@ impl Verifier {
         if !self.meant_for_us(claims.aud.as_ref()) {
             return Err(Error::Audience);
         }
+        // One that does not say when it was issued counts as older than every log-out.
+        let issued_at = claims.iat.as_ref().map_or(Some(0), numeric_date_ms).ok_or(Error::Claim("iat"))?;
+        if now_unix_ms.saturating_add(self.leeway_ms) < issued_at {
+            // Else it would outlive log-outs to come.
+            return Err(Error::NotYetValid);
+        }
         let user = claims.sub.as_ref().and_then(Value::as_str).ok_or(Error::Subject)?;
+        let device = claims.device.as_ref().map(device).transpose()?;
+        // What is signed cannot be written in another way; a signature may be.
+        let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
+        let is_bound = device.is_some();
         Ok(Identity {
             user: UserId::new(user).map_err(|_| Error::Subject)?,
-            device: claims.device.as_ref().map(device).transpose()?,
-            expires_at_ms,
-            token_id: claims.jti.as_ref().map(token_id).transpose()?,
+            device,
+            token: Token { issued_at, expires_at: expires_at_ms, print: Token::print_of(signed), is_bound },
         })
     }
 
@@ -165,6 +171,14 @@ impl Verifier {
             (Some(_), _) => false,
             (None, aud) => aud.is_none(),
         }
+    }
+}
+
+impl Identity {
+    /// As whom its owner asks, on the device that the token names or else on the one that the client does.
+    #[must_use]
+    pub fn actor(self, declared: Option<DeviceId>) -> Actor {
+        Actor { user: self.user, device: self.device.or(declared), by: By::Token(self.token) }
     }
 }
 
@@ -231,7 +245,7 @@ struct Claims {
     nbf: Option<Value>,
     aud: Option<Value>,
     iss: Option<Value>,
-    jti: Option<Value>,
+    iat: Option<Value>,
     device: Option<Value>,
 }
 
@@ -257,15 +271,9 @@ fn numeric_date_ms(value: &Value) -> Option<u64> {
         return Some(seconds.saturating_mul(1000));
     }
     // A float's cast saturates, and JSON knows neither NaN nor infinity.
-    value.as_f64().map(|seconds| (seconds * 1000.0) as u64)
+    value.as_f64().map(|seconds| (seconds * 1000.0).round() as u64)
 }
 
 fn device(value: &Value) -> Result<DeviceId, Error> {
     value.as_str().and_then(|text| DeviceId::new(text).ok()).ok_or(Error::Claim("device"))
-}
-
-fn token_id(value: &Value) -> Result<Arc<str>, Error> {
-    let fits =
-        |text: &&str| !text.is_empty() && text.len() <= TOKEN_ID_BYTES_MAX && !text.chars().any(char::is_control);
-    value.as_str().filter(fits).map(Arc::from).ok_or(Error::Claim("jti"))
 }

@@ -14,6 +14,8 @@ use std::{
     sync::Arc,
 };
 
+use chappe_cluster::process::config::Period;
+use chappe_schema::limit::TOKEN_OUTLIVED_MS_MAX;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,9 @@ pub use jwt::{Error, Identity, Verifier};
 /// Most that clocks may be configured to differ by, in seconds: a connection outlives its token by at most 30 s, so
 /// a larger leeway would let one be opened with a token that could not keep it open. More: refused at start.
 pub const LEEWAY_S_MAX: u64 = 30;
+
+/// Longest grace of a connection whose token is over. The sweep that ends it comes within two seconds.
+pub const EXPIRY_GRACE_MAX: Period = Period::ms(TOKEN_OUTLIVED_MS_MAX - 2_000);
 
 /// How clients' tokens are checked. The `auth` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +50,8 @@ pub struct Config {
     /// How far the issuer's clock may differ from ours, in seconds, at most 30: how long after its `exp`, or before
     /// its `nbf`, a token is still accepted.
     pub leeway_s: u64,
+    /// How long a connection goes on after its token's `exp`, at most 28 s: so long its client has for `auth.refresh`.
+    pub expiry_grace: Period,
     /// Whether a server without `key_file` issues development tokens. Honoured on loopback addresses only.
     pub dev_tokens: bool,
 }
@@ -102,6 +109,9 @@ pub enum SetupError {
     /// A leeway that would let connections outlive their tokens.
     #[error("auth.leeway_s is {0}, which is more than {LEEWAY_S_MAX} seconds")]
     Leeway(u64),
+    /// A grace that would let connections outlive their tokens.
+    #[error("auth.expiry_grace is {0}, which is more than {EXPIRY_GRACE_MAX}")]
+    ExpiryGrace(Period),
     /// The key file cannot be read.
     #[error("cannot read the key file {}", path.display())]
     Read {
@@ -204,6 +214,9 @@ fn contradictions(config: &Config) -> Vec<SetupError> {
     if config.leeway_s > LEEWAY_S_MAX {
         problems.push(SetupError::Leeway(config.leeway_s));
     }
+    if config.expiry_grace > EXPIRY_GRACE_MAX {
+        problems.push(SetupError::ExpiryGrace(config.expiry_grace));
+    }
     for (name, value) in [("audience", &config.audience), ("issuer", &config.issuer)] {
         if value.as_deref() == Some("") {
             problems.push(SetupError::Empty(name));
@@ -235,6 +248,7 @@ impl SetupError {
     pub const fn setting(&self) -> &'static str {
         match self {
             Self::Leeway(_) => "leeway_s",
+            Self::ExpiryGrace(_) => "expiry_grace",
             Self::Empty(name) => name,
             Self::NoKeyForAlgorithm(_) => "algorithm",
             Self::DevSecret { .. } => "dev_tokens",
@@ -284,6 +298,7 @@ impl Default for Config {
             audience: None,
             issuer: None,
             leeway_s: 5,
+            expiry_grace: Period::secs(25),
             dev_tokens: true,
         }
     }

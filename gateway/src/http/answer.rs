@@ -86,7 +86,7 @@ fn body(error: &Error, request_id: &str) -> Vec<u8> {
 const fn challenge(code: Code) -> Option<&'static str> {
     match code {
         Code::AuthRequired => Some("Bearer realm=\"chappe\""),
-        Code::AuthInvalid => Some("Bearer realm=\"chappe\", error=\"invalid_token\""),
+        Code::AuthInvalid | Code::AuthLoggedOut => Some("Bearer realm=\"chappe\", error=\"invalid_token\""),
         Code::AuthExpired => Some("Bearer realm=\"chappe\", error=\"invalid_token\", error_description=\"expired\""),
         _ => None,
     }

@@ -14,7 +14,6 @@ use chappe_schema::{
     command::Command,
     error::{Code, Error, excerpt},
     operation::{Http, Method, OPERATIONS, Operation},
-    wire::Actor,
 };
 use http::{HeaderMap, HeaderValue, header};
 use metrics::{Histogram, histogram};
@@ -34,7 +33,7 @@ pub(crate) type Routes = Router;
 /// Everything that is not a WebSocket.
 pub(crate) fn of(gateway: &Arc<Gateway>) -> Routes {
     let mut router = Router::new();
-    for row in OPERATIONS {
+    for row in OPERATIONS.iter().filter(|row| row.is_for_users()) {
         if let Some(http) = &row.http {
             router = router.route(http.path, operation(gateway, row, http));
         }
@@ -105,18 +104,19 @@ async fn perform(
     let body = arguments::body(http.method, &parts.headers, body).await?;
     let mut ignored = Vec::new();
     let json = arguments::assemble(row, http, path.iter(), &parts.uri, &parts.headers, &body, &mut ignored)?;
-    let decision = gateway.limiter.check(scope(row.op), Key::User(identity.user.as_str()), 1).await;
+    let actor = identity.actor(None);
+    let decision = gateway.limiter.check(scope(row.op), Key::User(actor.user.as_str()), 1).await;
     if !decision.allowed {
         return Err(Refused::limited(decision));
     }
-    let decoded =
-        Command::decode(row.op, &identity.user, &json, &mut ignored).map_err(|error| Refused { error, decision })?;
+    let refused = |error| Refused { error, decision };
+    gateway.check_access(&actor).await.map_err(refused)?;
+    let decoded = Command::decode(row.op, &actor.user, &json, &mut ignored).map_err(refused)?;
     let (answer, reply) = oneshot::channel();
-    let actor = Actor { user: identity.user, device: identity.device };
     gateway.ask(Pending::Waiter(row.op, answer), actor, decoded.id, decoded.command);
     // Every question is answered, by the sweep if by nobody else; the sender is dropped only with the gateway.
     let reply = reply.await.unwrap_or_else(|_| Err(Error::new(Code::GoingAway)));
-    let reply = reply.map_err(|error| Refused { error, decision })?;
+    let reply = reply.map_err(refused)?;
     let mut json = Vec::with_capacity(256);
     reply.write_json(&mut json, &ignored);
     let mut response = answer::json(http.status, json);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use chappe_schema::{
     id::{Millis, Partition, SessionId},
-    wire::{Asked, Connecting, Correlation, Lane, Owner, ToNode},
+    wire::{Asked, AskedAccess, Connecting, Correlation, Lane, Owner, ToNode},
 };
 use hashbrown::HashMap;
 use slab::Slab;
@@ -28,6 +28,8 @@ pub enum Ask {
     Command(Arc<Asked>),
     /// A connection is to be registered.
     Connect(Arc<Connecting>),
+    /// What stands against a user?
+    Access(Arc<AskedAccess>),
 }
 
 /// Something to be sent to one life of a node.
@@ -78,6 +80,7 @@ impl Ask {
         match self {
             Self::Command(asked) => ToNode::Command(lane, Arc::clone(asked)),
             Self::Connect(connecting) => ToNode::Connect(lane, Arc::clone(connecting)),
+            Self::Access(asked) => ToNode::AskAccess(lane, Arc::clone(asked)),
         }
     }
 }
@@ -283,12 +286,14 @@ pub fn number_of(asked: &Ask) -> Correlation {
     match asked {
         Ask::Command(asked) => asked.correlation,
         Ask::Connect(connecting) => connecting.correlation,
+        Ask::Access(asked) => asked.correlation,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use chappe_schema::{
+        access::{By, Token},
         command::Command,
         id::{CommandId, ConversationId, UserId},
         wire::Actor,
@@ -307,7 +312,7 @@ mod tests {
         let make = |number| {
             Ask::Command(Arc::new(Asked {
                 correlation: Correlation(number),
-                actor: Actor { user: UserId::new("ada").unwrap(), device: None },
+                actor: Actor { user: UserId::new("ada").unwrap(), device: None, by: By::Token(Token::default()) },
                 id: CommandId(uuid::Uuid::nil()),
                 command: Command::ConversationGet { conversation: ConversationId(uuid::Uuid::nil()) },
                 deadline: 0,
@@ -414,7 +419,7 @@ mod tests {
                             made = number;
                             Ask::Connect(Arc::new(Connecting {
                                 correlation: Correlation(number),
-                                actor: Actor { user: UserId::new("ada").unwrap(), device: None },
+                                actor: Actor { user: UserId::new("ada").unwrap(), device: None, by: By::Token(Token::default()) },
                                 connection: chappe_schema::id::ConnectionSlot(0),
                                 positions: Vec::new(),
                             }))

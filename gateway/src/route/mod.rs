@@ -2,11 +2,14 @@
 //!
 //! - [`lanes`]: the questions of each partition, in order, until they are answered
 
+use std::sync::Arc;
+
 use chappe_cluster::link::Links;
 use chappe_schema::{
+    access::{Access, Token},
     error::{Code, Error},
     frame::RequestId,
-    id::{ConnectionSlot, ConversationId, Millis, Partition, SessionId},
+    id::{ConnectionSlot, ConversationId, Millis, Partition, SessionId, UserId},
     limit::{COMMAND_DEADLINE_MS, PAGE_IN_FLIGHT_WEIGHT},
     operation::{Identity, Op},
     reply::Reply,
@@ -32,6 +35,10 @@ pub(crate) enum Pending {
     Connect(ConnectionSlot, Box<Resuming>),
     /// A connection that its user's next owner is told of.
     Rejoin(ConnectionSlot),
+    /// A WebSocket's `auth.refresh`.
+    Refresh(ConnectionSlot, Box<Refreshing>),
+    /// What stands against a user, asked at a time of the gateway's clock.
+    Access(UserId, u64, oneshot::Sender<Result<Arc<Access>, Error>>),
     /// A page of a resume.
     CatchUp(ConnectionSlot),
     /// An HTTP request, whose handler waits.
@@ -49,6 +56,17 @@ pub(crate) struct Asking {
     pub(crate) id: Option<RequestId>,
     /// Fields that nobody reads.
     pub(crate) ignored: Vec<String>,
+}
+
+/// A newer token that waits for its user's owner.
+#[derive(Debug)]
+pub(crate) struct Refreshing {
+    /// To be echoed; without it only an error is answered.
+    pub(crate) id: Option<RequestId>,
+    /// Fields that nobody reads.
+    pub(crate) ignored: Vec<String>,
+    /// The token.
+    pub(crate) token: Token,
 }
 
 /// The table of questions without an answer.
@@ -185,8 +203,11 @@ impl Pending {
     pub(crate) const fn connection(&self) -> Option<ConnectionSlot> {
         match self {
             Self::Socket(asking) | Self::Open(asking, _) => Some(asking.connection),
-            Self::Connect(connection, _) | Self::Rejoin(connection) | Self::CatchUp(connection) => Some(*connection),
-            Self::Waiter(..) => None,
+            Self::Connect(connection, _)
+            | Self::Refresh(connection, _)
+            | Self::Rejoin(connection)
+            | Self::CatchUp(connection) => Some(*connection),
+            Self::Waiter(..) | Self::Access(..) => None,
         }
     }
 
@@ -194,6 +215,7 @@ impl Pending {
     pub(crate) fn is_awaited(&self, table: &Table) -> bool {
         match (self, self.connection()) {
             (Self::Waiter(_, waiter), _) => !waiter.is_closed(),
+            (Self::Access(_, _, waiter), _) => !waiter.is_closed(),
             (_, connection) => connection.is_none_or(|slot| table.get(slot).is_some()),
         }
     }
@@ -203,7 +225,9 @@ impl Pending {
         let op = match self {
             Self::Socket(asking) | Self::Open(asking, _) => asking.op,
             Self::Waiter(op, _) => *op,
-            Self::Connect(..) | Self::Rejoin(_) | Self::CatchUp(..) => return Error::new(Code::Unavailable),
+            Self::Connect(..) | Self::Refresh(..) | Self::Rejoin(_) | Self::Access(..) | Self::CatchUp(..) => {
+                return Error::new(Code::Unavailable);
+            }
         };
         match op.row().identity {
             Identity::ReadOnly | Identity::Connection => Error::new(Code::Unavailable),

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use chappe_cluster::process::metrics::{Component, Metrics};
 use chappe_schema::{
+    access::{By, Token},
     command::Command,
     error::Error,
     id::{ConversationId, GatewayId},
@@ -344,7 +345,7 @@ async fn a_connect_that_is_not_answered_ends_the_connection() {
 impl World {
     /// An HTTP request for a message, asked of a node that is silent.
     fn wait_for_a_message(&self, answer: tokio::sync::oneshot::Sender<Result<Reply, Error>>) {
-        let actor = Actor { user: crate::tests_node::user("ada"), device: None };
+        let actor = Actor { user: crate::tests_node::user("ada"), device: None, by: By::Token(Token::default()) };
         let command = Command::MessageGet { conversation: ConversationId(uuid::Uuid::nil()), seq: 1 };
         self.gateway.ask(crate::route::Pending::Waiter(Op::MessageGet, answer), actor, None, command);
     }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use chappe_schema::{
-    command::{Command, Connect, Decoded},
+    access::{By, Token},
+    command::{Command, Connect, Decoded, Refresh},
     error::{Code, Error, excerpt},
     frame::{self, Request, RequestId},
     id::Generation,
@@ -30,7 +31,7 @@ use crate::{
     limiter::{Decision, Key, Scope, Verdict},
     meters::{Reason, Task},
     resume::Resuming,
-    route::{Asking, Pending, weight},
+    route::{Asking, Pending, Refreshing, weight},
 };
 
 /// A connection's state beside its socket. Dropping it takes the connection out of everything.
@@ -65,9 +66,6 @@ struct Held {
     /// Frames of the same message that follow.
     rest: String,
 }
-
-/// How long a connection outlives its token.
-const EXPIRY_GRACE_S: u64 = 30;
 
 // === what the socket tells ===
 
@@ -120,7 +118,7 @@ impl Client {
     pub(crate) fn heard(&mut self, bytes: usize) {
         self.connection.hear(self.gateway.clock.seconds());
         self.gateway.meters.frames_in.count(0, bytes);
-        if self.connection.actor().is_none() {
+        if self.connection.who().is_none() {
             self.unauthenticated_bytes = self.unauthenticated_bytes.saturating_add(bytes as u32);
         }
     }
@@ -144,12 +142,12 @@ impl Client {
 
     /// The largest message that is accepted now.
     pub(crate) fn message_bytes_max(&self) -> usize {
-        if self.connection.actor().is_some() { FRAME_BYTES_MAX } else { UNAUTHENTICATED_BYTES_MAX.min(FRAME_BYTES_MAX) }
+        if self.connection.who().is_some() { FRAME_BYTES_MAX } else { UNAUTHENTICATED_BYTES_MAX.min(FRAME_BYTES_MAX) }
     }
 
     /// Ends a connection that says much before it says who it is.
     pub(crate) fn check_unauthenticated(&mut self) {
-        if self.unauthenticated_bytes as usize > UNAUTHENTICATED_BYTES_MAX && self.connection.actor().is_none() {
+        if self.unauthenticated_bytes as usize > UNAUTHENTICATED_BYTES_MAX && self.connection.who().is_none() {
             self.end(&Error::new(Code::TooLarge).with_detail("too much was sent before `connect`"), None);
         }
     }
@@ -202,7 +200,7 @@ impl Client {
             (page, outbox.may_read() && !outbox.is_closing())
         };
         if let (Some(page), Some(actor)) = (page, self.connection.actor()) {
-            self.gateway.ask(Pending::CatchUp(self.connection.slot), actor.clone(), None, page);
+            self.gateway.ask(Pending::CatchUp(self.connection.slot), actor, None, page);
         }
         if !may_read || !self.release(cx) {
             // It is we who do not listen: that is not the client's silence.
@@ -280,14 +278,14 @@ impl Client {
             "heartbeat" => self.heartbeat(id.as_ref()),
             "connect" => self.connect(id, args.get()),
             name => {
-                let Some(actor) = self.connection.actor() else {
+                let Some(who) = self.connection.who() else {
                     return self.end(
                         &Error::new(Code::AuthRequired).with_detail("the first request is `connect`"),
                         id.as_ref(),
                     );
                 };
                 if name == "auth.refresh" {
-                    return self.refresh(id.as_ref(), args.get());
+                    return self.refresh(id, args.get());
                 }
                 let Some(op) = Op::named(name) else {
                     let detail = format!("there is no operation `{}`", excerpt(name));
@@ -295,10 +293,10 @@ impl Client {
                     return self.refuse_uncounted(id.as_ref(), &error);
                 };
                 let mut ignored = Vec::new();
-                match Command::decode(op, &actor.user, args.get(), &mut ignored) {
+                match Command::decode(op, &who.user, args.get(), &mut ignored) {
                     Err(error) => self.refuse_uncounted(id.as_ref(), &error),
                     Ok(decoded) => {
-                        let verdict = self.gateway.limiter.check(scope(op), Key::User(actor.user.as_str()), 1);
+                        let verdict = self.gateway.limiter.check(scope(op), Key::User(who.user.as_str()), 1);
                         let asking = Asking { connection: self.connection.slot, op, id, ignored };
                         match verdict {
                             Verdict::Ready(decision) => self.decided(decision, asking, decoded),
@@ -335,11 +333,11 @@ impl Client {
             _ => Pending::Socket(asking),
         };
         self.connection.outbox.lock().asked(weight(command.op()));
-        self.gateway.ask(pending, actor.clone(), id, command);
+        self.gateway.ask(pending, actor, id, command);
     }
 
     fn connect(&mut self, id: Option<RequestId>, args: &str) {
-        if self.connection.actor().is_some() {
+        if self.connection.who().is_some() {
             return self.refuse_uncounted(id.as_ref(), &Error::new(Code::AlreadyConnected));
         }
         let mut ignored = Vec::new();
@@ -353,9 +351,9 @@ impl Client {
             Ok(identity) => identity,
             Err(error) => return self.end(&Error::new(error.code()).with_detail(error.to_string()), id.as_ref()),
         };
-        self.expire_at(identity.expires_at_ms, now);
-        let actor = Actor { user: identity.user, device: identity.device.or(connect.device) };
-        self.connection.introduce(actor.clone());
+        self.connection.renew(identity.token, self.gateway.last_second(&identity.token));
+        let actor = identity.actor(connect.device);
+        self.connection.introduce(&actor);
         self.registered = true;
         let positions = connect.positions.into_iter();
         let positions = positions
@@ -375,32 +373,37 @@ impl Client {
         }
     }
 
-    fn refresh(&mut self, id: Option<&RequestId>, args: &str) {
+    /// A newer token. Whoever it is refused to goes on with the old one, as long as that holds.
+    fn refresh(&mut self, id: Option<RequestId>, args: &str) {
         // Checking a signature is work.
-        if !self.spend(id) {
+        if !self.spend(id.as_ref()) {
             return;
         }
-        let mut ignored = Vec::new();
-        let connect = match Connect::decode(args, &mut ignored) {
-            Ok(connect) => connect,
-            Err(error) => return self.refuse(id, &error),
-        };
-        let now = self.gateway.clock.now_ms();
-        match self.gateway.auth.verifier().verify(&connect.token, now) {
-            Ok(identity) if self.connection.actor().is_some_and(|actor| actor.user == identity.user) => {
-                self.expire_at(identity.expires_at_ms, now);
-                self.done(id, &ignored);
+        match self.refreshed(args) {
+            Ok((actor, token, ignored)) => {
+                let refreshing = Box::new(Refreshing { id, ignored, token });
+                self.connection.outbox.lock().asked(1);
+                self.gateway.refresh(actor, self.connection.slot, refreshing);
             }
-            Ok(_) => self.refuse(id, &Error::new(Code::AuthInvalid).with_detail("the token is another user's")),
-            // The old token still holds.
-            Err(error) => self.refuse(id, &Error::new(error.code()).with_detail(error.to_string())),
+            Err(error) => self.refuse(id.as_ref(), &error),
         }
     }
 
-    fn expire_at(&self, expires_at_ms: u64, now_ms: u64) {
-        let left_s = expires_at_ms.saturating_sub(now_ms).div_ceil(1000) + EXPIRY_GRACE_S;
-        let left_s = u32::try_from(left_s).unwrap_or(u32::MAX);
-        self.connection.expires(self.gateway.clock.seconds().saturating_add(left_s));
+    fn refreshed(&self, args: &str) -> Result<(Actor, Token, Vec<String>), Error> {
+        let mut ignored = Vec::new();
+        let refresh = Refresh::decode(args, &mut ignored)?;
+        let verified = self.gateway.auth.verifier().verify(&refresh.token, self.gateway.clock.now_ms());
+        let identity = verified.map_err(|error| Error::new(error.code()).with_detail(error.to_string()))?;
+        let Some(actor) = self.connection.actor() else { return Err(Code::AuthRequired.into()) };
+        let wrong = |detail: &'static str| Error::new(Code::AuthInvalid).with_detail(detail);
+        if actor.user != identity.user {
+            return Err(wrong("the token is another user's"));
+        }
+        if identity.device.is_some() && identity.device != actor.device {
+            return Err(wrong("the token is another device's"));
+        }
+        let token = identity.token;
+        Ok((Actor { by: By::Token(token), ..actor }, token, ignored))
     }
 }
 
@@ -429,9 +432,9 @@ impl Client {
     /// Counts what no entity is asked for as a command. If there is no budget left, the client is told so, and nothing
     /// else may be done for it. A limiter that decides elsewhere hears of it and is not waited for.
     fn spend(&mut self, id: Option<&RequestId>) -> bool {
-        if let Some(actor) = self.connection.actor()
+        if let Some(who) = self.connection.who()
             && let Verdict::Ready(decision) =
-                self.gateway.limiter.check(Scope::Commands, Key::User(actor.user.as_str()), 1)
+                self.gateway.limiter.check(Scope::Commands, Key::User(who.user.as_str()), 1)
             && !decision.allowed
         {
             self.limited(id, decision);
@@ -459,8 +462,8 @@ impl Drop for Client {
         for conversation in opened {
             self.gateway.listeners.leave(conversation, slot, &*self.gateway.link);
         }
-        if let Some(actor) = self.connection.actor().filter(|_| self.registered) {
-            self.gateway.unregister(actor, slot);
+        if let Some(who) = self.connection.who().filter(|_| self.registered) {
+            self.gateway.unregister(&who.user, slot);
         }
         if std::thread::panicking() {
             self.why = Reason::Error;

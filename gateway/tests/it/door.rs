@@ -97,18 +97,6 @@ async fn a_malformed_connect_may_be_tried_again_and_a_second_one_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_is_refreshed_for_the_same_user_only() {
-    let world = World::new().await;
-    let mut ada = world.client("ada").await;
-    assert!(ada.ask("auth.refresh", json!({"token": world.token("ada")})).await["ok"].is_object());
-    let refused = ada.ask("auth.refresh", json!({"token": world.token("bob")})).await;
-    assert_eq!(refused["error"]["code"], "auth.invalid");
-    let refused = ada.ask("auth.refresh", json!({"token": "x"})).await;
-    assert_eq!(refused["error"]["code"], "auth.invalid");
-    assert!(ada.ask("conversation.list", json!({})).await["ok"].is_object());
-}
-
-#[tokio::test]
 async fn before_connect_little_may_be_said() {
     let world = World::new().await;
     let mut stranger = world.stranger().await;

@@ -10,13 +10,14 @@ use std::{
 
 use chappe_cluster::link::{GatewayPort, NodePort};
 use chappe_schema::{
+    access::Access,
     body::Body,
     command::{Command, From, Page},
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
     id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, UserId},
-    reply::{ConversationView, EditView, InboxView, MessageView, Reply, Sent},
-    wire::{Asked, Head, Heads, ToGateway, ToNode},
+    reply::{ConversationView, EditView, InboxView, MessageView, Reply, Sent, UserView},
+    wire::{Actor, Asked, Head, Heads, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
 
@@ -41,6 +42,7 @@ pub struct State {
     pub conversations: HashMap<ConversationId, Conversation>,
     pub connections: HashMap<UserId, Vec<(GatewayId, ConnectionSlot)>>,
     pub interest: HashSet<(GatewayId, ConversationId)>,
+    pub access: HashMap<UserId, Arc<Access>>,
     /// Every message, in the order of arrival, by name.
     pub heard: Vec<String>,
 }
@@ -137,6 +139,34 @@ impl Node {
         self.deliver(batches);
     }
 
+    /// What stands against a user from now on; gateways hear of it only if `told`.
+    pub fn change_access(&self, who: &str, told: bool, change: impl FnOnce(&mut Access)) {
+        let mut state = self.state.lock();
+        let entry = state.access.entry(user(who)).or_default();
+        let access = Arc::make_mut(entry);
+        access.version += 1;
+        change(access);
+        let access = Arc::clone(entry);
+        let mut batches = BTreeMap::<GatewayId, Vec<ToGateway>>::new();
+        for gateway in self.gateways.lock().keys().filter(|_| told) {
+            let changed = ToGateway::AccessChanged { user: user(who), access: Arc::clone(&access) };
+            batches.entry(*gateway).or_default().push(changed);
+        }
+        drop(state);
+        self.deliver(batches);
+    }
+
+    /// These connections of a user are over.
+    pub fn end(&self, who: &str, code: Code) {
+        let connections = self.state.lock().connections.get(&user(who)).cloned().unwrap_or_default();
+        let mut batches = BTreeMap::<GatewayId, Vec<ToGateway>>::new();
+        for (gateway, slot) in connections {
+            let end = ToGateway::End { connections: vec![slot], error: Error::new(code) };
+            batches.entry(gateway).or_default().push(end);
+        }
+        self.deliver(batches);
+    }
+
     pub fn heard(&self) -> Vec<String> {
         self.state.lock().heard.clone()
     }
@@ -172,8 +202,13 @@ impl Node {
                 }
             }
             ToNode::Connect(_, connecting) => {
-                let user = connecting.actor.user.clone();
-                state.connections.entry(user.clone()).or_default().push((from, connecting.connection));
+                let Actor { user, device, by } = connecting.actor.clone();
+                let refused =
+                    state.access.get(&user).and_then(|access| access.check(device.as_ref(), &by, now()).err());
+                let known = state.connections.entry(user.clone()).or_default();
+                if refused.is_none() && !known.contains(&(from, connecting.connection)) {
+                    known.push((from, connecting.connection));
+                }
                 let head = |id: &ConversationId| {
                     state
                         .conversations
@@ -190,11 +225,19 @@ impl Node {
                     others: others.map(|(id, found)| (*id, found.head())).collect(),
                     positions,
                 };
-                let result = match *self.mode.lock() {
-                    Mode::Refusing(code) => Err(Error::new(code)),
+                let result = match (*self.mode.lock(), refused) {
+                    (Mode::Refusing(code), _) => Err(Error::new(code)),
+                    (_, Some(refused)) => Err(refused),
                     _ => Ok(heads),
                 };
                 batches.entry(from).or_default().push(ToGateway::Connected(connecting.correlation, result));
+            }
+            ToNode::AskAccess(_, asked) => {
+                let result = match *self.mode.lock() {
+                    Mode::Refusing(code) => Err(Error::new(code)),
+                    _ => Ok(state.access.get(&asked.user).cloned().unwrap_or_default()),
+                };
+                batches.entry(from).or_default().push(ToGateway::Access(asked.correlation, result));
             }
             ToNode::Disconnect { user, connection } => {
                 if let Some(connections) = state.connections.get_mut(&user) {
@@ -228,11 +271,12 @@ impl NodePort for Node {
         let name = match &message {
             ToNode::Command(_, asked) => asked.command.op().name().to_owned(),
             ToNode::Connect(..) => "connect".to_owned(),
+            ToNode::AskAccess(..) => "ask access".to_owned(),
             ToNode::Disconnect { .. } => "disconnect".to_owned(),
             ToNode::Interest { listening, .. } => format!("interest {listening}"),
         };
         self.state.lock().heard.push(name);
-        let is_question = matches!(message, ToNode::Command(..) | ToNode::Connect(..));
+        let is_question = matches!(message, ToNode::Command(..) | ToNode::Connect(..) | ToNode::AskAccess(..));
         let mode = *self.mode.lock();
         match mode {
             Mode::Silent if is_question => Vec::new(),
@@ -297,6 +341,22 @@ impl State {
                 change: Change { epoch: 0, count: change as u64 },
             });
             return (Ok(Reply::Conversations { items: items.collect(), next_cursor: None }), nobody);
+        }
+        if command.is_about_access() {
+            let reply = match command {
+                Command::SessionList => Reply::Sessions { items: Vec::new() },
+                Command::SessionLogout { .. } | Command::SessionLogoutAll | Command::AdminUserLogout { .. } => {
+                    Reply::LoggedOut { before: 1 }
+                }
+                _ => Reply::User(Box::new(UserView {
+                    user: caller,
+                    ban: None,
+                    access: Arc::default(),
+                    sessions: Vec::new(),
+                    conversations: 0,
+                })),
+            };
+            return (Ok(reply), nobody);
         }
         let place = command.conversation().unwrap();
         if let Command::ConversationCreate(create) = &command {
@@ -411,7 +471,7 @@ impl State {
                 }
                 (Fact::MemberLeft { user }, 0)
             }
-            Command::ConversationCreate(_) | Command::ConversationList { .. } => unreachable!(),
+            _ => unreachable!(),
         };
         let event = conversation.append_from(&caller, actor.device, id, target, fact);
         let reply = match &event.fact {
@@ -458,7 +518,7 @@ impl Conversation {
             device,
             id,
             target,
-            created_at: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64,
+            created_at: now(),
             hash: 0,
             fact,
         });
@@ -503,6 +563,10 @@ fn view(event: &Event) -> MessageView {
         edited: None,
         deleted: None,
     }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 pub fn user(name: &str) -> UserId {

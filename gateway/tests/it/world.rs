@@ -8,7 +8,7 @@ use chappe_gateway::{
     auth::{self, Auth},
     limiter::{self, Local, Rate},
 };
-use chappe_schema::id::ConversationId;
+use chappe_schema::id::{ConversationId, DeviceId};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
@@ -64,8 +64,19 @@ impl World {
     }
 
     pub(crate) fn token_for(&self, user: &str, ttl_s: u64) -> String {
+        self.issue(user, None, ttl_s)
+    }
+
+    /// A token that names its device.
+    pub(crate) fn token_on(&self, user: &str, device: &str) -> String {
+        self.issue(user, Some(device), 3600)
+    }
+
+    fn issue(&self, user: &str, device: Option<&str>, ttl_s: u64) -> String {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
-        self.auth.dev_tokens().unwrap().issue(&crate::node::user(user), None, Some(ttl_s), now).unwrap().token
+        let device = device.map(|name| DeviceId::new(name).unwrap());
+        let issued = self.auth.dev_tokens().unwrap().issue(&crate::node::user(user), device.as_ref(), Some(ttl_s), now);
+        issued.unwrap().token
     }
 
     /// A client that has been greeted and has not said a word.

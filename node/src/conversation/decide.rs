@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use chappe_schema::{
-    command::Command,
+    command::{Command, check_id_time},
     error::{Code, Error},
     event::{Event, Fact},
     id::{CommandId, Millis, Seq, UserId},
-    limit::{ID_AGE_MS_MAX, ID_AHEAD_MS_MAX},
     reply::{Reply, Sent},
     wire::Actor,
 };
@@ -103,16 +102,7 @@ impl Case<'_> {
 
     /// Whether the command is a repetition: then its first answer, a conflict, or a question to the store.
     fn repetition(&self, evidence: Evidence, command: &Command) -> Result<Option<Verdict>, Error> {
-        if let Some(time) = self.id.time() {
-            if time > self.now + ID_AHEAD_MS_MAX {
-                return Err(
-                    Error::new(Code::BadId).with_detail("the id is from the future; take the time from the server")
-                );
-            }
-            if time + ID_AGE_MS_MAX < self.now {
-                return Err(Code::IdExpired.into());
-            }
-        }
+        check_id_time(self.id, self.now)?;
         let Some(hot) = &self.state.hot else { return Ok(Some(Verdict::NeedHot)) };
         let known = match (hot.ids.look_up(&self.actor.user, self.id), evidence.id) {
             (Memory::Known(known), _) | (Memory::Ask(_), Some((Some(known), _))) => known,

@@ -181,7 +181,12 @@ impl Conversation {
             Fact::MessageNew { .. } => self.members.read(&event.sender, event.n),
             Fact::MessageUpdated { .. } | Fact::MessageDeleted { .. } => {}
             // Facts of users' logs have no business here; they change nothing.
-            Fact::UserJoined { .. } | Fact::UserLeft { .. } | Fact::ChangesReserved { .. } => {}
+            Fact::UserJoined { .. }
+            | Fact::UserLeft { .. }
+            | Fact::ChangesReserved { .. }
+            | Fact::UserLoggedOut(_)
+            | Fact::UserBanned(_)
+            | Fact::UserUnbanned { .. } => {}
         }
         self.head = event.seq;
         self.n = event.n;

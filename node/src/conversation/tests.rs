@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chappe_schema::{
+    access::{By, Token},
     body::Body,
     command::{Command, Create, From, Page as PageOf, Update},
     error::Code,
@@ -24,7 +25,7 @@ fn user(name: &str) -> UserId {
 }
 
 fn actor(name: &str) -> Actor {
-    Actor { user: user(name), device: None }
+    Actor { user: user(name), device: None, by: By::Token(Token::default()) }
 }
 
 fn id_at(time: Millis, salt: u8) -> CommandId {

@@ -8,6 +8,7 @@
 //! - [`pump`]: why nothing leaves before a fence read
 //! - [`conversations`]: driving conversations
 //! - [`users`]: driving users
+//! - [`access`]: their log-outs and bans
 //! - [`supervision`]: what a panic costs
 //! - [`tenure`]: what it may do in which partition
 //! - [`handover`]: giving a partition away, and taking one over
@@ -17,13 +18,14 @@ use std::{collections::VecDeque, sync::Arc};
 
 use chappe_cluster::link::GatewayPort;
 use chappe_schema::{
+    access::Access,
     error::{Code, Error},
     event::{Event, Fact},
     id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, SessionId, UserId},
     limit::{FENCE_UNREAD_MS_MAX, RECOVERIES_MAX},
     reply::Reply,
     stored::StoredId,
-    wire::{Connecting, Correlation, Head, Lane, Owner, ToGateway, ToNode},
+    wire::{AskedAccess, Connecting, Correlation, Head, Lane, Owner, ToGateway, ToNode},
 };
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
@@ -35,6 +37,7 @@ use crate::{
     user::{Connection, HeadKnown},
 };
 
+mod access;
 mod conversations;
 pub(crate) mod handover;
 mod line;
@@ -264,6 +267,8 @@ enum UserRelease {
     Reply(UserId, GatewayId, Correlation, Result<Reply, Error>),
     Connect(GatewayId, Arc<Connecting>),
     Told(UserId, ConversationId, Seq),
+    Access(GatewayId, Arc<AskedAccess>, Arc<Access>),
+    AccessChanged(Box<access::Change>),
 }
 
 impl Ticket {
@@ -281,6 +286,8 @@ impl UserRelease {
         match self {
             Self::Reply(user, ..) | Self::Told(user, ..) => user,
             Self::Connect(_, connecting) => &connecting.actor.user,
+            Self::Access(_, asked, _) => &asked.user,
+            Self::AccessChanged(change) => change.user(),
         }
     }
 }
@@ -519,6 +526,7 @@ impl Shard {
             Mail::Gateway(from, ToNode::Connect(lane, connecting)) => {
                 self.ask(from, lane, Question::Connect(connecting));
             }
+            Mail::Gateway(from, ToNode::AskAccess(lane, asked)) => self.ask(from, lane, Question::Access(asked)),
             Mail::Gateway(gateway, ToNode::Disconnect { user, connection }) => {
                 self.disconnect(&user, Connection { gateway, slot: connection });
             }
@@ -610,6 +618,7 @@ impl Shard {
                 Question::Connect(connecting) => {
                     self.connected(&connecting.actor.user, from, connecting.correlation, Err(error));
                 }
+                Question::Access(asked) => self.tell_access(from, asked.correlation, Err(error)),
             };
         }
         match question {
@@ -618,6 +627,7 @@ impl Shard {
                 None => self.inbox(from, asked, false),
             },
             Question::Connect(connecting) => self.connect(from, connecting),
+            Question::Access(asked) => self.ask_access(from, asked),
         }
     }
 

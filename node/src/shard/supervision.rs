@@ -23,6 +23,7 @@ pub(super) const WITHDRAWN_MS: u64 = 5 * 60_000;
 pub(super) enum InHand {
     Command(GatewayId, Correlation),
     Connect(GatewayId, Correlation),
+    AskAccess(GatewayId, Correlation),
 }
 
 impl Shard {
@@ -79,6 +80,9 @@ impl Shard {
             }
             (Some(InHand::Connect(gateway, correlation)), EntityId::User(user)) => {
                 self.connected(user, gateway, correlation, Err(Code::Internal.into()));
+            }
+            (Some(InHand::AskAccess(gateway, correlation)), _) => {
+                self.tell_access(gateway, correlation, Err(Code::Internal.into()));
             }
             // Nobody connects to a conversation.
             (Some(InHand::Connect(..)), EntityId::Conversation(_)) | (None, _) => {}

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use chappe_schema::{
     id::{Epoch, GatewayId, PARTITIONS, Partition},
     limit::PARTITION_PARKED_MAX,
-    wire::{Asked, Connecting, Lane},
+    wire::{Asked, AskedAccess, Connecting, Lane},
 };
 use hashbrown::HashMap;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ pub(super) enum Tenure {
 pub(super) enum Question {
     Command(Arc<Asked>),
     Connect(Arc<Connecting>),
+    Access(Arc<AskedAccess>),
 }
 
 /// Every partition's tenure, and the lanes that are out of step.

@@ -10,13 +10,14 @@ use std::{
 
 use chappe_cluster::link::GatewayPort;
 use chappe_schema::{
+    access::{By, Token},
     body::Body,
     command::{Command, Create},
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, HistoryAccess},
     id::{
-        CommandId, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Generation, Millis, PARTITIONS,
-        Partition, Seq, UserId,
+        CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis,
+        PARTITIONS, Partition, Seq, UserId,
     },
     reply::{Reply, Sent},
     stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
@@ -37,6 +38,8 @@ use crate::{
         Store, Written,
     },
 };
+
+mod access;
 
 const T: Millis = 1_700_000_000_000;
 const GATEWAY: GatewayId = GatewayId(1);
@@ -378,7 +381,7 @@ impl Bench {
     fn ask_as(&mut self, who: &str, id: CommandId, command: Command) -> Correlation {
         self.asked += 1;
         let correlation = Correlation(self.asked);
-        let actor = Actor { user: user(who), device: None };
+        let actor = Actor { user: user(who), device: None, by: By::Token(Token::default()) };
         let deadline = self.now.load(Ordering::Relaxed) + 10_000;
         let entity = command.conversation().map_or_else(|| user(who).into(), EntityId::from);
         let lane = Lane { partition: entity.partition(), attempt: 0 };
@@ -399,7 +402,7 @@ impl Bench {
         self.asked += 1;
         let connecting = Connecting {
             correlation: Correlation(self.asked),
-            actor: Actor { user: user(who), device: None },
+            actor: Actor { user: user(who), device: None, by: By::Token(Token::default()) },
             connection: ConnectionSlot(slot),
             positions: vec![CONVERSATION],
         };

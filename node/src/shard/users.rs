@@ -7,7 +7,7 @@ use chappe_schema::{
     id::{Change, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
     limit::{CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
     reply::Reply,
-    wire::{Asked, Connecting, Correlation, Heads, ToGateway},
+    wire::{Asked, AskedAccess, Connecting, Correlation, Heads, ToGateway},
 };
 use hashbrown::HashMap;
 use smallvec::SmallVec;
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     recovery::{self, Resolved},
     store::{self, Projection, Recovered},
-    user::{Connection, HeadKnown, User},
+    user::{Client, Connection, HeadKnown, User},
 };
 
 /// What waits until a user is ready, or until the heads are known.
@@ -29,6 +29,7 @@ pub(super) enum Parked {
     Inbox(GatewayId, Arc<Asked>),
     Tell(Fact, ConversationId),
     News(Arc<News>),
+    AskAccess(GatewayId, Arc<AskedAccess>),
 }
 
 /// Connections that hear of something, by gateway.
@@ -38,7 +39,7 @@ type Recipients = SmallVec<[(GatewayId, Vec<ConnectionSlot>); 2]>;
 pub(super) struct UserSlot {
     pub(super) slot: Slot<User, Parked, UserRelease>,
     /// Connections of a user whose state was lost and is being read again.
-    saved: SmallVec<[Connection; 2]>,
+    pub(super) saved: SmallVec<[Client; 2]>,
     /// Connections that are to be registered, wherever their request waits: who is gone by then is not.
     expected: SmallVec<[(Connection, Correlation); 2]>,
     /// Requests that wait until the heads that were asked for are known.
@@ -95,7 +96,7 @@ impl UserSlot {
 
 impl Shard {
     /// The user, if ready; else `parked` waits for them.
-    fn user_or_park(&mut self, id: &UserId, parked: Parked) -> Option<Parked> {
+    pub(super) fn user_or_park(&mut self, id: &UserId, parked: Parked) -> Option<Parked> {
         let now = self.now;
         let slot = match self.users.get_mut(id) {
             Some(slot) => slot,
@@ -123,7 +124,7 @@ impl Shard {
             // What must not be lost waits in any number: it is bounded by what other entities have in hand.
             Phase::Loading
                 if slot.parked.len() >= WINDOW as usize
-                    && matches!(parked, Parked::Connect(..) | Parked::Inbox(..)) =>
+                    && matches!(parked, Parked::Connect(..) | Parked::Inbox(..) | Parked::AskAccess(..)) =>
             {
                 self.refuse_question(id, parked, &Error::new(Code::Overloaded).after_ms(500));
             }
@@ -149,6 +150,7 @@ impl Shard {
                 self.connected(user, gateway, connecting.correlation, Err(error.clone()));
             }
             Parked::Inbox(gateway, asked) => self.reply(gateway, asked.correlation, Err(error.clone())),
+            Parked::AskAccess(gateway, asked) => self.tell_access(gateway, asked.correlation, Err(error.clone())),
             // Where it may get lost on the way, it is told again anyway, to whoever owns the user then.
             Parked::Tell(..) if !self.confirms_at_once => {}
             Parked::Tell(fact, conversation) => self.postponed.push((user.clone(), fact, conversation)),
@@ -223,6 +225,7 @@ impl Shard {
     /// Everything that the user's state shows is committed: the connection is registered and answered in one step, so
     /// that no event reaches it before its answer, and none is missed after.
     fn register(&mut self, from: GatewayId, connecting: Arc<Connecting>) {
+        let now = self.now;
         let id = &connecting.actor.user;
         let Some(slot) = self.users.get_mut(id) else { return };
         if !slot.expects(from, &connecting) {
@@ -238,7 +241,10 @@ impl Shard {
             return self.wait_user(&id, head, UserRelease::Connect(from, connecting));
         }
         let connection = Connection { gateway: from, slot: connecting.connection };
-        let result = if user.connect(connection, USER_CONNECTIONS_MAX) {
+        let actor = &connecting.actor;
+        let result = if let Err(refused) = user.check_access(actor, now) {
+            Err(refused)
+        } else if user.connect(Client::new(connection, actor, now), USER_CONNECTIONS_MAX) {
             Ok(user.heads(&connecting.positions, CONNECT_INBOX_MAX))
         } else {
             Err(Error::new(Code::ConnectionLimit)
@@ -262,7 +268,7 @@ impl Shard {
         }
     }
 
-    fn forget_connections(&mut self, id: &UserId, is_gone: impl Fn(Connection) -> bool) {
+    pub(super) fn forget_connections(&mut self, id: &UserId, is_gone: impl Fn(Connection) -> bool) {
         let forget = |shard: &mut Self| {
             if let Some(user) = shard.users.get_mut(id).and_then(|slot| slot.slot.ready()) {
                 user.forget(&is_gone);
@@ -271,7 +277,7 @@ impl Shard {
         self.guarded(|| id.clone().into(), forget);
         // After that: a panic has saved them.
         if let Some(slot) = self.users.get_mut(id) {
-            slot.saved.retain(|saved| !is_gone(*saved));
+            slot.saved.retain(|saved| !is_gone(saved.connection));
             slot.expected.retain(|(expected, _)| !is_gone(*expected));
         }
     }
@@ -286,6 +292,9 @@ impl Shard {
 
     fn show_inbox(&mut self, id: &UserId, from: GatewayId, asked: Arc<Asked>, heads_asked: bool) {
         let Some(Parked::Inbox(from, asked)) = self.user_or_park(id, Parked::Inbox(from, asked)) else { return };
+        if asked.command.is_about_access() {
+            return self.access_command(id, from, &asked);
+        }
         if !heads_asked && self.heads_needed(id) {
             return self.wait_for_heads(id, Parked::Inbox(from, asked));
         }
@@ -367,7 +376,7 @@ impl Shard {
                 match parked {
                     Parked::Connect(from, connecting) => self.go_on_connecting(from, connecting, true),
                     Parked::Inbox(from, asked) => self.inbox(from, asked, true),
-                    Parked::Tell(..) | Parked::News(_) => {}
+                    Parked::Tell(..) | Parked::News(_) | Parked::AskAccess(..) => {}
                 }
             }
         }
@@ -408,7 +417,7 @@ impl Shard {
         if let Some(own) = news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id) {
             user.read_upto(news.conversation, own.n);
         }
-        for connection in &user.connections {
+        for Client { connection, .. } in &user.connections {
             match recipients.iter_mut().find(|(gateway, _)| *gateway == connection.gateway) {
                 Some((_, slots)) => slots.push(connection.slot),
                 None => recipients.push((connection.gateway, vec![connection.slot])),
@@ -460,7 +469,7 @@ impl Shard {
         }
     }
 
-    fn wait_user(&mut self, id: &UserId, after: Seq, release: UserRelease) {
+    pub(super) fn wait_user(&mut self, id: &UserId, after: Seq, release: UserRelease) {
         let Some(slot) = self.users.get_mut(id) else { return };
         let now = slot.line.wait(after, release);
         self.kept();
@@ -483,6 +492,8 @@ impl Shard {
             UserRelease::Told(user, conversation, at) => {
                 self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at, user })
             }
+            UserRelease::Access(gateway, asked, access) => self.tell_access(gateway, asked.correlation, Ok(access)),
+            UserRelease::AccessChanged(change) => self.access_changed(&change),
         }
     }
 
@@ -582,6 +593,7 @@ impl Shard {
                 Parked::Inbox(from, asked) => self.inbox(from, asked, false),
                 Parked::Tell(fact, conversation) => self.tell(id.clone(), fact, conversation),
                 Parked::News(news) => self.news(&news, std::slice::from_ref(id)),
+                Parked::AskAccess(from, asked) => self.ask_access(from, asked),
             }
         }
     }
@@ -652,7 +664,10 @@ impl Shard {
                 UserRelease::Connect(gateway, connecting) => {
                     self.connected(id, gateway, connecting.correlation, Err(error.clone()));
                 }
-                UserRelease::Told(..) => {}
+                UserRelease::Access(gateway, asked, _) => {
+                    self.tell_access(gateway, asked.correlation, Err(error.clone()));
+                }
+                UserRelease::Told(..) | UserRelease::AccessChanged(_) => {}
             }
         }
         self.reload_user(id);

@@ -7,7 +7,10 @@ use chappe_schema::{
     stored::{Corrupt, Kind, StoredMembership, StoredUser, conversation_id, seal, unseal},
 };
 
-use super::state::{Membership, User};
+use super::{
+    access::Record,
+    state::{Membership, User},
+};
 
 impl User {
     /// The sealed state at `head`.
@@ -32,6 +35,7 @@ impl User {
             fresh_epoch: self.fresh_epoch,
             changes_reserved: self.changes_reserved,
             conversations,
+            access: self.record.as_deref().map(Record::stored),
         };
         seal(Kind::Snapshot, &stored)
     }
@@ -48,6 +52,7 @@ impl User {
         user.fresh_epoch = stored.fresh_epoch;
         user.changes_reserved = stored.changes_reserved;
         user.snapshot_at = stored.seq;
+        user.record = stored.access.map(Record::of_stored).transpose()?.map(Box::new);
         for one in stored.conversations {
             let conversation = conversation_id(&one.conversation)?;
             let kind =

@@ -6,13 +6,18 @@ use std::{
 };
 
 use chappe_schema::{
+    access::{By, Token},
     event::{ConversationKind, Event, Fact},
-    id::{Change, CommandId, ConnectionSlot, ConversationId, Epoch, GatewayId, Millis, Seq, UserId},
+    id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, Epoch, GatewayId, Millis, Seq, UserId},
     limit::SNAPSHOT_EVENTS,
+    reply::SessionView,
     stored::StoredInbox,
+    wire::Actor,
 };
 use hashbrown::HashMap;
 use smallvec::SmallVec;
+
+use super::access::Record;
 
 /// A user as their owner knows them.
 #[derive(Debug)]
@@ -40,10 +45,25 @@ pub struct User {
     /// Conversations whose owner could not tell the head.
     pub(super) unknown: BTreeSet<ConversationId>,
     /// Where the user's clients are.
-    pub connections: SmallVec<[Connection; 2]>,
+    pub connections: SmallVec<[Client; 2]>,
+    /// What stands against the user's tokens, if anything ever did.
+    pub(super) record: Option<Box<Record>>,
 }
 
 /// One client of the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Where.
+    pub connection: Connection,
+    /// On which device.
+    pub device: Option<DeviceId>,
+    /// The token that keeps it here.
+    pub token: Token,
+    /// Since when.
+    pub since: Millis,
+}
+
+/// How a client is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Through which gateway.
@@ -86,6 +106,7 @@ impl User {
             answers: Vec::new(),
             unknown: BTreeSet::new(),
             connections: SmallVec::new(),
+            record: None,
         }
     }
 
@@ -146,27 +167,28 @@ impl User {
             }
             Fact::ChangesReserved { upto } => self.changes_reserved = self.changes_reserved.max(*upto),
             // Facts of conversations' logs have no business here; they change nothing.
-            _ => {}
+            _ => self.apply_access(event),
         }
         self.head = event.seq;
         self.last_at = event.created_at;
     }
 
-    /// Registers a connection; false when the user has `max` already.
-    pub fn connect(&mut self, connection: Connection, max: usize) -> bool {
-        if self.connections.contains(&connection) {
+    /// Registers a client; false when the user has `max` already. One that is known has a newer token.
+    pub fn connect(&mut self, client: Client, max: usize) -> bool {
+        if let Some(known) = self.connections.iter_mut().find(|known| known.connection == client.connection) {
+            known.token = client.token;
             return true;
         }
         if self.connections.len() >= max {
             return false;
         }
-        self.connections.push(connection);
+        self.connections.push(client);
         true
     }
 
     /// Forgets connections.
     pub fn forget(&mut self, is_gone: impl Fn(Connection) -> bool) {
-        self.connections.retain(|known| !is_gone(*known));
+        self.connections.retain(|known| !is_gone(known.connection));
     }
 
     /// Whether a snapshot of the present state is worth its row.
@@ -182,7 +204,27 @@ impl User {
             + self.conversations.allocation_size()
             + self.by_change.len() * 48
             + self.unverified.len() * 24
-            + if self.connections.spilled() { self.connections.capacity() * size_of::<Connection>() } else { 0 }
+            + if self.connections.spilled() { self.connections.capacity() * size_of::<Client>() } else { 0 }
+            + self.record.as_ref().map_or(0, |record| record.bytes())
+    }
+}
+
+impl Client {
+    /// A client that is registered now.
+    #[must_use]
+    pub fn new(connection: Connection, actor: &Actor, now: Millis) -> Self {
+        let token = match &actor.by {
+            By::Token(token) => *token,
+            By::Key(_) => Token::default(),
+        };
+        Self { connection, device: actor.device.clone(), token, since: now }
+    }
+
+    /// As its user and operators see it.
+    #[must_use]
+    pub fn view(&self) -> SessionView {
+        let Connection { gateway, slot } = self.connection;
+        SessionView { connection: gateway.connection(slot), device: self.device.clone(), since: self.since }
     }
 }
 
@@ -227,12 +269,17 @@ mod tests {
     #[test]
     fn connections_are_bounded_and_forgotten() {
         let mut user = User::new(UserId::new("ada").unwrap());
-        let at = |gateway, slot| Connection { gateway: GatewayId(gateway), slot: ConnectionSlot(slot) };
-        assert!(user.connect(at(1, 1), 2) && user.connect(at(2, 1), 2) && !user.connect(at(2, 2), 2));
-        assert!(user.connect(at(1, 1), 2), "a registration that is repeated is no second connection");
+        let at = |gateway, slot, issued_at| Client {
+            connection: Connection { gateway: GatewayId(gateway), slot: ConnectionSlot(slot) },
+            device: None,
+            token: Token { issued_at, ..Token::default() },
+            since: 1,
+        };
+        assert!(user.connect(at(1, 1, 5), 2) && user.connect(at(2, 1, 5), 2) && !user.connect(at(2, 2, 5), 2));
+        assert!(user.connect(at(1, 1, 6), 2), "a registration that is repeated is no second connection");
         user.forget(|known| known.gateway == GatewayId(2));
-        assert_eq!(user.connections.as_slice(), [at(1, 1)]);
-        user.forget(|known| known == at(1, 1));
+        assert_eq!(user.connections.as_slice(), [at(1, 1, 6)], "a repeated registration brings a newer token");
+        user.forget(|known| known == at(1, 1, 6).connection);
         assert!(user.connections.is_empty());
     }
 }
