@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     accept,
-    auth::{Auth, Reloaded, SetupError},
+    auth::{Auth, Reloaded},
     config::Config,
     connection::Connection,
     gateway::{Gateway, wake},
@@ -175,12 +175,10 @@ impl Running {
         let _ = broken.wait_for(|broken| *broken).await;
     }
 
-    /// Reads the key that checks tokens anew, for a key that was rotated. Connections that are open stay; whatever is
-    /// asked from now on is checked with the new key. Where no key is configured there is nothing to read.
-    ///
-    /// # Errors
-    /// When the file holds no acceptable key. The former one stays in force then.
-    pub fn reload_key(&self) -> Result<Reloaded, SetupError> {
+    /// Reads anew what checks tokens and API keys, for keys that were rotated. Connections that are open stay; whatever is
+    /// asked from now on is checked with the new keys.
+    #[must_use]
+    pub fn reload_keys(&self) -> Reloaded {
         self.gateway.auth.reload()
     }
 

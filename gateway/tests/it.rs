@@ -4,6 +4,8 @@
 
 #[path = "it/access.rs"]
 mod access;
+#[path = "it/admin.rs"]
+mod admin;
 #[path = "it/bench.rs"]
 mod bench;
 #[path = "it/catch_up.rs"]

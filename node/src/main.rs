@@ -321,20 +321,20 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
 async fn reload(mut hangups: Signal, gateway: Weak<Running>) {
     while hangups.recv().await.is_some() {
         let Some(gateway) = gateway.upgrade() else { return };
-        match gateway.reload_key() {
-            Ok(Reloaded::Key) => {
-                tracing::info!(
-                    event = "configuration_reloaded",
-                    "gateway.auth.key_file was read again; nothing else is reloaded"
-                );
-            }
-            Ok(Reloaded::Nothing) => {
-                tracing::info!(event = "configuration_reloaded", "nothing to reload: gateway.auth.key_file is not set");
-            }
-            Err(error) => {
-                let error = anyhow::Error::from(error);
-                tracing::error!(event = "configuration_reload_failed", error = %format!("{error:#}"), "the former key stays in force");
-            }
+        let Reloaded { read, refused } = gateway.reload_keys();
+        for error in refused {
+            let setting = format!("gateway.auth.{}", error.setting());
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(
+                event = "configuration_reload_failed",
+                setting,
+                error,
+                "what it held before stays in force"
+            );
+        }
+        if !read.is_empty() {
+            let settings = format!("gateway.auth.{}", read.join(", gateway.auth."));
+            tracing::info!(event = "configuration_reloaded", settings, "read again; nothing else is reloaded");
         }
     }
 }

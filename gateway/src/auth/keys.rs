@@ -110,7 +110,11 @@ fn public_pem(path: &Path) -> Result<Vec<u8>, SetupError> {
     Ok(pem)
 }
 
-fn content(path: &Path) -> Result<Vec<u8>, SetupError> {
+/// A small file.
+///
+/// # Errors
+/// When it cannot be read or is larger than [`FILE_BYTES_MAX`].
+pub(super) fn content(path: &Path) -> Result<Vec<u8>, SetupError> {
     let read = |source| SetupError::Read { path: path.into(), source };
     let mut content = Vec::new();
     let file = File::open(path).map_err(read)?;

@@ -2,6 +2,7 @@
 //!
 //! - [`jwt`]: the check of one token against the configured key, algorithm and clock
 //! - [`keys`]: how that key comes from its file, and which keys are refused
+//! - [`api_keys`]: server-side callers, who speak for users
 //! - [`dev`]: tokens that a server on a loopback address issues itself, so that a newcomer needs no identity provider
 //!
 //! This module decides between the two at start ([`resolve`]). It makes no outbound request, ever: whatever a token's
@@ -19,10 +20,12 @@ use chappe_schema::limit::TOKEN_OUTLIVED_MS_MAX;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
+pub mod api_keys;
 pub mod dev;
 pub mod jwt;
 pub mod keys;
 
+pub use api_keys::{ApiKeys, Caller};
 pub use dev::{DevTokens, Issued};
 pub use jwt::{Error, Identity, Verifier};
 
@@ -42,6 +45,9 @@ pub struct Config {
     /// The key: for `HS256` a file with at least 32 secret bytes (one newline at its end does not count), for `EdDSA`
     /// and `RS256` the public key as PEM. Without it, only development tokens on a loopback address are left.
     pub key_file: Option<PathBuf>,
+    /// The API keys of server-side callers (TOML, one `[[key]]` each: `name`, `sha256` of the key, `scopes`). Without it
+    /// there is nothing under `/v1/admin`.
+    pub api_keys_file: Option<PathBuf>,
     /// What a token's `aud` must be, or contain. When unset, a token that names any audience is refused: it was
     /// issued for another service (RFC 7519 §4.1.3).
     pub audience: Option<String>,
@@ -74,15 +80,17 @@ pub struct Auth {
     /// Replaced as a whole when the key is read anew; held for the copy of a pointer.
     verifier: RwLock<Arc<Verifier>>,
     dev_tokens: Option<DevTokens>,
+    /// Replaced like the verifier; `None` where no file is configured.
+    api_keys: Option<RwLock<Arc<ApiKeys>>>,
 }
 
-/// What came of reading the key anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reloaded {
-    /// The key in the file is in force now.
-    Key,
-    /// There is no key file: development tokens keep their secret.
-    Nothing,
+/// What came of reading everything anew that can be.
+#[derive(Debug, Default)]
+pub struct Reloaded {
+    /// Settings whose files are in force as they are now.
+    pub read: Vec<&'static str>,
+    /// Files that were refused: what they held before stays in force.
+    pub refused: Vec<SetupError>,
 }
 
 /// Why the server does not start: a sentence for the person who configured it. Secrets are never part of it.
@@ -112,6 +120,14 @@ pub enum SetupError {
     /// A grace that would let connections outlive their tokens.
     #[error("auth.expiry_grace is {0}, which is more than {EXPIRY_GRACE_MAX}")]
     ExpiryGrace(Period),
+    /// A file of API keys that cannot be used.
+    #[error("the API keys in {} are not usable: {why}", path.display())]
+    ApiKeys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it. Holds no key.
+        why: String,
+    },
     /// The key file cannot be read.
     #[error("cannot read the key file {}", path.display())]
     Read {
@@ -185,13 +201,14 @@ pub fn resolve(config: &Config, listen: SocketAddr, data_dir: &Path) -> Result<A
     if let Some(problem) = contradictions(config).into_iter().next() {
         return Err(problem);
     }
+    let api_keys = config.api_keys_file.as_deref().map(ApiKeys::read).transpose()?;
     if let Some(path) = &config.key_file {
         let key = keys::read(path, config.algorithm)?;
-        return Ok(Auth::new(config, Verifier::new(config, key), None));
+        return Ok(Auth::new(config, Verifier::new(config, key), None, api_keys));
     }
     may_issue(config, listen)?;
     let (dev_tokens, verifier) = DevTokens::open(config, data_dir)?;
-    Ok(Auth::new(config, verifier, Some(dev_tokens)))
+    Ok(Auth::new(config, verifier, Some(dev_tokens), api_keys))
 }
 
 /// Everything that [`resolve`] would refuse. Reads, and leaves everything as it is: no secret is made.
@@ -205,6 +222,9 @@ pub fn check(config: &Config, listen: SocketAddr, data_dir: &Path) -> Vec<SetupE
         None => may_issue(config, listen).and_then(|()| DevTokens::check(data_dir)),
     };
     problems.extend(key.err());
+    if let Some(path) = config.api_keys_file.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+        problems.extend(ApiKeys::read(path).err());
+    }
     problems
 }
 
@@ -222,8 +242,10 @@ fn contradictions(config: &Config) -> Vec<SetupError> {
             problems.push(SetupError::Empty(name));
         }
     }
-    if config.key_file.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
-        problems.push(SetupError::Empty("key_file"));
+    for (name, path) in [("key_file", &config.key_file), ("api_keys_file", &config.api_keys_file)] {
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            problems.push(SetupError::Empty(name));
+        }
     }
     problems
 }
@@ -252,6 +274,7 @@ impl SetupError {
             Self::Empty(name) => name,
             Self::NoKeyForAlgorithm(_) => "algorithm",
             Self::DevSecret { .. } => "dev_tokens",
+            Self::ApiKeys { .. } => "api_keys_file",
             _ => "key_file",
         }
     }
@@ -260,8 +283,13 @@ impl SetupError {
 // === impl Auth ===
 
 impl Auth {
-    fn new(config: &Config, verifier: Verifier, dev_tokens: Option<DevTokens>) -> Self {
-        Self { config: config.clone(), verifier: RwLock::new(Arc::new(verifier)), dev_tokens }
+    fn new(config: &Config, verifier: Verifier, dev_tokens: Option<DevTokens>, api_keys: Option<ApiKeys>) -> Self {
+        Self {
+            config: config.clone(),
+            verifier: RwLock::new(Arc::new(verifier)),
+            dev_tokens,
+            api_keys: api_keys.map(|keys| RwLock::new(Arc::new(keys))),
+        }
     }
 
     /// What checks tokens now, over every transport.
@@ -270,21 +298,39 @@ impl Auth {
         Arc::clone(&self.verifier.read())
     }
 
-    /// Reads the key file anew. Algorithm, audience, issuer and leeway stay as they were at the start.
-    ///
-    /// # Errors
-    /// When the file holds no acceptable key. The former one stays in force then.
-    pub fn reload(&self) -> Result<Reloaded, SetupError> {
-        let Some(path) = &self.config.key_file else { return Ok(Reloaded::Nothing) };
-        let key = keys::read(path, self.config.algorithm)?;
-        *self.verifier.write() = Arc::new(Verifier::new(&self.config, key));
-        Ok(Reloaded::Key)
+    /// The server-side callers of now; `None` where none are configured.
+    #[must_use]
+    pub fn api_keys(&self) -> Option<Arc<ApiKeys>> {
+        self.api_keys.as_ref().map(|keys| Arc::clone(&keys.read()))
+    }
+
+    /// Reads the files anew. Which files, and algorithm, audience, issuer and leeway, stay as they were at the start.
+    pub fn reload(&self) -> Reloaded {
+        let mut reloaded = Reloaded::default();
+        if let Some(path) = &self.config.key_file {
+            let key = keys::read(path, self.config.algorithm);
+            let key = key.map(|key| *self.verifier.write() = Arc::new(Verifier::new(&self.config, key)));
+            reloaded.note("key_file", key);
+        }
+        if let (Some(path), Some(keys)) = (&self.config.api_keys_file, &self.api_keys) {
+            reloaded.note("api_keys_file", ApiKeys::read(path).map(|read| *keys.write() = Arc::new(read)));
+        }
+        reloaded
     }
 
     /// What issues development tokens; `None` wherever a key is configured.
     #[must_use]
     pub const fn dev_tokens(&self) -> Option<&DevTokens> {
         self.dev_tokens.as_ref()
+    }
+}
+
+impl Reloaded {
+    fn note(&mut self, setting: &'static str, read: Result<(), SetupError>) {
+        match read {
+            Ok(()) => self.read.push(setting),
+            Err(error) => self.refused.push(error),
+        }
     }
 }
 
@@ -295,6 +341,7 @@ impl Default for Config {
         Self {
             algorithm: Algorithm::HS256,
             key_file: None,
+            api_keys_file: None,
             audience: None,
             issuer: None,
             leeway_s: 5,

@@ -826,15 +826,16 @@ fn a_rotated_key_counts_once_it_is_read_and_a_bad_file_changes_nothing() {
     assert!(holds(SECRET) && !holds(new));
 
     fs::write(&key_file, "short").unwrap();
-    assert!(matches!(auth.reload(), Err(SetupError::SecretTooShort { .. })));
+    assert!(matches!(auth.reload().refused[..], [SetupError::SecretTooShort { .. }]));
     fs::remove_file(&key_file).unwrap();
-    assert!(matches!(auth.reload(), Err(SetupError::Read { .. })));
+    assert!(matches!(auth.reload().refused[..], [SetupError::Read { .. }]));
     assert!(holds(SECRET) && !holds(new), "the former key stays");
 
     fs::write(&key_file, new).unwrap();
-    assert_eq!(auth.reload().unwrap(), Reloaded::Key);
+    assert_eq!(auth.reload().read, ["key_file"]);
     assert!(!holds(SECRET) && holds(new));
 
     let dev = open(old.dir.path());
-    assert_eq!(dev.reload().unwrap(), Reloaded::Nothing);
+    let reloaded = dev.reload();
+    assert!(reloaded.read.is_empty() && reloaded.refused.is_empty());
 }

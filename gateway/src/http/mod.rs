@@ -2,12 +2,14 @@
 //!
 //! - [`connection`]: one connection's requests, and what every answer has
 //! - [`routes`]: which path leads where, walked from the table
+//! - [`admin`]: the routes of server-side callers
 //! - [`arguments`]: path, query, headers and body become one JSON object
 //! - [`answer`]: replies and problems
 //! - [`origin`]: which web pages may use this server
 //! - [`proxy`]: who a request comes from
 //! - [`dev_tokens`]: tokens for newcomers, on loopback only
 
+mod admin;
 pub(crate) mod answer;
 pub(crate) mod arguments;
 pub(crate) mod connection;

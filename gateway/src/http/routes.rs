@@ -5,21 +5,23 @@ use std::sync::{Arc, OnceLock};
 use axum::{
     Router,
     body::Body,
-    extract::{FromRequestParts, RawPathParams, Request},
+    extract::{FromRequestParts, RawPathParams, Request, rejection::RawPathParamsRejection},
     response::Response,
     routing::{MethodFilter, MethodRouter, get, on, post},
 };
 use chappe_cluster::process::metrics::HTTP_REQUEST_DURATION_SECONDS;
 use chappe_schema::{
+    access::By,
     command::Command,
     error::{Code, Error, excerpt},
     operation::{Http, Method, OPERATIONS, Operation},
+    wire::Actor,
 };
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header, request::Parts};
 use metrics::{Histogram, histogram};
 use tokio::sync::oneshot;
 
-use super::{answer, arguments, connection::About, dev_tokens};
+use super::{admin, answer, arguments, connection::About, dev_tokens};
 use crate::{
     auth::Identity,
     gateway::{Gateway, log, scope},
@@ -45,6 +47,7 @@ pub(crate) fn of(gateway: &Arc<Gateway>) -> Routes {
         router = router.route("/v1/dev/tokens", post(handler));
     }
     // The page needs tokens that anybody may have.
+    router = admin::add(router, gateway);
     let has_page = gateway.auth.dev_tokens().is_some();
     let unmatched = Arc::new(Watched::new("unmatched", "any"));
     let (missing, wrong) = (unmatched.clone(), unmatched);
@@ -73,23 +76,26 @@ const GREETING: &str = concat!(
 );
 
 fn operation(gateway: &Arc<Gateway>, row: &'static Operation, http: &'static Http) -> MethodRouter {
-    let filter = match http.method {
-        Method::Get => MethodFilter::GET,
-        Method::Post => MethodFilter::POST,
-        Method::Put => MethodFilter::PUT,
-        Method::Patch => MethodFilter::PATCH,
-        Method::Delete => MethodFilter::DELETE,
-    };
     let gateway = Arc::clone(gateway);
     let watched = Arc::new(Watched::new(http.path, http.method.name()));
     let handler = move |request| {
         let perform = move |gateway, about, request| perform(gateway, row, http, about, request);
         watched.clone().time(request, gateway.clone(), perform)
     };
-    on(filter, handler)
+    on(filter(http.method), handler)
 }
 
-/// One operation: from a request to its reply.
+pub(super) const fn filter(method: Method) -> MethodFilter {
+    match method {
+        Method::Get => MethodFilter::GET,
+        Method::Post => MethodFilter::POST,
+        Method::Put => MethodFilter::PUT,
+        Method::Patch => MethodFilter::PATCH,
+        Method::Delete => MethodFilter::DELETE,
+    }
+}
+
+/// A user's operation.
 async fn perform(
     gateway: Arc<Gateway>,
     row: &'static Operation,
@@ -99,18 +105,41 @@ async fn perform(
 ) -> Result<Response, Refused> {
     let (mut parts, body) = request.into_parts();
     let identity = authenticate(&gateway, &about, &parts.headers).await?;
-    let path = RawPathParams::from_request_parts(&mut parts, &()).await;
-    let path = path.map_err(|_| Error::new(Code::Malformed).with_detail("the path is not UTF-8"))?;
+    let path = path_of(RawPathParams::from_request_parts(&mut parts, &()).await)?;
+    operate(&gateway, row, http, identity.actor(None), &path, parts, body).await
+}
+
+/// The fields of a path.
+pub(super) fn path_of(path: Result<RawPathParams, RawPathParamsRejection>) -> Result<RawPathParams, Error> {
+    path.map_err(|_| Error::new(Code::Malformed).with_detail("the path is not UTF-8"))
+}
+
+/// One operation, once it is known who asks: from a request to its reply.
+pub(super) async fn operate(
+    gateway: &Gateway,
+    row: &'static Operation,
+    http: &'static Http,
+    actor: Actor,
+    path: &RawPathParams,
+    parts: Parts,
+    body: Body,
+) -> Result<Response, Refused> {
     let body = arguments::body(http.method, &parts.headers, body).await?;
     let mut ignored = Vec::new();
-    let json = arguments::assemble(row, http, path.iter(), &parts.uri, &parts.headers, &body, &mut ignored)?;
-    let actor = identity.actor(None);
-    let decision = gateway.limiter.check(scope(row.op), Key::User(actor.user.as_str()), 1).await;
+    let fields = path.iter().filter(|(name, _)| *name != admin::AS);
+    let json = arguments::assemble(row, http, fields, &parts.uri, &parts.headers, &body, &mut ignored)?;
+    let (scope, key) = match &actor.by {
+        By::Token(_) => (scope(row.op), Key::User(actor.user.as_str())),
+        By::Key(name) => (Scope::ApiKeys, Key::Caller(name)),
+    };
+    let decision = gateway.limiter.check(scope, key, 1).await;
     if !decision.allowed {
         return Err(Refused::limited(decision));
     }
     let refused = |error| Refused { error, decision };
-    gateway.check_access(&actor).await.map_err(refused)?;
+    if row.is_for_users() {
+        gateway.check_access(&actor).await.map_err(refused)?;
+    }
     let decoded = Command::decode(row.op, &actor.user, &json, &mut ignored).map_err(refused)?;
     let (answer, reply) = oneshot::channel();
     gateway.ask(Pending::Waiter(row.op, answer), actor, decoded.id, decoded.command);
@@ -134,15 +163,16 @@ async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> 
         Ok(identity) => return Ok(identity),
         Err(refused) => refused,
     };
-    // Guessing costs as much as coming anew.
-    let decision = gateway.limiter.check(Scope::Handshakes, Key::Address(about.client), 1).await;
-    if !decision.allowed {
-        return Err(Refused::limited(decision));
-    }
-    Err(Error::new(refused.code()).with_detail(refused.to_string()).into())
+    Err(count_refusal(gateway, about, Error::new(refused.code()).with_detail(refused.to_string())).await)
 }
 
-fn bearer(value: &HeaderValue) -> Option<&str> {
+/// Guessing costs as much as coming anew.
+pub(super) async fn count_refusal(gateway: &Gateway, about: &About, error: Error) -> Refused {
+    let decision = gateway.limiter.check(Scope::Handshakes, Key::Address(about.client), 1).await;
+    if decision.allowed { error.into() } else { Refused::limited(decision) }
+}
+
+pub(super) fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
@@ -177,19 +207,19 @@ impl From<Error> for Refused {
 }
 
 /// One route's durations. Handles are made when a class of statuses is first met, and kept.
-struct Watched {
+pub(super) struct Watched {
     route: &'static str,
     method: &'static str,
     by_class: [OnceLock<Histogram>; 5],
 }
 
 impl Watched {
-    const fn new(route: &'static str, method: &'static str) -> Self {
+    pub(super) const fn new(route: &'static str, method: &'static str) -> Self {
         Self { route, method, by_class: [const { OnceLock::new() }; 5] }
     }
 
     /// Handles a request, turns a refusal into the one shape, and notes how long it took.
-    async fn time<F, H>(self: Arc<Self>, mut request: Request, gateway: Arc<Gateway>, handle: F) -> Response
+    pub(super) async fn time<F, H>(self: Arc<Self>, mut request: Request, gateway: Arc<Gateway>, handle: F) -> Response
     where
         F: FnOnce(Arc<Gateway>, About, Request) -> H,
         H: Future<Output = Result<Response, Refused>>,

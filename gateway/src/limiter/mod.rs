@@ -49,6 +49,8 @@ pub enum Scope {
     Commands,
     /// Development tokens issued, per address.
     DevTokens,
+    /// Whatever server-side callers ask, per API key.
+    ApiKeys,
 }
 
 /// On whose account it goes.
@@ -59,6 +61,8 @@ pub enum Key<'a> {
     Address(IpAddr),
     /// A user's id.
     User(&'a str),
+    /// An API key's name.
+    Caller(&'a str),
 }
 
 /// One answer, with all that `RateLimit-*` and `Retry-After` headers say.
@@ -108,6 +112,8 @@ pub struct Config {
     pub commands: Rate,
     /// Development tokens issued, per address.
     pub dev_tokens: Rate,
+    /// Whatever server-side callers ask, per API key. It is not counted for the users on whose behalf they ask.
+    pub api_keys: Rate,
     /// Whether loopback addresses are free of limits by address (never of those by user). They are local use and load
     /// tests; behind a proxy on the same machine either have it forward clients' addresses or switch this off.
     pub exempt_loopback: bool,
@@ -132,7 +138,7 @@ pub struct Rate {
 
 impl Scope {
     /// All scopes.
-    pub const ALL: [Self; 4] = [Self::Handshakes, Self::Sends, Self::Commands, Self::DevTokens];
+    pub const ALL: [Self; 5] = [Self::Handshakes, Self::Sends, Self::Commands, Self::DevTokens, Self::ApiKeys];
 
     /// The scope in configuration, metrics and logs.
     #[must_use]
@@ -142,6 +148,7 @@ impl Scope {
             Self::Sends => "sends",
             Self::Commands => "commands",
             Self::DevTokens => "dev_tokens",
+            Self::ApiKeys => "api_keys",
         }
     }
 }
@@ -161,7 +168,7 @@ impl Key<'_> {
                 }
                 v4 @ IpAddr::V4(_) => Self::Address(v4),
             },
-            user @ Self::User(_) => user,
+            named @ (Self::User(_) | Self::Caller(_)) => named,
         }
     }
 
@@ -170,7 +177,7 @@ impl Key<'_> {
     pub const fn is_loopback(self) -> bool {
         match self {
             Self::Address(address) => address.to_canonical().is_loopback(),
-            Self::User(_) => false,
+            Self::User(_) | Self::Caller(_) => false,
         }
     }
 }
@@ -234,6 +241,7 @@ impl Config {
             Scope::Sends => self.sends,
             Scope::Commands => self.commands,
             Scope::DevTokens => self.dev_tokens,
+            Scope::ApiKeys => self.api_keys,
         }
     }
 }
@@ -245,6 +253,7 @@ impl Default for Config {
             sends: Rate { per_second: 50, burst: 200 },
             commands: Rate { per_second: 100, burst: 400 },
             dev_tokens: Rate { per_second: 10, burst: 100 },
+            api_keys: Rate { per_second: 500, burst: 2_000 },
             exempt_loopback: true,
             keys_max: 1_000_000,
         }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Arguments that make sense for an operation in a fresh conversation of ada and bob with two messages.
-fn args(op: Op, chat: &str) -> Value {
+pub(crate) fn args(op: Op, chat: &str) -> Value {
     let mut args = match op {
         Op::ConversationCreate => json!({"kind": "group", "title": "t", "members": ["bob"], "idempotency_key": "k"}),
         Op::ConversationList => json!({"limit": 5}),
@@ -44,7 +44,8 @@ fn args(op: Op, chat: &str) -> Value {
     args
 }
 
-async fn by_http(world: &World, row: &Operation, args: &Value) -> Option<(u16, Value)> {
+/// Method, path, body and further headers of an operation.
+pub(crate) fn request(row: &Operation, args: &Value) -> Option<(&'static str, String, Option<Value>, String)> {
     let http = row.http?;
     let mut body: Map<String, Value> = args.as_object().unwrap().clone();
     let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -66,8 +67,13 @@ async fn by_http(world: &World, row: &Operation, args: &Value) -> Option<(u16, V
         body.remove(name);
     }
     let body = Value::Object(body);
-    let body = (http.method != Method::Get && !body.as_object().unwrap().is_empty()).then_some(&body);
-    let answer = world.ask_with("ada", http.method.name(), &format!("{path}{query}"), body, &headers).await;
+    let body = (http.method != Method::Get && !body.as_object().unwrap().is_empty()).then_some(body);
+    Some((http.method.name(), format!("{path}{query}"), body, headers))
+}
+
+async fn by_http(world: &World, row: &Operation, args: &Value) -> Option<(u16, Value)> {
+    let (method, path, body, headers) = request(row, args)?;
+    let answer = world.ask_with("ada", method, &path, body.as_ref(), &headers).await;
     Some((answer.status, answer.json()))
 }
 
@@ -77,7 +83,7 @@ async fn by_websocket(world: &World, row: &Operation, args: &Value) -> Value {
 }
 
 /// What differs from one run to the next.
-fn timeless(mut value: Value) -> Value {
+pub(crate) fn timeless(mut value: Value) -> Value {
     fn walk(value: &mut Value) {
         match value {
             Value::Object(fields) => {

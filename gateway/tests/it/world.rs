@@ -34,7 +34,14 @@ pub(crate) struct World {
 /// Limits that a test does not meet by accident.
 pub(crate) fn generous() -> limiter::Config {
     let rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
-    limiter::Config { handshakes: rate, sends: rate, commands: rate, dev_tokens: rate, ..limiter::Config::default() }
+    limiter::Config {
+        handshakes: rate,
+        sends: rate,
+        commands: rate,
+        dev_tokens: rate,
+        api_keys: rate,
+        ..limiter::Config::default()
+    }
 }
 
 impl World {

@@ -1,4 +1,5 @@
-//! Who may come in no longer: expiry and log-outs, on live sockets, over HTTP, and after a restart.
+//! Who may come in no longer: expiry, log-outs and bans, on live sockets, over HTTP, and after a restart; and who may
+//! speak for others.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use chappe_loadtest::{
     server::{Server, Setup},
 };
 use hyper::Method;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// What is promised is 30 s. What is heard by a push takes a moment.
@@ -145,4 +147,110 @@ async fn a_connection_ends_with_its_token_unless_a_newer_one_comes() {
     assert_eq!(list(&url, &short).await, (401, json!("auth.expired")));
     assert_eq!(other_hears.event(Duration::from_secs(1)).await, None);
     other.request("session.list", json!({})).await.unwrap();
+}
+
+// === server-side callers
+
+/// Two keys and their hashes; the file of a server holds the second part only.
+const BACKEND: (&str, &str) = (
+    "chappe_backend_0123456789abcdef0123456789abcdef",
+    "bfdfcba82b605af75dd7cc9b79237a2a36ecc45bef924cbee898e33bcf1cf9b3",
+);
+const READER: (&str, &str) = (
+    "chappe_reader_0123456789abcdef0123456789abcdef",
+    "d4c6f1f0f367a78ec25ca2f1590539add58515b54a971da09eb8586a3eb03105",
+);
+
+fn entry(name: &str, sha256: &str, scopes: &str) -> String {
+    format!("[[key]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\nscopes = [{scopes}]\n")
+}
+
+async fn ask(url: &str, key: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+    let answer = Http::new(url).call(method, path, Some(key), body.as_ref()).await.unwrap();
+    (answer.status, answer.json().unwrap())
+}
+
+/// Goal: an application's server runs the chat for its users, throws one out, and lets them in again; all of it holds over
+/// restarts and reaches whoever is connected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_side_caller_speaks_for_users_and_bans_one() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("keys.toml");
+    let all = r#""users.read", "users.write", "as_user.read", "as_user.write""#;
+    std::fs::write(&file, entry("backend", BACKEND.1, all)).unwrap();
+    let args = vec!["--set".to_owned(), format!("gateway.auth.api_keys_file={}", file.display())];
+    let mut server = Server::start(Setup { unlimited: true, args, ..Setup::default() }).await.unwrap();
+    let url = server.url();
+    let (key, _) = BACKEND;
+
+    // The backend makes a group for ada, with bob in it, and speaks for her.
+    let create = json!({ "kind": "group", "title": "support", "members": ["bob"] });
+    let (status, created) = ask(&url, key, Method::POST, "/v1/admin/as/ada/conversations", Some(create)).await;
+    assert_eq!(status, 201, "{created}");
+    let group = created["conversation"]["id"].as_str().unwrap().to_owned();
+    let (bob_token, eve_token) = (token(&url, "bob", Some("phone"), 600).await, token(&url, "eve", None, 600).await);
+    let (_bob, mut bob_hears) = connect(&url, "bob", &bob_token, "phone").await.unwrap();
+    let (_eve, mut eve_hears) = connect(&url, "eve", &eve_token, "phone").await.unwrap();
+    let as_ada = format!("/v1/admin/as/ada/conversations/{group}");
+    let add = ask(&url, key, Method::PUT, &format!("{as_ada}/members/eve"), None).await;
+    assert_eq!((add.0, &add.1["changed"]), (200, &json!(true)));
+    let send = json!({ "client_msg_id": uuid::Uuid::now_v7(), "body": { "text": "how can we help?" } });
+    let (status, sent) = ask(&url, key, Method::POST, &format!("{as_ada}/messages"), Some(send)).await;
+    assert_eq!(status, 201, "{sent}");
+    for hears in [&mut bob_hears, &mut eve_hears] {
+        let event = loop {
+            let event = hears.event(AT_ONCE).await.expect("nothing is heard");
+            if event.name == "message.new" {
+                break event;
+            }
+        };
+        assert_eq!((event.sender.as_deref(), event.seq), (Some("ada"), sent["seq"].as_u64().unwrap()));
+    }
+
+    // Eve is thrown out: at once where she is connected, over HTTP, and whoever would speak for her is refused too.
+    assert_eq!(list(&url, &eve_token).await.0, 200);
+    let ban = json!({ "reason": "spam", "until": "2100-01-01T00:00:00Z" });
+    let (status, banned) = ask(&url, key, Method::PUT, "/v1/admin/users/eve/ban", Some(ban)).await;
+    assert_eq!((status, &banned["user"]["banned"]["by"]), (200, &json!("backend")), "{banned}");
+    assert_eq!(ended(&mut eve_hears).await, "auth.banned");
+    for round in ["before", "after"] {
+        assert_eq!(list(&url, &eve_token).await, (403, json!("auth.banned")), "{round} a restart");
+        let newer = token(&url, "eve", None, 600).await;
+        assert_eq!(list(&url, &newer).await, (403, json!("auth.banned")), "{round} a restart");
+        let said = turned_away(&url, "eve", &newer, "tablet").await;
+        assert!(said.contains("auth.banned") && said.contains("2100-01-01"), "{said}");
+        assert_eq!(ask(&url, key, Method::GET, "/v1/admin/as/eve/conversations", None).await.0, 403);
+        let (_, eve) = ask(&url, key, Method::GET, "/v1/admin/users/eve", None).await;
+        assert_eq!((&eve["user"]["banned"]["reason"], &eve["user"]["conversations"]), (&json!("spam"), &json!(1)));
+        assert_eq!(eve["user"]["sessions"], json!([]));
+        if round == "before" {
+            server.kill().await.unwrap();
+            server.restart().await.unwrap();
+        }
+    }
+    let (status, eve) = ask(&url, key, Method::DELETE, "/v1/admin/users/eve/ban", None).await;
+    assert!(status == 200 && eve["user"].get("banned").is_none(), "{eve}");
+    assert_eq!(list(&url, &eve_token).await.0, 200, "her token is as good as ever");
+
+    // Bob has lost his phone.
+    let (_bob, mut bob_hears) = connect(&url, "bob", &bob_token, "phone").await.unwrap();
+    let body = Some(json!({ "device": "phone" }));
+    let (status, out) = ask(&url, key, Method::POST, "/v1/admin/users/bob/logout", body).await;
+    assert!(status == 200 && out["before"].is_string(), "{out}");
+    assert_eq!(ended(&mut bob_hears).await, "auth.logged_out");
+    let (_, bob) = ask(&url, key, Method::GET, "/v1/admin/users/bob", None).await;
+    assert_eq!(bob["user"]["logged_out_devices"][0]["device"], "phone");
+
+    // The key is replaced without a restart.
+    std::fs::write(&file, entry("reader", READER.1, r#""users.read""#)).unwrap();
+    server.signal(Signal::HUP).unwrap();
+    let began = Instant::now();
+    while ask(&url, key, Method::GET, "/v1/admin/users/bob", None).await.0 != 401 {
+        assert!(began.elapsed() < AT_ONCE, "the former key still counts");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(ask(&url, READER.0, Method::GET, "/v1/admin/users/bob", None).await.0, 200);
+    let refused = ask(&url, READER.0, Method::DELETE, "/v1/admin/users/bob/ban", None).await;
+    assert_eq!((refused.0, &refused.1["code"]), (403, &json!("forbidden")));
+    assert!(!server.last_words().contains(BACKEND.0), "a key is in the log");
 }

@@ -87,6 +87,7 @@ fn nonsense_is_refused_by_its_path() {
     let in_file = format!("server.data_dir={file}");
     let below_file = format!("server.data_dir={file}/data");
     let short_key = format!("gateway.auth.key_file={file}");
+    let no_keys = format!("gateway.auth.api_keys_file={file}");
     for (set, path) in [
         ("server.data_dir=", "server.data_dir"),
         (&in_file, "server.data_dir"),
@@ -110,6 +111,9 @@ fn nonsense_is_refused_by_its_path() {
         ("gateway.drain_window=9h", "gateway.drain_window"),
         ("gateway.limits.keys_max=0", "gateway.limits.keys_max"),
         ("gateway.auth.leeway_s=31", "gateway.auth.leeway_s"),
+        ("gateway.auth.expiry_grace=1m", "gateway.auth.expiry_grace"),
+        ("gateway.auth.api_keys_file=", "gateway.auth.api_keys_file"),
+        (&no_keys, "gateway.auth.api_keys_file"),
         (&short_key, "gateway.auth.key_file"),
     ] {
         let (code, said) = check(&[set]);

@@ -242,7 +242,7 @@ fn decisions_are_counted_by_scope_and_kind() {
     assert_eq!(book.read(&label("sends", "refused")), 2);
     assert_eq!(book.read(&label("handshakes", "exempt")), 1);
     assert_eq!(book.read(&label("commands", "allowed")), 1);
-    assert_eq!(book.counters.lock().unwrap().len(), 12, "every handle is there from the start");
+    assert_eq!(book.counters.lock().unwrap().len(), 15, "every handle is there from the start");
 }
 
 /// Prints only: a figure for the reader, not a promise.
