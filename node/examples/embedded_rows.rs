@@ -85,7 +85,8 @@ fn pages(directory: &Path, messages: Seq) {
             entity: entity.into(),
             epoch: 1,
             cw: first - 1,
-            adopted: false,
+            origin: 1,
+            after: 0,
             events: events(first).into(),
             announce: false,
         };
@@ -164,7 +165,8 @@ fn measure(directory: &Path, name: &str, rows: usize, group: usize, pack: usize)
             entity: log.entity.into(),
             epoch,
             cw: log.head - pack as u64,
-            adopted: false,
+            origin: epoch,
+            after: 0,
             events: events.into(),
             announce: false,
         }

@@ -8,10 +8,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use chappe_cluster::link::{GatewayPort, NodePort};
+use chappe_cluster::{
+    control::{ControlPlane, KEEPALIVE_MS},
+    link::{GatewayPort, NodePort},
+};
 use chappe_schema::{
     error::{Code, Error},
-    id::{EntityId, GatewayId, Generation, Millis},
+    id::{GatewayId, Generation, Millis, SessionId},
     limit::SHARD_QUEUE_MAX,
     wire::{ToGateway, ToNode},
 };
@@ -23,8 +26,14 @@ use tokio::{
 
 use crate::{
     config::Config,
-    shard::{Alone, Mail, Parts, Report, Settings, Shard, mailbox::Mailbox, shard_of, shard_of_partition},
-    store::{self, Store},
+    session::tenant::{Heard, Home, Tenant},
+    shard::{Abroad, Alone, Mail, Parts, Report, Settings, Shard, mailbox::Mailbox, shard_of, shard_of_partition},
+    store::{self, Shared, Store, nothing::Nothing},
+};
+
+pub use crate::session::{
+    Introduction,
+    tenant::{Between, Out},
 };
 
 /// The wall clock, in milliseconds since the Unix epoch.
@@ -37,6 +46,8 @@ pub fn wall_clock() -> Millis {
 /// A running node.
 pub struct Node {
     mailboxes: Arc<[Mailbox<Mail>]>,
+    /// What the sessions are told, where there are any.
+    heard: Option<Mailbox<Heard>>,
     generation: Generation,
     stopping: AtomicBool,
     tasks: Mutex<Option<Tasks>>,
@@ -57,6 +68,83 @@ pub struct Start {
     pub clock: Arc<dyn Fn() -> Millis + Send + Sync>,
     /// Called with a sentence when the session is over for good: nothing can be acknowledged any more.
     pub dead: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// What a node of a cluster is started with.
+pub struct Join {
+    /// What can be set.
+    pub config: Config,
+    /// Who this node is to the others.
+    pub me: Introduction,
+    /// The log that all share.
+    pub shared: Arc<dyn Shared>,
+    /// Identity of its history.
+    pub generation: Generation,
+    /// What the cluster decides.
+    pub plane: Arc<dyn ControlPlane>,
+    /// The ways to other nodes.
+    pub peers: Arc<dyn Peers>,
+    /// The time.
+    pub clock: Arc<dyn Fn() -> Millis + Send + Sync>,
+    /// Called with a sentence when this node must not go on: the store keeps another history than it serves.
+    pub refused: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// The ways to other nodes. What is sent may be lost.
+pub trait Peers: Send + Sync + 'static {
+    /// Sends to the node that lives this session.
+    fn send(&self, to: SessionId, word: Between);
+}
+
+/// How often the sessions look at the time.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The sessions' task: hands on what is heard, as long as the node lives.
+async fn live(
+    mut tenant: Tenant,
+    heard: Mailbox<Heard>,
+    plane: Arc<dyn ControlPlane>,
+    peers: Arc<dyn Peers>,
+    clock: Arc<dyn Fn() -> Millis + Send + Sync>,
+    refused: Arc<dyn Fn(String) + Send + Sync>,
+) {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut said = 0;
+    loop {
+        tokio::select! {
+            () = heard.filled() => {}
+            _ = looks.tick() => {}
+        }
+        let now = clock();
+        for out in tenant.step(now) {
+            match out {
+                Out::Propose(command) => {
+                    let (heard, asked) = (heard.clone(), command.clone());
+                    plane.propose(command, Box::new(move |outcome| heard.send(Heard::Answered(asked, outcome))));
+                }
+                Out::Peer(to, word) => peers.send(to, word),
+                Out::Refused(why) => refused(why),
+            }
+        }
+        if let Some((session, minute)) = tenant.alive()
+            && now.abs_diff(said) >= KEEPALIVE_MS
+        {
+            said = now;
+            plane.keepalive(session, minute);
+        }
+    }
+}
+
+async fn tick(mailboxes: Arc<[Mailbox<Mail>]>) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        seconds.tick().await;
+        for mailbox in mailboxes.iter() {
+            mailbox.send(Mail::Tick);
+        }
+    }
 }
 
 impl Node {
@@ -97,23 +185,62 @@ impl Node {
             });
             tasks.spawn(shard.run());
         }
-        let ticked = Arc::clone(&mailboxes);
-        let ticker = tokio::spawn(async move {
-            let mut seconds = tokio::time::interval(Duration::from_secs(1));
-            seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                seconds.tick().await;
-                for mailbox in ticked.iter() {
-                    mailbox.send(Mail::Tick);
-                }
-            }
-        });
+        let ticker = tokio::spawn(tick(Arc::clone(&mailboxes)));
         Ok(Arc::new(Self {
             mailboxes,
+            heard: None,
             generation: start.store.session().generation,
             stopping: AtomicBool::new(false),
             tasks: Mutex::new(Some(Tasks { shards: tasks, ticker })),
         }))
+    }
+
+    /// Starts the shards and the sessions of a node that shares its log with others.
+    #[must_use]
+    pub fn join(join: Join) -> Arc<Self> {
+        let shards = join.config.shards();
+        let mailboxes: Arc<[Mailbox<Mail>]> = (0..shards).map(|_| Mailbox::new()).collect();
+        let (home, heard) = (Arc::new(Home::default()), Mailbox::new());
+        let settings = Settings {
+            idle_ms: join.config.idle_after.as_ms(),
+            budget_bytes: join.config.entity_memory.as_usize() / shards,
+        };
+        let mut tasks = JoinSet::new();
+        for index in 0..shards {
+            let reports = heard.clone();
+            let shard = Shard::new(Parts {
+                index,
+                peers: Arc::clone(&mailboxes),
+                store: Arc::new(Nothing::default()),
+                settings: settings.clone(),
+                clock: Arc::clone(&join.clock),
+                reports: Arc::new(move |report| reports.send(Heard::Report(report))),
+                abroad: Arc::clone(&home) as Arc<dyn Abroad>,
+                unannounced: Vec::new(),
+            });
+            tasks.spawn(shard.run());
+        }
+        let (generation, refused) = (join.generation, Arc::clone(&join.refused));
+        let tenant = Tenant::new(join.me, Arc::clone(&mailboxes), join.shared, generation, home, heard.clone());
+        let seen = heard.clone();
+        join.plane.watch(Box::new(move |map| seen.send(Heard::Map(map.clone()))));
+        let (plane, peers) = (Arc::clone(&join.plane), Arc::clone(&join.peers));
+        tasks.spawn(live(tenant, heard.clone(), plane, peers, Arc::clone(&join.clock), refused));
+        let ticker = tokio::spawn(tick(Arc::clone(&mailboxes)));
+        Arc::new(Self {
+            mailboxes,
+            generation,
+            heard: Some(heard),
+            stopping: AtomicBool::new(false),
+            tasks: Mutex::new(Some(Tasks { shards: tasks, ticker })),
+        })
+    }
+
+    /// Something from another node.
+    pub fn hear(&self, word: Between) {
+        if let Some(heard) = &self.heard {
+            heard.send(Heard::Word(word));
+        }
     }
 
     /// Refuses new commands, flushes what only memory knows, and ends the shards. What was acknowledged was durable
@@ -131,6 +258,10 @@ impl Node {
         for one in flushed {
             // A shard that is gone has nothing to flush.
             let _ = one.await;
+        }
+        if self.heard.is_some() {
+            // The sessions' task has no end of its own.
+            tasks.shards.abort_all();
         }
         while tasks.shards.join_next().await.is_some() {}
     }
@@ -176,11 +307,7 @@ impl NodePort for Node {
     }
 
     fn receive(&self, from: GatewayId, message: ToNode) -> Vec<ToGateway> {
-        let partition = match &message {
-            ToNode::Command(lane, _) | ToNode::Connect(lane, _) | ToNode::AskAccess(lane, _) => lane.partition,
-            ToNode::Disconnect { user, .. } => EntityId::User(user.clone()).partition(),
-            ToNode::Interest { conversation, .. } => EntityId::Conversation(*conversation).partition(),
-        };
+        let partition = message.partition();
         let mailbox = &self.mailboxes[shard_of_partition(partition, self.mailboxes.len())];
         let optional = matches!(message, ToNode::Command(..) | ToNode::Connect(..) | ToNode::AskAccess(..));
         if optional && self.stopping.load(Ordering::Relaxed) {

@@ -1,6 +1,13 @@
 //! How things are named: conversations, users, devices, commands, positions, owners.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
@@ -57,8 +64,19 @@ pub enum EntityId {
     User(UserId),
 }
 
+/// Bits of the hash that name a partition, in this process: all that it speaks with agree on them.
+static BITS_IN_USE: AtomicU32 = AtomicU32::new(PARTITION_BITS);
+
 /// How many partitions there are.
-pub const PARTITIONS: usize = 1 << PARTITION_BITS;
+#[must_use]
+pub fn partitions() -> usize {
+    1 << BITS_IN_USE.load(Ordering::Relaxed)
+}
+
+/// Takes another number of partitions than the usual one, as the cluster has it; before anything is owned.
+pub fn divide_into(partitions: usize) {
+    BITS_IN_USE.store(partitions.next_power_of_two().trailing_zeros().clamp(1, 16), Ordering::Relaxed);
+}
 
 /// One slice of the hash space of entity ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -337,7 +355,7 @@ impl EntityId {
             }
             Self::User(_) => xxh3_64(&self.to_key()),
         };
-        Partition((hash >> (64 - PARTITION_BITS)) as u16)
+        Partition((hash >> (64 - BITS_IN_USE.load(Ordering::Relaxed))) as u16)
     }
 }
 

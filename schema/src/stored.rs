@@ -129,22 +129,26 @@ pub struct LogRow {
     pub epoch: Epoch,
     /// The committed watermark: the highest seq known committed when the row was issued.
     pub cw: Seq,
-    /// Whether a successor wrote it again during recovery; else it is fresh.
-    pub adopted: bool,
+    /// The epoch under which its events were written first. Another one than the row's own: a successor has written them
+    /// again during its recovery.
+    pub origin: Epoch,
+    /// The origin of the event one slot below the first, in its owner's log; 0 at the beginning of a log. Two rows that stand
+    /// one above the other belong together only if this fits. Stores with a single writer keep none and need none.
+    pub after: Epoch,
     /// At least one event; seqs are consecutive.
     pub events: Vec<Arc<Event>>,
 }
 
-const ADOPTED: u16 = 1;
 const LOG_HEADER: usize = 2 + 8 + 8 + 8 + 4;
 
 impl LogRow {
-    /// The row's bytes.
+    /// The row's bytes, as a store with a single writer keeps it: nothing is ever written again under another epoch.
     #[must_use]
-    pub fn seal(epoch: Epoch, cw: Seq, adopted: bool, events: &[Arc<Event>]) -> Bytes {
+    pub fn seal(epoch: Epoch, cw: Seq, events: &[Arc<Event>]) -> Bytes {
         let estimate: usize = events.iter().map(|event| 160 + event.body_len()).sum();
         let mut out = begin(Kind::Log, LOG_HEADER + estimate);
-        out.put_u16_le(if adopted { ADOPTED } else { 0 });
+        // Flags; none is in use.
+        out.put_u16_le(0);
         out.put_u64_le(epoch);
         out.put_u64_le(cw);
         out.put_u64_le(events.first().map_or(0, |event| event.seq));
@@ -166,7 +170,7 @@ impl LogRow {
         if value.len() < LOG_HEADER {
             return Err(Corrupt::Short(value.len()));
         }
-        let flags = value.get_u16_le();
+        let _flags = value.get_u16_le();
         let (epoch, cw, first, count) =
             (value.get_u64_le(), value.get_u64_le(), value.get_u64_le(), value.get_u32_le());
         let mut events = Vec::with_capacity((count as usize).min(1024));
@@ -182,7 +186,7 @@ impl LogRow {
         if events.is_empty() || value.has_remaining() {
             return Err(Corrupt::Content("the row's count does not fit its events"));
         }
-        Ok(Self { epoch, cw, adopted: flags & ADOPTED != 0, events })
+        Ok(Self { epoch, cw, origin: epoch, after: 0, events })
     }
 }
 
@@ -508,9 +512,9 @@ pub struct StoredConversation {
     /// `created_at` of event `seq`.
     #[prost(uint64, tag = "8")]
     pub last_at: u64,
-    /// The highest epoch of a fresh row at or below `seq`.
+    /// The epoch under which the event at `seq` was written first.
     #[prost(uint64, tag = "9")]
-    pub fresh_epoch: u64,
+    pub origin: u64,
     /// The ids of the events above the last durable block.
     #[prost(message, repeated, tag = "10")]
     pub ids: Vec<StoredId>,
@@ -540,9 +544,9 @@ pub struct StoredUser {
     /// `created_at` of event `seq`.
     #[prost(uint64, tag = "2")]
     pub last_at: u64,
-    /// The highest epoch of a fresh row at or below `seq`.
+    /// The epoch under which the event at `seq` was written first.
     #[prost(uint64, tag = "3")]
-    pub fresh_epoch: u64,
+    pub origin: u64,
     /// Change numbers up to here may have been handed out.
     #[prost(uint64, tag = "4")]
     pub changes_reserved: u64,
@@ -1045,13 +1049,13 @@ mod tests {
     #[test]
     fn a_row_comes_back_as_it_was() {
         let events = every_kind();
-        let row = LogRow { epoch: 5, cw: 6, adopted: true, events: events.clone() };
-        assert_eq!(LogRow::unseal(LogRow::seal(5, 6, true, &events)), Ok(row));
+        let row = LogRow { epoch: 5, cw: 6, origin: 5, after: 0, events: events.clone() };
+        assert_eq!(LogRow::unseal(LogRow::seal(5, 6, &events)), Ok(row));
     }
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
-        let whole = LogRow::seal(5, 6, false, &every_kind());
+        let whole = LogRow::seal(5, 6, &every_kind());
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -1066,8 +1070,8 @@ mod tests {
     fn a_row_with_a_hole_is_refused() {
         let mut events = every_kind();
         events.remove(3);
-        assert!(matches!(LogRow::unseal(LogRow::seal(1, 0, false, &events)), Err(Corrupt::Content(_))));
-        assert!(matches!(LogRow::unseal(LogRow::seal(1, 0, false, &[])), Err(Corrupt::Content(_))));
+        assert!(matches!(LogRow::unseal(LogRow::seal(1, 0, &events)), Err(Corrupt::Content(_))));
+        assert!(matches!(LogRow::unseal(LogRow::seal(1, 0, &[])), Err(Corrupt::Content(_))));
     }
 
     #[test]
@@ -1095,7 +1099,7 @@ mod tests {
             hash: 7,
             fact: Fact::MessageNew { body: Body::parse(r#"{"text":"hi"}"#).unwrap(), mentions: None },
         };
-        let bytes = LogRow::seal(2, 0, false, &[Arc::new(event)]);
+        let bytes = LogRow::seal(2, 0, &[Arc::new(event)]);
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, PINNED);
     }

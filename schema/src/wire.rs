@@ -8,7 +8,9 @@ use crate::{
     command::Command,
     error::Error,
     event::Event,
-    id::{CommandId, ConnectionSlot, ConversationId, DeviceId, Epoch, Millis, Partition, Seq, SessionId, UserId},
+    id::{
+        CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, Millis, Partition, Seq, SessionId, UserId,
+    },
     reply::Reply,
 };
 
@@ -71,6 +73,18 @@ pub enum ToNode {
         /// Whether it has any.
         listening: bool,
     },
+}
+
+impl ToNode {
+    /// Where it goes.
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        match self {
+            ToNode::Command(lane, _) | ToNode::Connect(lane, _) | ToNode::AskAccess(lane, _) => lane.partition,
+            ToNode::Disconnect { user, .. } => EntityId::User(user.clone()).partition(),
+            ToNode::Interest { conversation, .. } => EntityId::Conversation(*conversation).partition(),
+        }
+    }
 }
 
 /// A command on its way.

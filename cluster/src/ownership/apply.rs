@@ -365,7 +365,7 @@ impl Contents {
         for Assignment { partition, expect, to } in assignments {
             match self.may_assign(*partition, *expect, *to) {
                 Ok(()) => {
-                    self.give(*partition, *to, at);
+                    self.give(*partition, *to, at, None);
                     assigned.push(*partition);
                 }
                 Err(why) => refused.push((*partition, why)),
@@ -386,14 +386,14 @@ impl Contents {
     }
 
     /// The only place where a partition changes hands.
-    fn give(&mut self, partition: Partition, to: SessionId, epoch: Epoch) {
+    fn give(&mut self, partition: Partition, to: SessionId, epoch: Epoch, by: Option<PlanId>) {
         let row = &mut self.rows[usize::from(partition.0)];
         assert!(epoch > row.epoch, "the log's indices grow, so every epoch is above those before it");
         if let Some(owner) = row.owner {
             row.former.insert(0, owner);
             row.former.truncate(FORMER_OWNERS_MAX);
         }
-        (row.owner, row.epoch) = (Some(to), epoch);
+        (row.owner, row.epoch, row.by) = (Some(to), epoch, by);
     }
 
     fn plan(&mut self, plan: PlanId, moves: &[Move]) -> Applied {
@@ -408,7 +408,7 @@ impl Contents {
         for partition in partitions {
             match self.may_commit(plan, from, *partition) {
                 Ok(to) => {
-                    self.give(*partition, to, at);
+                    self.give(*partition, to, at, Some(plan));
                     self.leave_plan(plan, *partition);
                     moved.push(*partition);
                 }

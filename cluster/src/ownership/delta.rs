@@ -160,7 +160,7 @@ impl Map {
 }
 
 impl Row {
-    pub(super) const EMPTY: Self = Self { owner: None, epoch: 0, former: Vec::new() };
+    pub(super) const EMPTY: Self = Self { owner: None, epoch: 0, by: None, former: Vec::new() };
 }
 
 fn differences<K: Ord + Copy, V: PartialEq + Clone>(

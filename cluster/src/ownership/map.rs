@@ -70,6 +70,10 @@ pub struct Row {
     pub owner: Option<SessionId>,
     /// Under which epoch; 0 if nobody ever owned it.
     pub epoch: Epoch,
+    /// The plan by which it was handed over; `None` when it was given out because nobody alive owned it. A receiver opens
+    /// what it was shown under a plan only if that is the plan that was committed: of an aborted one, whatever came after
+    /// it, nothing may be opened.
+    pub by: Option<PlanId>,
     /// Its owners before, the last one first.
     pub former: Vec<SessionId>,
 }

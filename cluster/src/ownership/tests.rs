@@ -123,6 +123,8 @@ fn check(before: &Ownership, after: &Ownership, command: &Command, accepted: boo
         assert!(row.epoch > was.epoch, "I1: {was:?} became {row:?} by {command:?}");
         assert!(row.owner.is_some_and(|owner| new.is_live(owner)), "given to the dead");
         assert_eq!(row.former.first().copied(), was.owner);
+        let by = if let Command::CommitMoves { plan, .. } = command { Some(*plan) } else { None };
+        assert_eq!(row.by, by, "a receiver must be able to tell under which plan it was given what it has");
         let Some(owner) = was.owner else { continue };
         let sealed = match command {
             Command::CommitMoves { plan, from, partitions } => {

@@ -10,12 +10,12 @@ use std::collections::VecDeque;
 use chappe_schema::{
     event::Event,
     id::{CommandId, Millis, Seq, UserId},
-    limit::{ID_AHEAD_MS_MAX, ID_BLOCK_EVENTS},
+    limit::ID_AHEAD_MS_MAX,
     stored::{Corrupt, StoredId, StoredIdBlock, StoredIdPrints, command_id, id_print},
 };
 use hashbrown::{HashMap, hash_map::Entry};
 
-use crate::store::PRINT_BLOCKS_MAX;
+use crate::{pace::id_block_events, store::PRINT_BLOCKS_MAX};
 
 /// What is remembered of a command that made an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,18 +161,18 @@ impl Ids {
     /// A whole block of committed ids that is not durable yet.
     #[must_use]
     pub fn block_due(&self, committed: Seq) -> Option<(Seq, StoredIdBlock)> {
-        let end = self.block_end + ID_BLOCK_EVENTS;
-        (committed >= end).then(|| (end, StoredIdBlock { ids: self.stored(ID_BLOCK_EVENTS as usize) }))
+        let end = self.block_end + id_block_events();
+        (committed >= end).then(|| (end, StoredIdBlock { ids: self.stored(id_block_events() as usize) }))
     }
 
     /// The block that ends at `end` is durable: its ids may leave memory, but for their prints.
     pub fn block_durable(&mut self, end: Seq, now: Millis) {
-        if end != self.block_end + ID_BLOCK_EVENTS || self.order.len() < ID_BLOCK_EVENTS as usize {
+        if end != self.block_end + id_block_events() || self.order.len() < id_block_events() as usize {
             return;
         }
         let before = self.block_at;
-        let mut prints = Vec::with_capacity(ID_BLOCK_EVENTS as usize);
-        for (id, sender) in self.order.drain(..ID_BLOCK_EVENTS as usize) {
+        let mut prints = Vec::with_capacity(id_block_events() as usize);
+        for (id, sender) in self.order.drain(..id_block_events() as usize) {
             prints.push(print(id, &sender));
             if let Some(known) = self.tail.remove(&(id, sender)) {
                 self.block_at = known.created_at;
@@ -221,7 +221,7 @@ impl Ids {
         self.tail.allocation_size()
             + self.order.capacity() * size_of::<(CommandId, UserId)>()
             + self.prints.allocation_size()
-            + self.recent.len() * (ID_BLOCK_EVENTS as usize * 4 + 24)
+            + self.recent.len() * (id_block_events() as usize * 4 + 24)
     }
 }
 

@@ -7,6 +7,8 @@ use chappe_schema::{
     stored::{Corrupt, Kind, StoredConversation, StoredSettings, seal, unseal},
 };
 
+use crate::planted::{Bug, is};
+
 use super::{
     ids::Ids,
     members::Members,
@@ -19,7 +21,11 @@ impl Conversation {
     #[must_use]
     pub fn snapshot(&self) -> Option<Bytes> {
         let hot = self.hot.as_ref()?;
-        let (id_block_end, id_block_at) = hot.ids.durable();
+        let (mut id_block_end, id_block_at) = hot.ids.durable();
+        let mut ids = hot.ids.stored(usize::MAX);
+        if is(Bug::SnapshotWithoutIds) {
+            (id_block_end, ids) = (self.head, Vec::new());
+        }
         let stored = StoredConversation {
             seq: self.head,
             n: self.n,
@@ -29,8 +35,8 @@ impl Conversation {
             members: self.members.to_stored(),
             floor: self.floor,
             last_at: self.last_at,
-            fresh_epoch: self.fresh_epoch,
-            ids: hot.ids.stored(usize::MAX),
+            origin: self.origin,
+            ids,
             id_block_end,
             deleted: self.deleted,
             created_at: self.created_at,
@@ -58,7 +64,7 @@ impl Conversation {
             last_at: stored.last_at,
             created_at: stored.created_at,
             floor: stored.floor,
-            fresh_epoch: stored.fresh_epoch,
+            origin: stored.origin,
             kind: ConversationKind::from_number(stored.kind).ok_or(NUMBER)?,
             encryption: Encryption::from_number(stored.encryption).ok_or(NUMBER)?,
             creation_hash: stored.creation_hash,

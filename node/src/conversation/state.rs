@@ -9,10 +9,12 @@ use chappe_schema::{
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, Fact, Settings},
     id::{ConversationId, Epoch, Millis, Seq, UserId},
-    limit::{SMALL_MEMBERS_MAX, SNAPSHOT_EVENTS},
+    limit::SMALL_MEMBERS_MAX,
     reply::ConversationView,
     stored::{StoredMentions, StoredOverlay},
 };
+
+use crate::pace::snapshot_events;
 
 use super::{
     ids::Ids,
@@ -41,8 +43,8 @@ pub struct Conversation {
     pub created_at: Millis,
     /// Everything at or below was removed.
     pub floor: Seq,
-    /// The highest epoch of a fresh row so far.
-    pub fresh_epoch: Epoch,
+    /// The epoch under which the last event was written first.
+    pub origin: Epoch,
     /// Direct or group.
     pub kind: ConversationKind,
     /// Fixed at creation.
@@ -105,7 +107,7 @@ impl Conversation {
             last_at: 0,
             created_at: 0,
             floor: 0,
-            fresh_epoch: 0,
+            origin: 0,
             kind: ConversationKind::Group,
             encryption: Encryption::None,
             creation_hash: 0,
@@ -236,8 +238,8 @@ impl Conversation {
 
     /// Whether a snapshot of the present state is worth its row.
     #[must_use]
-    pub const fn snapshot_due(&self) -> bool {
-        self.head >= self.snapshot_at + SNAPSHOT_EVENTS
+    pub fn snapshot_due(&self) -> bool {
+        self.head >= self.snapshot_at + snapshot_events()
     }
 
     /// The message at `seq` was looked up for a command.

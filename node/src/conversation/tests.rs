@@ -263,6 +263,18 @@ fn a_retry_of_a_delivered_message_is_answered_like_the_first() {
     assert_eq!(talk.refused("bob", send("more")), Code::ConversationNotFound);
 }
 
+/// Seed 632 of the simulator: the owner of a partition changes, and the next one's clock is an hour behind.
+#[test]
+fn a_repetition_is_known_to_an_owner_whose_clock_is_behind() {
+    let mut talk = Talk::group(&["bob"]);
+    let id = fresh();
+    let first = talk.judge("ada", id, &send("x")).unwrap();
+    talk.now = T - 3_600_000;
+    let Reply::Sent(again) = talk.judge("ada", id, &send("x")).unwrap() else { panic!("{first:?}") };
+    assert!(again.duplicate);
+    assert!(talk.judge("ada", fresh(), &send("y")).is_ok(), "stamps never fall, so neither does what is new");
+}
+
 #[test]
 fn ids_from_the_future_or_too_old_are_refused_and_never_doubled() {
     let mut talk = Talk::group(&["bob"]);

@@ -75,8 +75,8 @@ impl Shard {
         let mut change = None;
         if let Ok(Some(event)) = &judged {
             user.apply(event);
-            user.fresh_epoch = epoch;
-            line.push(Pending { event: Arc::clone(event), audience: None, announce: false, adopted: false });
+            user.origin = epoch;
+            line.push(Pending { event: Arc::clone(event), audience: None, announce: false, origin: epoch });
             let access = user.access();
             change = Some(Change { user: id.clone(), event: Arc::clone(event), access });
             if line.can_fly() {

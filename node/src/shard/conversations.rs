@@ -8,13 +8,12 @@ use std::{
 use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
-    id::{CommandId, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
-    limit::{COMMAND_DEADLINE_MS, IDLE_SNAPSHOT_EVENTS, WINDOW},
+    id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
+    limit::{COMMAND_DEADLINE_MS, WINDOW},
     reply::Reply,
     stored::StoredId,
     wire::{Asked, Correlation, Head, ToGateway},
 };
-use hashbrown::HashMap;
 use smallvec::{SmallVec, smallvec};
 
 use super::{
@@ -22,8 +21,10 @@ use super::{
     shard_of_partition, supervision::Lost,
 };
 use crate::{
-    conversation::{Audience, Conversation, Evidence, Read, Verdict, ids::Memory, read::Progress},
-    recovery::{self, Resolved},
+    conversation::{Audience, Conversation, Evidence, Read, Verdict, read::Progress},
+    pace::idle_snapshot_events,
+    planted::{Bug, is},
+    recovery::{self, Found, Resolved},
     store::{self, Page, PageRequest, Projection, Recovered, Show},
     user::HeadKnown,
 };
@@ -45,7 +46,7 @@ pub(super) struct ConversationSlot {
     /// Commands that wait for a look at a message.
     targets: BTreeMap<Seq, Vec<(GatewayId, Arc<Asked>, Evidence)>>,
     /// Events that users must still hear of: who of them, and what.
-    announcing: BTreeMap<Seq, HashMap<UserId, Fact>>,
+    announcing: BTreeMap<Seq, BTreeMap<UserId, Fact>>,
     /// Committed events that nobody was told of, because there was no state to tell from: told after the recovery.
     unpublished: Vec<Pending>,
     /// The same for what belongs in users' own logs.
@@ -60,8 +61,6 @@ pub(super) struct ConversationSlot {
     asking_id: VecDeque<(GatewayId, Arc<Asked>)>,
     /// Whether that question is on its way.
     is_asking: bool,
-    /// What was read of the log, while the store is asked whether commands to be adopted stand lower already.
-    recovering: Option<Box<Recovering>>,
 }
 
 impl std::ops::Deref for ConversationSlot {
@@ -97,7 +96,6 @@ impl ConversationSlot {
             id_block: None,
             asking_id: VecDeque::new(),
             is_asking: false,
-            recovering: None,
         }
     }
 
@@ -245,10 +243,10 @@ impl Shard {
             }
             let audience = state.audience(&event);
             state.apply(&event);
-            // A later owner must know: whatever an earlier one wrote above this was never acknowledged.
-            state.fresh_epoch = epoch;
+            // A later owner must know what the next event stands on.
+            state.origin = epoch;
             let announce = is_announced(&event.fact);
-            line.push(Pending { event, audience: Some(audience), announce, adopted: false });
+            line.push(Pending { event, audience: Some(audience), announce, origin: epoch });
             Ok((Verdict::Answer(Ok(reply)), state.head))
         };
         let (verdict, head) = match decide() {
@@ -318,11 +316,12 @@ impl Shard {
 
     fn wait_conversation(&mut self, id: ConversationId, after: Seq, release: Release) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let after = if is(Bug::ReadsUncommitted) && is_read(&release) { 0 } else { after };
         let now = slot.line.wait(after, release);
         self.kept();
         match now {
             None => {}
-            Some(release) if self.confirms_at_once => self.release_conversation(id, release),
+            Some(release) if self.confirms_at_once || is(Bug::ReadsUnfenced) => self.release_conversation(id, release),
             Some(release) => self.pump.issue(Ticket::Conversation(id, release)),
         }
     }
@@ -430,7 +429,7 @@ impl Shard {
     pub(super) fn send_news(&mut self, news: &Arc<News>, users: &[UserId]) {
         let shards = self.peers.len();
         let mut by_shard: SmallVec<[Vec<UserId>; 4]> = smallvec![Vec::new(); shards];
-        let mut elsewhere: HashMap<Partition, Vec<UserId>> = HashMap::new();
+        let mut elsewhere: BTreeMap<Partition, Vec<UserId>> = BTreeMap::new();
         for user in users {
             let partition = EntityId::User(user.clone()).partition();
             if self.abroad.is_home(partition) {
@@ -546,12 +545,15 @@ impl Shard {
                 && let Some((end, block)) = hot.ids.block_due(committed)
             {
                 slot.id_block = Some(end);
+                if is(Bug::IdsDroppedEarly) {
+                    hot.ids.block_durable(end, u64::MAX / 2);
+                }
                 writes.push((Projected::IdBlock(id, end), Projection::IdBlock { entity: id.into(), end, block }));
             }
         }
         // A snapshot stands for everything that it reflects, so all of that must be durable first.
         if let Some((seq, _)) = &slot.snapshot
-            && *seq <= committed
+            && (*seq <= committed || is(Bug::SnapshotAhead))
             && announced
             // A later edit takes an earlier one's place in memory: the snapshot waits until none is left.
             && state.can_cool()
@@ -798,13 +800,22 @@ impl Shard {
     }
 
     pub(super) fn conversation_recovered(&mut self, id: ConversationId, result: Result<Recovered, store::Error>) {
-        let Some(recovered) = self.recovery_answered(id, result) else { return };
-        let Some(epoch) = self.conversations.get(&id).map(|slot| slot.epoch) else { return };
-        let trusting = self.confirms_at_once;
-        let begun = self.guarded(|| id.into(), |_| Recovering::begin(id, epoch, recovered, trusting));
-        let Some(begun) = begun else { return };
-        match begun {
-            Ok(recovering) => self.go_on_recovering(id, Box::new(recovering)),
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        slot.reading = false;
+        if !matches!(slot.phase, Phase::Loading) {
+            return self.turn_away(id, &Code::ConversationUnavailable.into());
+        }
+        let recovered = match result {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                let error = self.store_failed(id, &error);
+                return self.turn_away(id, &error);
+            }
+        };
+        let (epoch, trusting) = (slot.epoch, self.confirms_at_once);
+        let Some(rebuilt) = self.guarded(|| id.into(), |_| rebuild(id, epoch, recovered, trusting)) else { return };
+        match rebuilt {
+            Ok(rebuilt) => self.conversation_rebuilt(id, rebuilt),
             Err(recovery::Trouble::Superseded { .. }) => {
                 self.die(format!("a newer owner has written to conversation {id}"))
             }
@@ -816,61 +827,21 @@ impl Shard {
         }
     }
 
-    /// The store has said whether a command that is to be adopted stands in an older block of ids.
-    pub(super) fn adopted_known(&mut self, id: ConversationId, found: Result<Option<StoredId>, store::Error>) {
-        let recovering = self.conversations.get_mut(&id).and_then(|slot| slot.recovering.take());
-        let Some(found) = self.recovery_answered(id, found) else { return };
-        if let Some(mut recovering) = recovering {
-            recovering.answer(found);
-            self.go_on_recovering(id, recovering);
-        }
-    }
-
-    /// What the store has answered to a recovery, unless it has failed, or the conversation was withdrawn meanwhile.
-    fn recovery_answered<T>(&mut self, id: ConversationId, result: Result<T, store::Error>) -> Option<T> {
-        let slot = self.conversations.get_mut(&id)?;
-        slot.reading = false;
-        if !matches!(slot.phase, Phase::Loading) {
-            self.turn_away(id, &Code::ConversationUnavailable.into());
-            return None;
-        }
-        result
-            .inspect_err(|error| {
-                let error = self.store_failed(id, error);
-                self.turn_away(id, &error);
-            })
-            .ok()
-    }
-
-    /// Whatever is adopted must not stand in an older block of ids: the store is asked before anything is written again.
-    fn go_on_recovering(&mut self, id: ConversationId, mut recovering: Box<Recovering>) {
-        let Some(question) = self.guarded(|| id.into(), |_| recovering.question()) else { return };
-        let Some(slot) = self.conversations.get_mut(&id) else { return };
-        if let Some((sender, command, not_before)) = question {
-            slot.reading = true;
-            slot.recovering = Some(recovering);
-            let done = self.answer(move |found| StoreMail::Adopted { conversation: id, found });
-            return self.store.find_id(id.into(), sender, command, not_before, done);
-        }
-        if let Some(rebuilt) = self.guarded(|| id.into(), |_| recovering.finish()) {
-            self.conversation_rebuilt(id, rebuilt);
-        }
-    }
-
     fn conversation_rebuilt(&mut self, id: ConversationId, rebuilt: Rebuilt) {
         let owes = self.unannounced.contains(&EntityId::Conversation(id));
-        let Rebuilt { state, committed, standing, adopted, events, bytes } = rebuilt;
+        let Rebuilt { state, committed, committed_origin, standing, adopted, events, bytes } = rebuilt;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let is_new_to_watch = slot.slot.bytes == 0;
-        slot.slot.line.restart(committed);
-        let found = |adopted| {
-            move |event: Arc<Event>| Pending { announce: is_announced(&event.fact), event, audience: None, adopted }
+        slot.slot.line.restart(committed, committed_origin);
+        let found = |Found { event, origin }| {
+            let announce = is_announced(&event.fact);
+            Pending { event, audience: None, announce, origin }
         };
         if !standing.is_empty() {
-            slot.slot.line.stand(standing.into_iter().map(found(false)).collect());
+            slot.slot.line.stand(standing.into_iter().map(found).collect());
             self.pump.issue(Ticket::Flight(id.into()));
         }
-        adopted.into_iter().map(found(true)).for_each(|pending| slot.slot.line.push(pending));
+        adopted.into_iter().map(found).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
         }
@@ -887,7 +858,7 @@ impl Shard {
             let owed: Vec<Pending> = events
                 .into_iter()
                 .filter(|event| is_announced(&event.fact))
-                .map(|event| Pending { event, audience: None, announce: true, adopted: false })
+                .map(|event| Pending { event, audience: None, announce: true, origin: 0 })
                 .collect();
             if owed.is_empty() {
                 // Everybody had heard; only the note of it was lost.
@@ -1050,7 +1021,7 @@ impl Shard {
         let Some(state) = slot.ready() else { return };
         if complete
             && state.can_cool()
-            && state.head >= state.snapshot_at + IDLE_SNAPSHOT_EVENTS
+            && state.head >= state.snapshot_at + idle_snapshot_events()
             && let Some(bytes) = state.snapshot()
         {
             let seq = state.head;
@@ -1060,93 +1031,64 @@ impl Shard {
     }
 }
 
-/// A conversation that is being read again.
-struct Recovering {
-    /// The state after everything but what is adopted.
-    state: Conversation,
-    resolved: Resolved,
-    /// How many of the adopted events were looked at: their commands stand nowhere below.
-    looked_at: usize,
-}
-
 /// A conversation that was read again.
 struct Rebuilt {
     /// The state after everything that was found and counts.
     state: Conversation,
-    /// What of it is committed.
+    /// What of it is committed, and the origin of the last event of that.
     committed: Seq,
+    committed_origin: Epoch,
     /// What is durable under the own epoch, and committed by the next fence read.
-    standing: Vec<Arc<Event>>,
+    standing: Vec<Found>,
     /// What is written again before anything of it is shown.
-    adopted: Vec<Arc<Event>>,
+    adopted: Vec<Found>,
     /// The committed events above the snapshot.
     events: Vec<Arc<Event>>,
     /// What the state takes in memory.
     bytes: usize,
 }
 
-impl Recovering {
-    fn begin(
-        id: ConversationId,
-        own_epoch: Epoch,
-        recovered: Recovered,
-        trusting: bool,
-    ) -> Result<Self, recovery::Trouble> {
-        let mut state = match recovered.snapshot {
-            Some((_, bytes)) => Conversation::from_snapshot(id, bytes)?,
-            None => Conversation::absent(id),
-        };
-        let basis =
-            recovery::Basis { own_epoch, snapshot_seq: state.head, snapshot_fresh_epoch: state.fresh_epoch, trusting };
-        let resolved = recovery::resolve(
-            basis,
-            |sender, command| matches!(remembers(&state, sender, command), Memory::Known(_)),
-            recovered.rows,
-        )?;
-        if let Some(hot) = &mut state.hot {
-            hot.ids.recall(&recovered.prints);
-        }
-        for event in resolved.committed.iter().chain(&resolved.standing) {
-            state.apply(event);
-        }
-        Ok(Self { state, resolved, looked_at: 0 })
-    }
-
-    /// The next adopted command of which only the store can say whether it stands lower already, and how far back the
-    /// blocks must be asked.
-    fn question(&mut self) -> Option<(UserId, CommandId, Millis)> {
-        while let Some(event) = self.resolved.adopted.get(self.looked_at) {
-            if let Memory::Ask(not_before) = remembers(&self.state, &event.sender, event.id) {
-                return Some((event.sender.clone(), event.id, not_before));
-            }
-            self.looked_at += 1;
-        }
-        None
-    }
-
-    fn answer(&mut self, found: Option<StoredId>) {
-        // An event that was committed by its owner may stand in a block itself.
-        if let (Some(event), Some(found)) = (self.resolved.adopted.get(self.looked_at), found)
-            && found.seq < event.seq
-        {
-            self.resolved.cut(event.seq);
-        }
-        self.looked_at += 1;
-    }
-
-    fn finish(self) -> Rebuilt {
-        let Self { mut state, resolved, .. } = self;
-        let committed = state.head - resolved.standing.len() as u64;
-        for event in &resolved.adopted {
-            state.apply(event);
-        }
-        state.fresh_epoch = resolved.fresh_epoch;
-        let Resolved { committed: events, standing, adopted, .. } = resolved;
-        let bytes = state.bytes();
-        Rebuilt { state, committed, standing, adopted, events, bytes }
-    }
+/// Whether an answer only shows what is there.
+const fn is_read(release: &Release) -> bool {
+    matches!(release, Release::Read(..))
 }
 
-fn remembers(state: &Conversation, sender: &UserId, command: CommandId) -> Memory {
-    state.hot.as_ref().map_or(Memory::New, |hot| hot.ids.look_up(sender, command))
+fn rebuild(
+    id: ConversationId,
+    own_epoch: Epoch,
+    recovered: Recovered,
+    trusting: bool,
+) -> Result<Rebuilt, recovery::Trouble> {
+    let mut state = match recovered.snapshot {
+        Some((_, bytes)) => Conversation::from_snapshot(id, bytes)?,
+        None => Conversation::absent(id),
+    };
+    let basis = recovery::Basis { own_epoch, snapshot_seq: state.head, snapshot_origin: state.origin, trusting };
+    let mut resolved = recovery::resolve(basis, recovered.rows)?;
+    if is(Bug::AdoptedNotWritten) {
+        // As if whatever is found were committed.
+        resolved.committed.extend(resolved.standing.drain(..).map(|found| found.event));
+        resolved.committed.extend(resolved.adopted.drain(..).map(|found| found.event));
+        resolved.committed_origin = resolved.origin;
+    }
+    if is(Bug::AdoptedAsFresh) {
+        for found in &mut resolved.adopted {
+            found.origin = own_epoch;
+            resolved.origin = own_epoch;
+        }
+    }
+    if let Some(hot) = &mut state.hot {
+        hot.ids.recall(&recovered.prints);
+    }
+    for event in &resolved.committed {
+        state.apply(event);
+    }
+    let committed = state.head;
+    for found in resolved.standing.iter().chain(&resolved.adopted) {
+        state.apply(&found.event);
+    }
+    state.origin = resolved.origin;
+    let bytes = state.bytes();
+    let Resolved { committed: events, standing, adopted, committed_origin, .. } = resolved;
+    Ok(Rebuilt { state, committed, committed_origin, standing, adopted, events, bytes })
 }

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chappe_cluster::ownership::PlanId;
 use chappe_schema::{
     event::Event,
     id::{ConversationId, EntityId, Epoch, Millis, Partition, Seq, UserId},
@@ -26,13 +27,17 @@ use super::{
     tenure::{Tenure, Tenures},
     users::UserSlot,
 };
-use crate::{conversation::Conversation, store::Store, user::User};
+use crate::{
+    conversation::Conversation,
+    planted::{Bug, is},
+    store::Store,
+    user::User,
+};
 
 /// How long a conversation counts as active: heads of those are said again when a member's owner changes.
 const ACTIVE_MS: u64 = 5 * 60_000;
 
 /// What happens to a partition of this shard.
-#[allow(dead_code)] // Driven by the node's sessions, which come next.
 pub(crate) enum TenureMail {
     /// It will be this session's as soon as its predecessors are fenced.
     Opening(Partition),
@@ -48,9 +53,11 @@ pub(crate) enum TenureMail {
         warm: Vec<EntityId>,
     },
     /// It is to be given away: show what it has in memory.
-    Stream(Partition),
+    Stream(Partition, PlanId),
     /// Begin nothing new, and say what stands.
-    Seal(Partition),
+    Seal(Partition, PlanId),
+    /// Time has passed since it was sealed: what is on its way may have taken too long.
+    Hurry,
     /// It is somebody else's.
     Close(Partition),
 }
@@ -80,18 +87,22 @@ pub(crate) struct Delta {
 /// A partition on its way to being cut.
 pub(super) struct Sealing {
     partition: Partition,
+    plan: PlanId,
     since: Millis,
 }
 
 impl Delta {
     /// What of `streamed` may be opened as it is, with what the delta brings. Whatever it does not confirm at exactly the
     /// streamed seq is discarded.
-    #[allow(dead_code)]
     #[must_use]
     pub(crate) fn confirm(&self, streamed: &HashMap<EntityId, (Seq, Bytes)>) -> Vec<Handed> {
         let stands = self.confirmed.iter().filter_map(|(entity, seq)| {
             let (streamed_at, bytes) = streamed.get(entity)?;
-            (streamed_at == seq).then(|| Handed { entity: entity.clone(), seq: *seq, bytes: bytes.clone() })
+            (streamed_at == seq || is(Bug::StaleShown)).then(|| Handed {
+                entity: entity.clone(),
+                seq: *seq,
+                bytes: bytes.clone(),
+            })
         });
         stands.chain(self.changed.iter().cloned()).collect()
     }
@@ -102,13 +113,14 @@ impl Shard {
         match mail {
             TenureMail::Opening(partition) => self.tenures.set(partition, Tenure::Opening),
             TenureMail::Open { partition, epoch, handed, warm } => self.open(partition, epoch, handed, warm),
-            TenureMail::Stream(partition) => self.stream(partition),
-            TenureMail::Seal(partition) => {
+            TenureMail::Stream(partition, plan) => self.stream(partition, plan),
+            TenureMail::Seal(partition, plan) => {
                 if let Tenure::Open(epoch) = self.tenures.at(partition) {
                     self.tenures.set(partition, Tenure::Sealed(epoch));
-                    self.sealing.push(Sealing { partition, since: self.now });
+                    self.sealing.push(Sealing { partition, plan, since: self.now });
                 }
             }
+            TenureMail::Hurry => {}
             TenureMail::Close(partition) => self.close(partition),
         }
     }
@@ -135,6 +147,14 @@ impl Shard {
         self.withheld = others;
         // A clean fence read that begins now covers them.
         ours.into_iter().for_each(|ticket| self.pump.issue(ticket));
+        if is(Bug::SlotsAgainAfterAbort) {
+            // As if what is on its way would never arrive.
+            for id in of(&self.conversations, partition) {
+                if self.conversations.get(&id).is_some_and(|slot| !slot.line.has_no_rows()) {
+                    self.forget_conversation(id);
+                }
+            }
+        }
         for (from, lane, question) in self.tenures.unpark(partition) {
             self.ask(from, lane, question);
         }
@@ -154,7 +174,7 @@ impl Shard {
                     return;
                 }
                 let mut slot = ConversationSlot::loading(now, (partition, epoch));
-                slot.slot.line.restart(seq);
+                slot.slot.line.restart(seq, state.origin);
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
                 slot.slot.phase = Phase::Ready(Box::new(state));
                 self.conversations.insert(id, slot);
@@ -167,7 +187,7 @@ impl Shard {
                 }
                 state.distrust();
                 let mut slot = UserSlot::loading(now, (partition, epoch));
-                slot.slot.line.restart(seq);
+                slot.slot.line.restart(seq, state.origin);
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
                 slot.slot.phase = Phase::Ready(Box::new(state));
                 self.users.insert(id.clone(), slot);
@@ -200,7 +220,7 @@ impl Shard {
     }
 
     /// Shows what is in memory and may be opened elsewhere as it is.
-    fn stream(&mut self, partition: Partition) {
+    fn stream(&mut self, partition: Partition, plan: PlanId) {
         let mut handed = Vec::new();
         for id in of(&self.conversations, partition).into_iter().take(MOVE_ENTITIES_MAX) {
             handed.extend(self.hand_conversation(id));
@@ -211,7 +231,7 @@ impl Shard {
         for one in &handed {
             self.streamed(&one.entity, Some(one.seq));
         }
-        (self.reports)(Report::Streamed(partition, handed));
+        (self.reports)(Report::Streamed(partition, plan, handed));
     }
 
     /// Notes what a successor was shown of an entity.
@@ -233,7 +253,7 @@ impl Shard {
     /// The conversation's bytes, if nothing of it is on its way or owed: then they reflect committed events only, and
     /// everything that derives from those is durable.
     fn hand_conversation(&mut self, id: ConversationId) -> Option<Handed> {
-        let slot = self.conversations.get_mut(&id).filter(|slot| slot.may_go())?;
+        let slot = self.conversations.get_mut(&id).filter(|slot| slot.may_go() || is(Bug::HandsUncommitted))?;
         let Phase::Ready(state) = &mut slot.slot.phase else { return None };
         let bytes = state.can_cool().then(|| state.snapshot()).flatten()?;
         Some(Handed { entity: id.into(), seq: state.head, bytes })
@@ -248,11 +268,11 @@ impl Shard {
     /// Cuts sealed partitions in which nothing is on its way any more, and those that have waited long enough.
     pub(super) fn cut_what_is_quiet(&mut self) {
         let mut index = 0;
-        while let Some(Sealing { partition, since }) = self.sealing.get(index) {
-            let (partition, waited) = (*partition, self.now.saturating_sub(*since));
-            if waited >= SEAL_MS_MAX || self.is_quiet(partition) {
+        while let Some(Sealing { partition, plan, since }) = self.sealing.get(index) {
+            let (partition, plan, waited) = (*partition, *plan, self.now.saturating_sub(*since));
+            if waited >= SEAL_MS_MAX || self.is_quiet(partition) || is(Bug::CutEarly) {
                 self.sealing.swap_remove(index);
-                self.cut(partition);
+                self.cut(partition, plan);
             } else {
                 index += 1;
             }
@@ -265,7 +285,7 @@ impl Shard {
             && self.users.values().all(|slot| quiet(slot.line.is_quiet(), slot.partition))
     }
 
-    fn cut(&mut self, partition: Partition) {
+    fn cut(&mut self, partition: Partition, plan: PlanId) {
         let Tenure::Sealed(epoch) = self.tenures.at(partition) else { return };
         self.tenures.set(partition, Tenure::Cut(epoch));
         let mut delta = Delta::default();
@@ -283,7 +303,7 @@ impl Shard {
                 delta.stands(handed, streamed);
             }
         }
-        (self.reports)(Report::Cut(partition, delta));
+        (self.reports)(Report::Cut(partition, plan, delta));
     }
 
     /// These partitions have another owner: the heads of what was active lately are said again to the members who live

@@ -10,7 +10,11 @@ use chappe_schema::{
     limit::{APPEND_BYTES_MAX, APPEND_EVENTS_MAX, WINDOW},
 };
 
-use crate::{conversation::Audience, store::Append};
+use crate::{
+    conversation::Audience,
+    planted::{Bug, is},
+    store::Append,
+};
 
 /// An event on its way to the log.
 #[derive(Clone, Debug)]
@@ -20,14 +24,16 @@ pub(super) struct Pending {
     pub(super) audience: Option<Arc<Audience>>,
     /// Whether other entities must hear of it.
     pub(super) announce: bool,
-    /// Whether it was found by recovery and is written again.
-    pub(super) adopted: bool,
+    /// The epoch under which it was written first: another one than the owner's own if recovery writes it again.
+    pub(super) origin: Epoch,
 }
 
 /// One entity's line. `R` is what waits for a commit.
 #[derive(Debug)]
 pub(super) struct Line<R> {
     committed: Seq,
+    /// The origin of the last event that was sent, or found.
+    origin: Epoch,
     open: VecDeque<Pending>,
     /// The append on its way. One at a time: a store that refuses one append must not have a later one in hand.
     flight: Option<Flight>,
@@ -45,17 +51,18 @@ struct Flight {
 
 impl<R> Line<R> {
     pub(super) const fn new(committed: Seq) -> Self {
-        Self { committed, open: VecDeque::new(), flight: None, waiting: VecDeque::new(), listed: false }
+        Self { committed, origin: 0, open: VecDeque::new(), flight: None, waiting: VecDeque::new(), listed: false }
     }
 
     pub(super) const fn committed(&self) -> Seq {
         self.committed
     }
 
-    /// The log was read again: this is what is committed. Only for a line without rows.
-    pub(super) fn restart(&mut self, committed: Seq) {
+    /// The log was read again: this is what is committed, and the origin of the last event of it. Only for a line without
+    /// rows.
+    pub(super) fn restart(&mut self, committed: Seq, origin: Epoch) {
         debug_assert!(self.has_no_rows(), "a line was restarted while rows were on their way");
-        self.committed = committed;
+        (self.committed, self.origin) = (committed, origin);
     }
 
     /// These events were found in the log under the own epoch. They are the present flight, though nothing is sent: a
@@ -63,6 +70,7 @@ impl<R> Line<R> {
     /// rows.
     pub(super) fn stand(&mut self, pending: Vec<Pending>) {
         debug_assert!(self.has_no_rows(), "events were found standing while rows were on their way");
+        self.origin = pending.last().map_or(self.origin, |last| last.origin);
         self.flight = Some(Flight { append: None, pending });
     }
 
@@ -106,12 +114,12 @@ impl<R> Line<R> {
         if !self.can_fly() {
             return None;
         }
-        let adopted = self.open.front().is_some_and(|first| first.adopted);
+        let origin = self.open.front().map_or(epoch, |first| first.origin);
         let mut bytes = 0;
         let mut count = 0;
         for pending in &self.open {
             bytes += pending.event.body_len();
-            if count == APPEND_EVENTS_MAX || (count > 0 && bytes > APPEND_BYTES_MAX) || pending.adopted != adopted {
+            if count == APPEND_EVENTS_MAX || (count > 0 && bytes > APPEND_BYTES_MAX) || pending.origin != origin {
                 break;
             }
             count += 1;
@@ -121,7 +129,8 @@ impl<R> Line<R> {
             entity,
             epoch,
             cw: self.committed,
-            adopted,
+            origin,
+            after: std::mem::replace(&mut self.origin, origin),
             events: pending.iter().map(|pending| Arc::clone(&pending.event)).collect(),
             announce: pending.iter().any(|pending| pending.announce),
         };
@@ -130,7 +139,16 @@ impl<R> Line<R> {
     }
 
     /// The append on its way, to be sent again identically.
-    pub(super) fn again(&self) -> Option<Append> {
+    pub(super) fn again(&mut self) -> Option<Append> {
+        if is(Bug::RetryDiffers)
+            && let Some(flight) = &mut self.flight
+            && let Some(append) = &mut flight.append
+            && let Some(more) = self.open.pop_front()
+        {
+            let mut events = append.events.to_vec();
+            events[0] = Arc::new(Event { seq: events[0].seq, ..(*more.event).clone() });
+            append.events = events.into();
+        }
         self.flight.as_ref().and_then(|flight| flight.append.clone())
     }
 
@@ -174,7 +192,7 @@ mod tests {
         id::{CommandId, UserId},
     };
 
-    fn pending(seq: Seq, adopted: bool) -> Pending {
+    fn pending(seq: Seq, origin: Epoch) -> Pending {
         let event = Event {
             seq,
             n: 0,
@@ -186,7 +204,7 @@ mod tests {
             hash: 0,
             fact: Fact::ConversationDeleted,
         };
-        Pending { event: Arc::new(event), audience: None, announce: seq == 2, adopted }
+        Pending { event: Arc::new(event), audience: None, announce: seq == 2, origin }
     }
 
     fn entity() -> EntityId {
@@ -197,11 +215,11 @@ mod tests {
     fn what_is_decided_waits_for_its_commit() {
         let mut line: Line<&str> = Line::new(0);
         assert_eq!(line.wait(0, "at once"), Some("at once"));
-        line.push(pending(1, false));
+        line.push(pending(1, 7));
         assert_eq!(line.wait(1, "first"), None);
         let append = line.fly(entity(), 7).unwrap();
         assert_eq!((append.events.len(), append.epoch, append.cw, append.announce), (1, 7, 0, false));
-        line.push(pending(2, false));
+        line.push(pending(2, 7));
         line.wait(2, "second");
         line.wait(1, "also first");
         assert!(line.fly(entity(), 7).is_none(), "a second append must wait for the first");
@@ -217,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn an_append_is_bounded_and_never_mixes_adopted_with_fresh() {
+    fn an_append_is_bounded_and_has_one_origin() {
         let mut line: Line<()> = Line::new(0);
-        line.push(pending(1, true));
+        line.push(pending(1, 5));
         for seq in 2..=100 {
-            line.push(pending(seq, false));
+            line.push(pending(seq, 7));
         }
         let sizes: Vec<usize> = std::iter::from_fn(|| {
-            let append = line.fly(entity(), 1)?;
+            let append = line.fly(entity(), 7)?;
             line.commit();
             Some(append.events.len())
         })
@@ -236,24 +254,29 @@ mod tests {
     #[test]
     fn what_stands_already_is_not_sent_and_comes_first() {
         let mut line: Line<&str> = Line::new(0);
-        line.restart(3);
-        line.stand(vec![pending(4, false), pending(5, false)]);
-        line.push(pending(6, true));
+        line.restart(3, 1);
+        line.stand(vec![pending(4, 2), pending(5, 3)]);
+        line.push(pending(6, 4));
+        line.push(pending(7, 7));
         assert_eq!(line.wait(5, "standing"), None);
         assert!(!line.can_fly() && line.again().is_none() && !line.has_no_rows());
         assert_eq!(line.commit().len(), 2);
         assert_eq!((line.committed(), line.released()), (5, Some("standing")));
         let append = line.fly(entity(), 7).unwrap();
-        assert_eq!((append.cw, append.adopted, append.events[0].seq), (5, true, 6));
+        // Each says what it was written above.
+        assert_eq!((append.cw, append.origin, append.after, append.events[0].seq), (5, 4, 3, 6));
+        line.commit();
+        let append = line.fly(entity(), 7).unwrap();
+        assert_eq!((append.cw, append.origin, append.after, append.events[0].seq), (6, 7, 4, 7));
     }
 
     #[test]
     fn giving_up_gives_back_what_waited() {
         let mut line: Line<u32> = Line::new(3);
-        line.push(pending(4, false));
+        line.push(pending(4, 7));
         line.wait(4, 40);
         let _ = line.fly(entity(), 1);
-        line.push(pending(5, false));
+        line.push(pending(5, 7));
         line.wait(5, 50);
         assert_eq!(line.give_up(), [40, 50]);
         assert!(line.is_quiet());

@@ -53,6 +53,13 @@ impl<T> Mailbox<T> {
         self.0.len.load(Ordering::Relaxed)
     }
 
+    /// Resolves when something waits. For a reader that takes it by [`take_more`](Self::take_more).
+    pub(crate) async fn filled(&self) {
+        while self.len() == 0 {
+            self.0.filled.notified().await;
+        }
+    }
+
     /// Adds what has come meanwhile.
     pub(crate) fn take_more(&self, mail: &mut Vec<T>) {
         if self.len() > 0 {

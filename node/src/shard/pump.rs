@@ -3,7 +3,10 @@
 
 use std::collections::VecDeque;
 
-use crate::store::Confirmation;
+use crate::{
+    planted::{Bug, is},
+    store::Confirmation,
+};
 
 /// Everything that waits for a fence read, in the order in which it was issued.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ impl<T> Pump<T> {
         if confirmation != Confirmation::Clean {
             return Vec::new();
         }
+        let covered = if is(Bug::TicketEarly) { self.issued } else { covered };
         let count = self.waiting.partition_point(|(ticket, _)| *ticket <= covered);
         self.waiting.drain(..count).map(|(_, item)| item).collect()
     }

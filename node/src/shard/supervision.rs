@@ -14,6 +14,7 @@ use chappe_schema::{
 };
 
 use super::{Phase, Shard, Slot};
+use crate::planted::{Bug, is};
 
 /// For how long an entity that panicked again and again is withdrawn.
 pub(super) const WITHDRAWN_MS: u64 = 5 * 60_000;
@@ -94,7 +95,8 @@ impl<C, P, R> Slot<C, P, R> {
     /// Whether the log is to be read now: the entity has no state, nobody is reading, and every row that this session
     /// sent for it is durable. The caller reads.
     pub(super) fn begin_reading(&mut self) -> bool {
-        if self.reading || !self.line.has_no_rows() || !matches!(self.phase, Phase::Loading) {
+        let unfinished = !self.line.has_no_rows() && !is(Bug::RecoveryOverUnfinished);
+        if self.reading || unfinished || !matches!(self.phase, Phase::Loading) {
             return false;
         }
         self.reading = true;

@@ -8,12 +8,14 @@
 use std::collections::VecDeque;
 
 use chappe_schema::{
-    id::{Epoch, GatewayId, PARTITIONS, Partition},
+    id::{Epoch, GatewayId, Partition, partitions},
     limit::PARTITION_PARKED_MAX,
     wire::{Asked, AskedAccess, Connecting, Lane},
 };
 use hashbrown::HashMap;
 use std::sync::Arc;
+
+use crate::planted::{Bug, is};
 
 /// What may be done in a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +71,7 @@ pub(super) enum Standing {
 impl Tenures {
     /// All partitions in the same state.
     pub(super) fn all(tenure: Tenure) -> Self {
-        Self { all: vec![tenure; PARTITIONS].into(), parked: HashMap::new(), lanes: HashMap::new() }
+        Self { all: vec![tenure; partitions()].into(), parked: HashMap::new(), lanes: HashMap::new() }
     }
 
     pub(super) fn at(&self, partition: Partition) -> Tenure {
@@ -102,13 +104,13 @@ impl Tenures {
         }
         let known =
             self.lanes.entry((from, lane.partition)).or_insert(Attempt { number: lane.attempt, refused: false });
-        if lane.attempt < known.number {
+        if lane.attempt < known.number && !is(Bug::OldAttemptCounts) {
             return Standing::Outdated;
         }
         if lane.attempt > known.number {
             *known = Attempt { number: lane.attempt, refused: false };
         }
-        if known.refused { Standing::Refused } else { Standing::Current }
+        if known.refused && !is(Bug::LaneOutOfOrder) { Standing::Refused } else { Standing::Current }
     }
 
     /// Whatever comes later of this attempt is refused too.

@@ -16,8 +16,8 @@ use chappe_schema::{
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, HistoryAccess},
     id::{
-        CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis,
-        PARTITIONS, Partition, Seq, UserId,
+        CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis, Partition,
+        Seq, UserId,
     },
     reply::{Reply, Sent},
     stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
@@ -104,7 +104,8 @@ impl Scripted {
                 let row = LogRow {
                     epoch: append.epoch,
                     cw: append.cw,
-                    adopted: append.adopted,
+                    origin: append.origin,
+                    after: append.after,
                     events: append.events.to_vec(),
                 };
                 // What is written again must be identical.
@@ -342,7 +343,7 @@ impl Bench {
         shard.warm_up();
         if fenced {
             // Where others could take over, nothing is owned until that is said.
-            for partition in (0..PARTITIONS).map(|number| Partition(number as u16)) {
+            for partition in (0..chappe_schema::id::partitions()).map(|number| Partition(number as u16)) {
                 let warm = owing.iter().filter(|entity| entity.partition() == partition).cloned().collect();
                 let open = TenureMail::Open { partition, epoch, handed: Vec::new(), warm };
                 shard.turn(&mut vec![Mail::Tenure(open)]);
@@ -1027,48 +1028,13 @@ fn what_a_former_owner_may_have_acknowledged_is_adopted_first() {
     next.reads();
     let held = next.store.clone();
     let flying = |at: usize| held.held.lock().appends[at].0[0].clone();
-    assert_eq!((flying(0).adopted, flying(0).events[0].seq, flying(0).epoch), (true, 2, 4));
+    let named = |append: Append| (append.origin, append.after, append.events[0].seq, append.epoch);
+    assert_eq!(named(flying(0)), (3, 3, 2, 4), "written again, as the former owner wrote it");
     next.append(Written::Durable);
     next.confirm(Confirmation::Clean);
-    assert_eq!((flying(0).adopted, flying(0).events[0].seq, flying(0).cw), (false, 3, 2));
+    assert_eq!((named(flying(0)), flying(0).cw), ((4, 3, 3, 4), 2));
     next.settle();
     assert_eq!(sent(next.answer(more)).seq, 3);
-}
-
-/// A command that stands in a durable block of ids is not adopted again, however far below the snapshot that block is.
-#[test]
-fn a_command_that_stands_in_an_old_block_is_not_adopted() {
-    let mut bench = Bench::new(true);
-    bench.done("ada", group(&["bob"])).unwrap();
-    let old = CommandId(uuid::Builder::from_unix_timestamp_millis(T, &[9; 10]).into_uuid());
-    let first = bench.ask_as("ada", old, send("old"));
-    bench.settle();
-    let first = sent(bench.answer(first));
-    for n in 0..600 {
-        bench.done("ada", send(&n.to_string())).unwrap();
-    }
-    let head = 602;
-    assert_eq!(bench.store.held.lock().snapshots[&CONVERSATION.into()].0, 512);
-    let late = |seq, id, epoch| {
-        let mut event = bench.store.held.lock().rows[&(CONVERSATION.into(), head)].events[0].as_ref().clone();
-        (event.seq, event.n, event.id) = (seq, event.n + 1, id);
-        LogRow { epoch, cw: head - 1, adopted: false, events: vec![Arc::new(event)] }
-    };
-    // A former owner has written a retry of it, and something behind that; neither was ever acknowledged.
-    let rows = [late(head + 1, old, 3), late(head + 2, CommandId::fresh(), 3)];
-    for row in rows {
-        bench.store.held.lock().rows.insert((CONVERSATION.into(), row.events[0].seq), row);
-    }
-    let mut next = bench.succeeded();
-    let more = next.ask("bob", send("more"));
-    next.store.answer_reads();
-    next.collect();
-    assert!(next.store.held.lock().appends.is_empty(), "nothing is written again while the store is asked");
-    next.settle();
-    assert_eq!(sent(next.answer(more)).seq, head + 1);
-    let retry = next.ask_as("ada", old, send("old"));
-    next.settle();
-    assert_eq!(sent(next.answer(retry)), Sent { duplicate: true, ..first });
 }
 
 /// Leaving what one has joined is another fact, not the same one again.
@@ -1080,17 +1046,17 @@ fn leaving_is_not_taken_for_a_repetition_of_joining() {
     let list = || Command::ConversationList { cursor: None, limit: 10 };
     let mut next = bench.succeeded();
     assert!(matches!(next.done("bob", list()), Ok(Reply::Conversations { items, .. }) if items.is_empty()));
-    let rows: Vec<(Seq, Epoch, bool)> = {
+    let rows: Vec<(Seq, Epoch, Epoch)> = {
         let held = next.store.held.lock();
         let of_bob = held.rows.iter().filter(|((whose, _), _)| *whose == user("bob").into());
-        of_bob.map(|((_, seq), row)| (*seq, row.epoch, row.adopted)).collect()
+        of_bob.map(|((_, seq), row)| (*seq, row.epoch, row.origin)).collect()
     };
-    assert_eq!(rows, [(1, 3, false), (2, 4, true)], "the last fact is adopted");
+    assert_eq!(rows, [(1, 3, 3), (2, 4, 3)], "the last fact is adopted");
 }
 
-/// What an owner has written afresh makes everything older above it void, also where a snapshot has taken it in.
+/// A late row of an owner who had another log fits nowhere, also where a snapshot has taken in what stands below.
 #[test]
-fn a_snapshot_knows_the_epoch_of_what_was_written_afresh() {
+fn a_snapshot_knows_the_origin_of_what_stands_above_all() {
     let mut bench = Bench::new(true);
     bench.done("ada", group(&["bob"])).unwrap();
     let mut second = bench.succeeded();
@@ -1117,13 +1083,13 @@ fn a_snapshot_knows_the_epoch_of_what_was_written_afresh() {
     let snapshots = second.store.held.lock().snapshots.clone();
     let (seq, bytes) = snapshots[&CONVERSATION.into()].clone();
     let conversation = crate::conversation::Conversation::from_snapshot(CONVERSATION, bytes).unwrap();
-    assert_eq!((seq, conversation.fresh_epoch), (41, 4));
+    assert_eq!((seq, conversation.origin), (41, 4));
     let (_, bytes) = snapshots[&user("ada").into()].clone();
-    assert_eq!(crate::user::User::from_snapshot(user("ada"), bytes).unwrap().fresh_epoch, 4);
+    assert_eq!(crate::user::User::from_snapshot(user("ada"), bytes).unwrap().origin, 4);
     // A late row of the first owner, above: never acknowledged.
     let mut event = second.store.held.lock().rows[&(CONVERSATION.into(), 41)].events[0].as_ref().clone();
     (event.seq, event.id) = (42, CommandId::fresh());
-    let late = LogRow { epoch: 3, cw: 1, adopted: false, events: vec![Arc::new(event)] };
+    let late = LogRow { epoch: 3, cw: 1, origin: 3, after: 3, events: vec![Arc::new(event)] };
     second.store.held.lock().rows.insert((CONVERSATION.into(), 42), late);
     let mut third = second.succeeded();
     let Ok(Reply::Opened { head, .. }) = third.done("ada", Command::ConversationOpen { conversation: CONVERSATION })

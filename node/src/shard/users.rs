@@ -3,22 +3,22 @@
 use chappe_schema::{
     command::Command,
     error::{Code, Error},
-    event::{Event, Fact},
+    event::Fact,
     id::{Change, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
-    limit::{CONNECT_INBOX_MAX, IDLE_SNAPSHOT_EVENTS, USER_CONNECTIONS_MAX, WINDOW},
+    limit::{CONNECT_INBOX_MAX, USER_CONNECTIONS_MAX, WINDOW},
     reply::Reply,
     wire::{Asked, AskedAccess, Connecting, Correlation, Heads, ToGateway},
 };
-use hashbrown::HashMap;
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, line::Pending,
     shard_of_partition, supervision::Lost,
 };
 use crate::{
-    recovery::{self, Resolved},
+    pace::idle_snapshot_events,
+    recovery::{self, Found, Resolved},
     store::{self, Projection, Recovered},
     user::{Client, Connection, HeadKnown, User},
 };
@@ -345,7 +345,7 @@ impl Shard {
         }
         let shards = self.peers.len();
         // One mail for each shard here, and one for each partition elsewhere.
-        let mut by_place: HashMap<(bool, u16), (Partition, Vec<ConversationId>)> = HashMap::new();
+        let mut by_place: BTreeMap<(bool, u16), (Partition, Vec<ConversationId>)> = BTreeMap::new();
         for conversation in unverified {
             let partition = EntityId::Conversation(conversation).partition();
             let place = match self.abroad.is_home(partition) {
@@ -452,8 +452,8 @@ impl Shard {
         let Phase::Ready(user) = &mut slot.slot.phase else { return };
         if let Some(event) = user.hear(fact, now) {
             user.apply(&event);
-            user.fresh_epoch = epoch;
-            line.push(Pending { event, audience: None, announce: false, adopted: false });
+            user.origin = epoch;
+            line.push(Pending { event, audience: None, announce: false, origin: epoch });
         }
         let head = user.head;
         if line.can_fly() {
@@ -550,7 +550,7 @@ impl Shard {
         let trusting = self.confirms_at_once;
         let rebuilt = self.guarded(|| id.clone().into(), |_| rebuild(id, epoch, recovered, trusting));
         let Some(rebuilt) = rebuilt else { return };
-        let Rebuilt { mut user, committed, standing, adopted, bytes } = match rebuilt {
+        let Rebuilt { mut user, committed, committed_origin, standing, adopted, bytes } = match rebuilt {
             Ok(rebuilt) => rebuilt,
             Err(recovery::Trouble::Superseded { .. }) => {
                 return self.die(format!("a newer owner has written to user {id}"));
@@ -566,13 +566,13 @@ impl Shard {
         let Some(slot) = self.users.get_mut(id) else { return };
         user.connections = std::mem::take(&mut slot.saved);
         let is_new_to_watch = slot.slot.bytes == 0;
-        slot.slot.line.restart(committed);
-        let found = |adopted| move |event: Arc<Event>| Pending { event, audience: None, announce: false, adopted };
+        slot.slot.line.restart(committed, committed_origin);
+        let found = |Found { event, origin }| Pending { event, audience: None, announce: false, origin };
         if !standing.is_empty() {
-            slot.slot.line.stand(standing.into_iter().map(found(false)).collect());
+            slot.slot.line.stand(standing.into_iter().map(found).collect());
             self.pump.issue(Ticket::Flight(id.clone().into()));
         }
-        adopted.into_iter().map(found(true)).for_each(|pending| slot.slot.line.push(pending));
+        adopted.into_iter().map(found).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id.clone());
         }
@@ -706,7 +706,7 @@ impl Shard {
         let quiet = slot.line.has_no_rows();
         let Some(user) = slot.ready() else { return };
         let rows = user.flush();
-        let snapshot = (quiet && user.head >= user.snapshot_at + IDLE_SNAPSHOT_EVENTS).then(|| {
+        let snapshot = (quiet && user.head >= user.snapshot_at + idle_snapshot_events()).then(|| {
             user.snapshot_at = user.head;
             (user.head, user.snapshot())
         });
@@ -723,12 +723,13 @@ impl Shard {
 struct Rebuilt {
     /// The state after everything that was found and counts.
     user: User,
-    /// What of it is committed.
+    /// What of it is committed, and the origin of the last event of that.
     committed: Seq,
+    committed_origin: Epoch,
     /// What is durable under the own epoch, and committed by the next fence read.
-    standing: Vec<Arc<Event>>,
+    standing: Vec<Found>,
     /// What is written again before anything of it is shown.
-    adopted: Vec<Arc<Event>>,
+    adopted: Vec<Found>,
     /// What the state takes in memory.
     bytes: usize,
 }
@@ -738,20 +739,19 @@ fn rebuild(id: &UserId, epoch: u64, recovered: Recovered, trusting: bool) -> Res
         Some((_, bytes)) => User::from_snapshot(id.clone(), bytes)?,
         None => User::new(id.clone()),
     };
-    let basis =
-        recovery::Basis { own_epoch: epoch, snapshot_seq: user.head, snapshot_fresh_epoch: user.fresh_epoch, trusting };
-    let resolved = recovery::resolve(basis, |_, _| false, recovered.rows)?;
-    let Resolved { committed, standing, adopted, fresh_epoch, .. } = resolved;
+    let basis = recovery::Basis { own_epoch: epoch, snapshot_seq: user.head, snapshot_origin: user.origin, trusting };
+    let resolved = recovery::resolve(basis, recovered.rows)?;
+    let Resolved { committed, committed_origin, standing, adopted, origin, .. } = resolved;
     for event in &committed {
         user.apply(event);
     }
     let committed = user.head;
-    for event in standing.iter().chain(&adopted) {
-        user.apply(event);
+    for found in standing.iter().chain(&adopted) {
+        user.apply(&found.event);
     }
-    user.fresh_epoch = fresh_epoch;
+    user.origin = origin;
     user.restore_inbox(recovered.inbox);
     user.distrust();
     let bytes = user.bytes();
-    Ok(Rebuilt { user, committed, standing, adopted, bytes })
+    Ok(Rebuilt { user, committed, committed_origin, standing, adopted, bytes })
 }

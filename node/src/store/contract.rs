@@ -25,7 +25,7 @@ use super::{
     Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Recovered, Session, Show, Store,
     Written,
 };
-use crate::recovery::{Basis, resolve};
+use crate::recovery::{Basis, Found, resolve};
 
 /// A store under test, and its surroundings.
 pub trait Harness {
@@ -216,7 +216,9 @@ fn event(seq: Seq, id: u128, fact: Fact) -> Arc<Event> {
 /// An append of these events.
 #[must_use]
 pub fn rows(session: Session, entity: &EntityId, cw: Seq, events: Vec<Arc<Event>>) -> Append {
-    Append { entity: entity.clone(), epoch: session.epoch, cw, adopted: false, events: events.into(), announce: false }
+    let epoch = session.epoch;
+    let after = if events.first().is_some_and(|event| event.seq > 1) { epoch } else { 0 };
+    Append { entity: entity.clone(), epoch, cw, origin: epoch, after, events: events.into(), announce: false }
 }
 
 fn session(harness: &dyn Harness) -> Session {
@@ -275,14 +277,24 @@ fn what_is_durable_is_found(harness: &mut dyn Harness) {
     let first = session(harness);
     let written: Vec<_> = (1..=5).map(|seq| message(seq, "hello")).collect();
     make_durable(harness, &[rows(first, &entity, 0, written[..2].to_vec())]);
-    make_durable(harness, &[Append { adopted: true, ..rows(first, &entity, 2, written[2..].to_vec()) }]);
+    // Written again from an earlier owner's, above another one's: only who shares the log has to know.
+    make_durable(harness, &[Append { origin: 7, after: 5, ..rows(first, &entity, 2, written[2..].to_vec()) }]);
+    let is_fenced = harness.store().is_fenced();
     for _ in 0..2 {
         let found = recover(harness, &entity);
         assert_eq!(found.snapshot, None);
         assert_eq!(events(&found.rows), written);
         for row in &found.rows {
             let late = row.events[0].seq > 2;
-            assert_eq!((row.epoch, row.cw, row.adopted), (first.epoch, if late { 2 } else { 0 }, late));
+            assert_eq!((row.epoch, row.cw), (first.epoch, if late { 2 } else { 0 }));
+            let expected = match row.events[0].seq {
+                _ if !is_fenced => (first.epoch, 0),
+                1 => (first.epoch, 0),
+                2 => (first.epoch, first.epoch),
+                3 => (7, 5),
+                _ => (7, 7),
+            };
+            assert_eq!((row.origin, row.after), expected, "event {}", row.events[0].seq);
         }
         harness.succeed();
     }
@@ -703,7 +715,7 @@ fn a_zombie_is_told(harness: &mut dyn Harness) {
     }
     let second = session(harness);
     let mine = event(2, 77, Fact::MessageNew { body: Body::parse("{\"text\":\"mine\"}").unwrap(), mentions: None });
-    make_durable(harness, &[rows(second, &entity, 1, vec![Arc::clone(&mine)])]);
+    make_durable(harness, &[Append { after: first.epoch, ..rows(second, &entity, 1, vec![Arc::clone(&mine)]) }]);
     let store = harness.store();
     assert_eq!(confirm(harness, &*store), Confirmation::Clean);
     drop(store);
@@ -713,10 +725,10 @@ fn a_zombie_is_told(harness: &mut dyn Harness) {
     let found = recover(harness, &entity);
     let order: Vec<_> = found.rows.iter().map(|row| (row.events[0].seq, row.epoch)).collect();
     assert!(order.is_sorted(), "{order:?}");
-    let basis = Basis { own_epoch: session(harness).epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
-    let resolved = resolve(basis, |_, _| false, found.rows).unwrap();
+    let basis = Basis { own_epoch: session(harness).epoch, snapshot_seq: 0, snapshot_origin: 0, trusting: false };
+    let resolved = resolve(basis, found.rows).unwrap();
     assert_eq!(resolved.committed, [message(1, "a")]);
-    assert_eq!(resolved.adopted, [mine]);
+    assert_eq!(resolved.adopted, [Found { event: mine, origin: second.epoch }]);
 }
 
 fn a_lost_reply_is_repaired_by_repetition(harness: &mut dyn Harness) {
@@ -744,13 +756,14 @@ fn a_late_row_changes_nothing_that_is_committed(harness: &mut dyn Harness) {
     assert_eq!(append(harness, late.to_vec()), [Written::Unknown]);
     harness.succeed();
     let second = session(harness);
-    let basis = Basis { own_epoch: second.epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
-    let found = resolve(basis, |_, _| false, recover(harness, &entity).rows).unwrap();
+    let basis = Basis { own_epoch: second.epoch, snapshot_seq: 0, snapshot_origin: 0, trusting: false };
+    let found = resolve(basis, recover(harness, &entity).rows).unwrap();
     assert_eq!(found.committed.len() + found.adopted.len(), 1, "nothing is there yet");
     // The client's retry: the same command, now at another place.
-    let adopted = Append { adopted: true, ..rows(second, &entity, 0, vec![message(1, "a")]) };
+    let adopted = Append { origin: first.epoch, ..rows(second, &entity, 0, vec![message(1, "a")]) };
     let fresh = event(2, 3, Fact::MessageNew { body: Body::parse("{\"text\":\"later\"}").unwrap(), mentions: None });
-    make_durable(harness, &[adopted, rows(second, &entity, 0, vec![Arc::clone(&fresh)])]);
+    let above = Append { after: first.epoch, ..rows(second, &entity, 0, vec![Arc::clone(&fresh)]) };
+    make_durable(harness, &[adopted, above]);
     harness.deliver_late();
     let seen = page(harness, wanted(&entity, 1, 2));
     assert_eq!(seen.events, [message(1, "a"), Arc::clone(&fresh)]);
@@ -759,8 +772,9 @@ fn a_late_row_changes_nothing_that_is_committed(harness: &mut dyn Harness) {
     let found = recover(harness, &entity);
     assert!(found.rows.iter().any(|row| row.events[0].seq == 3), "the late rows are there");
     let basis = Basis { own_epoch: third.epoch, ..basis };
-    let resolved = resolve(basis, |_, _| false, found.rows).unwrap();
-    let all: Vec<_> = resolved.committed.into_iter().chain(resolved.adopted).collect();
+    let resolved = resolve(basis, found.rows).unwrap();
+    let adopted = resolved.adopted.into_iter().map(|found| found.event);
+    let all: Vec<_> = resolved.committed.into_iter().chain(adopted).collect();
     assert_eq!(all, [message(1, "a"), fresh], "no command stands twice");
 }
 

@@ -8,7 +8,7 @@
 //! whatever thread. The rules behind the trait are those of partitioned ownership: rows carry the epoch of their owner, an owner may
 //! acknowledge only what is durable *and* covered by a clean [`Store::confirm`] that started afterwards.
 
-use std::sync::{Arc, atomic::AtomicU32};
+use std::sync::{Arc, atomic::AtomicU64};
 
 use bytes::Bytes;
 use chappe_schema::{
@@ -19,6 +19,7 @@ use chappe_schema::{
 
 pub mod embedded;
 mod ids;
+pub(crate) mod nothing;
 mod slice;
 
 pub use ids::PRINT_BLOCKS_MAX;
@@ -52,8 +53,10 @@ pub struct Append {
     pub epoch: Epoch,
     /// The highest seq known committed now.
     pub cw: Seq,
-    /// Whether recovery writes them again.
-    pub adopted: bool,
+    /// The epoch under which they were written first: the owner's own, unless recovery writes them again.
+    pub origin: Epoch,
+    /// The origin of the event before the first one, 0 at the beginning of the log.
+    pub after: Epoch,
     /// At least one.
     pub events: Arc<[Arc<Event>]>,
     /// Whether other entities must hear of these events (a membership changed): the entity is listed until
@@ -210,7 +213,7 @@ pub enum Error {
 /// from acknowledging what another has taken over.
 pub trait Shared: Send + Sync + 'static {
     /// A session's way in. `minute` is that session's own count, under which the entities in which it commits are listed.
-    fn enter(&self, session: Session, minute: Arc<AtomicU32>) -> Arc<dyn Store>;
+    fn enter(&self, session: Session, minute: Arc<AtomicU64>) -> Arc<dyn Store>;
 
     /// Enters the session in the registry, then (after that is durable) reads the generation of the history. A session that
     /// is not registered must not open anything: `force-new-cluster` fences whoever it finds there.
@@ -220,7 +223,7 @@ pub trait Shared: Send + Sync + 'static {
     fn fence(&self, sessions: Vec<SessionId>, done: Done<bool>);
 
     /// The entities in which a session has committed since that minute of its.
-    fn active(&self, session: SessionId, since: u32, done: Done<Result<Vec<EntityId>, Error>>);
+    fn active(&self, session: SessionId, since: u64, done: Done<Result<Vec<EntityId>, Error>>);
 }
 
 /// A log of every entity, as one session sees it. See the module's documentation.

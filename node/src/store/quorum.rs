@@ -19,7 +19,7 @@ use std::{
     ops::{Range, RangeInclusive},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -68,18 +68,31 @@ pub struct Weather {
     pub timeout: Micros,
 }
 
-/// The replicas, the network between them and everybody, and the clock. A clone is a handle on the same world.
+/// The replicas, the network between them and everybody, and the clock. A clone is a handle on the same world, by the
+/// same way.
 #[derive(Clone)]
-pub struct Replicas(Arc<Mutex<World>>);
+pub struct Replicas(Arc<Mutex<World>>, Arc<AtomicU8>);
+
+/// How one machine's way to the replicas is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Way {
+    /// Like everybody's.
+    Open = 0,
+    /// Nothing gets there.
+    Cut = 1,
+    /// Everything gets there, and nothing comes back.
+    Mute = 2,
+}
 
 /// One session's store.
 pub struct Quorum {
     replicas: Replicas,
     session: Session,
     /// The session's own count of minutes.
-    minute: Arc<AtomicU32>,
+    minute: Arc<AtomicU64>,
     /// Entities that are listed as active, and in which minute they were last.
-    listed: Arc<Mutex<HashMap<EntityId, u32>>>,
+    listed: Arc<Mutex<HashMap<EntityId, u64>>>,
 }
 
 struct World {
@@ -110,7 +123,7 @@ struct Replica {
     fences: BTreeSet<SessionId>,
     registry: BTreeSet<SessionId>,
     /// By session and its minute.
-    activity: BTreeMap<(SessionId, u32), BTreeSet<EntityId>>,
+    activity: BTreeMap<(SessionId, u64), BTreeSet<EntityId>>,
 }
 
 /// What a replica has of one entity; also what it answers, cut to what was asked.
@@ -129,7 +142,8 @@ struct Shelf {
 #[derive(Clone, PartialEq)]
 struct Row {
     cw: Seq,
-    adopted: bool,
+    origin: Epoch,
+    after: Epoch,
     event: Arc<Event>,
 }
 
@@ -147,7 +161,7 @@ enum Request {
     Fence(SessionId),
     ReadFence(SessionId),
     Enrol(SessionId),
-    ReadActivity(SessionId, u32),
+    ReadActivity(SessionId, u64),
     Read(EntityId, Part),
     ReadAnnounced,
 }
@@ -163,7 +177,7 @@ enum Part {
 enum Mutation {
     Row { entity: EntityId, epoch: Epoch, row: Row },
     Announce(EntityId, Seq),
-    Active(SessionId, u32, Vec<EntityId>),
+    Active(SessionId, u64, Vec<EntityId>),
     Projection(Projection),
 }
 
@@ -227,7 +241,7 @@ impl Replicas {
     /// Empty replicas, and luck from `seed`.
     #[must_use]
     pub fn new(seed: u64, weather: Weather) -> Self {
-        Self(Arc::new(Mutex::new(World {
+        let world = World {
             rng: StdRng::seed_from_u64(seed),
             weather,
             now: 0,
@@ -241,7 +255,24 @@ impl Replicas {
             violations: Vec::new(),
             trace: DefaultHasher::new(),
             generation: Generation(seed),
-        })))
+        };
+        Self(Arc::new(Mutex::new(world)), Arc::default())
+    }
+
+    /// Another machine's handle, with a way of its own.
+    #[must_use]
+    pub fn from_elsewhere(&self) -> Self {
+        Self(Arc::clone(&self.0), Arc::default())
+    }
+
+    /// How this handle's way is from now on.
+    pub fn set_way(&self, way: Way) {
+        self.1.store(way as u8, Ordering::Relaxed);
+    }
+
+    fn begin(&self, requests: Vec<Request>, then: Then) {
+        let way = self.1.load(Ordering::Relaxed);
+        self.0.lock().begin(requests, then, way);
     }
 
     /// A new session, newer than all before. Nobody told those, and nobody has fenced them.
@@ -255,7 +286,7 @@ impl Replicas {
         Arc::new(self.quorum(session, Arc::default()))
     }
 
-    fn quorum(&self, session: Session, minute: Arc<AtomicU32>) -> Quorum {
+    fn quorum(&self, session: Session, minute: Arc<AtomicU64>) -> Quorum {
         Quorum { replicas: self.clone(), session, minute, listed: Arc::default() }
     }
 
@@ -289,6 +320,12 @@ impl Replicas {
         world.now = world.now.max(end);
     }
 
+    /// Moves the clock on, if nothing happens before; for worlds in which other things happen too.
+    pub fn wait_until(&self, at: Micros) {
+        let mut world = self.0.lock();
+        world.now = world.now.max(at);
+    }
+
     /// Runs until nobody waits for an answer. Late writes may still be under way.
     pub fn run_until_answered(&self) {
         while !self.0.lock().operations.is_empty() && self.step() {}
@@ -305,7 +342,9 @@ impl Replicas {
         self.0.lock().now
     }
 
-    fn next_at(&self) -> Option<Micros> {
+    /// When the next thing happens, if anything is under way.
+    #[must_use]
+    pub fn next_at(&self) -> Option<Micros> {
         self.0.lock().under_way.first_key_value().map(|((at, _), _)| *at)
     }
 
@@ -353,7 +392,7 @@ impl Replicas {
 // === impl World ===
 
 impl World {
-    fn begin(&mut self, requests: Vec<Request>, then: Then) {
+    fn begin(&mut self, requests: Vec<Request>, then: Then, way: u8) {
         let operation = self.sent;
         let is_append = matches!(then, Then::Append(..));
         let mute = is_append && take_one(&mut self.mute);
@@ -364,12 +403,12 @@ impl World {
         for (statement, request) in requests.into_iter().enumerate() {
             let request = Arc::new(request);
             for replica in 0..REPLICAS {
-                if self.rng.random_bool(self.weather.loss) {
+                if self.rng.random_bool(self.weather.loss) || way == Way::Cut as u8 {
                     continue;
                 }
                 let late = slow || (request.is_write() && self.rng.random_bool(self.weather.lateness));
                 let delay = if late { self.late() } else { self.rng.random_range(self.weather.delay.clone()) };
-                let replied = !mute && !self.rng.random_bool(self.weather.reply_loss);
+                let replied = !mute && way != Way::Mute as u8 && !self.rng.random_bool(self.weather.reply_loss);
                 self.send(
                     delay,
                     Parcel::Request { operation, statement, replica, request: Arc::clone(&request), replied },
@@ -440,7 +479,7 @@ impl World {
                 Answer::Written
             }
             Request::ReadActivity(session, since) => {
-                let minutes = replica.activity.range((*session, *since)..=(*session, u32::MAX));
+                let minutes = replica.activity.range((*session, *since)..=(*session, u64::MAX));
                 Answer::Active(minutes.flat_map(|(_, entities)| entities.iter().cloned()).collect())
             }
             Request::Read(entity, part) => {
@@ -586,8 +625,13 @@ impl Shelf {
         let prints = if self.snapshot.is_some() { self.recent_prints(ids_since) } else { Vec::new() };
         let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq);
         let rows = self.rows.into_iter().filter(|((seq, _), _)| *seq > above);
-        let row =
-            |((_, epoch), row): (_, Row)| LogRow { epoch, cw: row.cw, adopted: row.adopted, events: vec![row.event] };
+        let row = |((_, epoch), row): (_, Row)| LogRow {
+            epoch,
+            cw: row.cw,
+            origin: row.origin,
+            after: row.after,
+            events: vec![row.event],
+        };
         let inbox = self.inbox.into_iter().collect();
         Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox, prints }
     }
@@ -714,38 +758,37 @@ impl Quorum {
     }
 
     fn read(&self, entity: EntityId, part: Part, then: Then) {
-        self.replicas.0.lock().begin(vec![Request::Read(entity, part)], then);
+        self.replicas.begin(vec![Request::Read(entity, part)], then);
     }
 }
 
 impl Shared for Replicas {
-    fn enter(&self, session: Session, minute: Arc<AtomicU32>) -> Arc<dyn Store> {
+    fn enter(&self, session: Session, minute: Arc<AtomicU64>) -> Arc<dyn Store> {
         Arc::new(self.quorum(session, minute))
     }
 
     fn enrol(&self, session: SessionId, done: Done<Result<Generation, Error>>) {
-        let mut world = self.0.lock();
         // It never changes here, so it does not matter when it is read.
-        let generation = world.generation;
-        world.begin(vec![Request::Enrol(session)], Then::Enrol(generation, done));
+        let generation = self.generation();
+        self.begin(vec![Request::Enrol(session)], Then::Enrol(generation, done));
     }
 
     fn fence(&self, sessions: Vec<SessionId>, done: Done<bool>) {
         if sessions.is_empty() {
             return done(true);
         }
-        self.0.lock().begin(sessions.into_iter().map(Request::Fence).collect(), Then::Fence(done));
+        self.begin(sessions.into_iter().map(Request::Fence).collect(), Then::Fence(done));
     }
 
-    fn active(&self, session: SessionId, since: u32, done: Done<Result<Vec<EntityId>, Error>>) {
-        self.0.lock().begin(vec![Request::ReadActivity(session, since)], Then::Active(done));
+    fn active(&self, session: SessionId, since: u64, done: Done<Result<Vec<EntityId>, Error>>) {
+        self.begin(vec![Request::ReadActivity(session, since)], Then::Active(done));
     }
 }
 
 impl Quorum {
     /// Entities of a group that are not listed as active in this minute yet, as a statement of its own; and what notes that
     /// it became durable.
-    fn list(&self, group: &[Append]) -> Option<(Mutation, u32)> {
+    fn list(&self, group: &[Append]) -> Option<(Mutation, u64)> {
         let minute = self.minute.load(Ordering::Relaxed);
         let listed = self.listed.lock();
         let new: Vec<EntityId> = group
@@ -774,13 +817,15 @@ impl Store for Quorum {
         let entities: Vec<EntityId> = group.iter().map(|append| append.entity.clone()).collect();
         for append in group {
             let first = requests.len();
+            let mut after = append.after;
             for bucket in append.events.chunk_by(|a, b| bucket_of(a.seq) == bucket_of(b.seq)) {
                 let mut mutations: Vec<_> = bucket
                     .iter()
-                    .map(|event| Mutation::Row {
-                        entity: append.entity.clone(),
-                        epoch: append.epoch,
-                        row: Row { cw: append.cw, adopted: append.adopted, event: Arc::clone(event) },
+                    .map(|event| {
+                        let below = std::mem::replace(&mut after, append.origin);
+                        let (cw, origin, event) = (append.cw, append.origin, Arc::clone(event));
+                        let row = Row { cw, origin, after: below, event };
+                        Mutation::Row { entity: append.entity.clone(), epoch: append.epoch, row }
                     })
                     .collect();
                 if let (true, Some(last)) = (append.announce, bucket.last()) {
@@ -801,11 +846,11 @@ impl Store for Quorum {
             }
             done(outcomes);
         });
-        self.replicas.0.lock().begin(requests, Then::Append(statements, heard));
+        self.replicas.begin(requests, Then::Append(statements, heard));
     }
 
     fn confirm(&self, done: Done<Confirmation>) -> Option<Confirmation> {
-        self.replicas.0.lock().begin(vec![Request::ReadFence(self.session.id)], Then::Confirm(done));
+        self.replicas.begin(vec![Request::ReadFence(self.session.id)], Then::Confirm(done));
         None
     }
 
@@ -835,11 +880,11 @@ impl Store for Quorum {
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {
         let requests = writes.into_iter().map(|write| Request::Write(vec![Mutation::Projection(write)])).collect();
-        self.replicas.0.lock().begin(requests, Then::Project(done));
+        self.replicas.begin(requests, Then::Project(done));
     }
 
     fn announced(&self, done: Done<Result<Vec<EntityId>, Error>>) {
-        self.replicas.0.lock().begin(vec![Request::ReadAnnounced], Then::Announced(done));
+        self.replicas.begin(vec![Request::ReadAnnounced], Then::Announced(done));
     }
 }
 
@@ -855,7 +900,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::recovery::{Basis, resolve};
+    use crate::recovery::{Basis, Found, resolve};
 
     fn entity() -> EntityId {
         ConversationId(Uuid::from_u128(1)).into()
@@ -875,8 +920,9 @@ mod tests {
         })
     }
 
-    fn append(session: Session, cw: Seq, adopted: bool, events: Vec<Arc<Event>>) -> Append {
-        Append { entity: entity(), epoch: session.epoch, cw, adopted, events: events.into(), announce: false }
+    /// `origin` and `after` are the epochs of the first event and of what stands below it.
+    fn append(session: Session, cw: Seq, (origin, after): (Epoch, Epoch), events: Vec<Arc<Event>>) -> Append {
+        Append { entity: entity(), epoch: session.epoch, cw, origin, after, events: events.into(), announce: false }
     }
 
     /// Asks and runs the world until the answer comes; what else is under way goes on meanwhile.
@@ -902,7 +948,8 @@ mod tests {
         let session = owner.session();
         replicas.set_down(0, true);
         replicas.set_down(2, true);
-        let written = ask(&replicas, |done| owner.append(vec![append(session, 0, false, vec![event(1, 1)])], done));
+        let written =
+            ask(&replicas, |done| owner.append(vec![append(session, 0, (session.epoch, 0), vec![event(1, 1)])], done));
         assert_eq!(written, [Written::Unknown]);
         assert_eq!(replicas.now(), Weather::default().timeout, "it waited as long as it may");
         assert_eq!(confirm(&owner), Confirmation::Unknown);
@@ -926,7 +973,7 @@ mod tests {
         for seed in 0..60 {
             let replicas = Replicas::new(seed, Weather { loss: 0.5, ..Weather::default() });
             let owner = replicas.begin_session();
-            let written = ask(&replicas, |done| owner.append(vec![append(owner.session(), 0, false, events())], done));
+            let written = ask(&replicas, |done| owner.append(vec![append(owner.session(), 0, (1, 1), events())], done));
             replicas.set_weather(Weather::default());
             let found = ask(&replicas, |done| owner.recover(entity(), 0, done)).unwrap().rows.len();
             assert!(written != [Written::Durable] || found == 2, "seed {seed}");
@@ -942,7 +989,9 @@ mod tests {
         let session = owner.session();
         for (cw, id) in [(0, 1), (0, 1), (0, 2)] {
             assert!(replicas.violations().is_empty());
-            ask(&replicas, |done| owner.append(vec![append(session, cw, false, vec![event(1, id)])], done));
+            ask(&replicas, |done| {
+                owner.append(vec![append(session, cw, (session.epoch, 0), vec![event(1, id)])], done)
+            });
             replicas.run_until_quiet();
         }
         assert!(replicas.violations()[0].contains("another content under seq 1 and epoch 1"));
@@ -951,7 +1000,7 @@ mod tests {
     /// An owner as the shards' pure half sees it: what it believes of the log, and how far that is committed.
     struct Owner {
         store: Arc<Quorum>,
-        log: Vec<Arc<Event>>,
+        log: Vec<Found>,
         committed: Seq,
         /// Appends that were sent and of which nothing was heard yet.
         flights: Vec<Append>,
@@ -988,8 +1037,10 @@ mod tests {
             }
             let found = (0..5).find_map(|_| ask(replicas, |done| store.recover(entity(), 0, done)).ok())?;
             let basis =
-                Basis { own_epoch: store.session().epoch, snapshot_seq: 0, snapshot_fresh_epoch: 0, trusting: false };
-            let resolved = match resolve(basis, |_, _| false, found.rows) {
+                Basis { own_epoch: store.session().epoch, snapshot_seq: 0, snapshot_origin: 0, trusting: false };
+            let origins: BTreeMap<(Seq, CommandId), Epoch> =
+                found.rows.iter().map(|row| ((row.events[0].seq, row.events[0].id), row.origin)).collect();
+            let resolved = match resolve(basis, found.rows) {
                 Ok(resolved) => resolved,
                 Err(trouble) => {
                     if is_careful {
@@ -1000,22 +1051,27 @@ mod tests {
             };
             let committed = resolved.committed.len() as Seq;
             let adopted = resolved.adopted;
-            let log: Vec<_> = resolved.committed.into_iter().chain(adopted.iter().cloned()).collect();
+            let committed_events = resolved.committed.into_iter().map(|event| {
+                let origin = origins.get(&(event.seq, event.id)).copied().unwrap_or(0);
+                Found { event, origin }
+            });
+            let log: Vec<_> = committed_events.chain(adopted.iter().cloned()).collect();
             for (seq, id) in &told.by_seq {
-                if log.get(*seq as usize - 1).map(|event| event.id) != Some(*id) {
+                if log.get(*seq as usize - 1).map(|found| found.event.id) != Some(*id) {
                     told.wrong.push(format!("acknowledged event {seq} is lost to session {}", store.session().id));
                 }
             }
             let mut owner = Self { store, log, committed, flights: Vec::new(), alive: true };
-            for event in adopted {
-                owner.fly(true, event);
+            for found in adopted {
+                owner.fly(found);
             }
             Some(owner)
         }
 
         /// Sends a row and does not wait.
-        fn fly(&mut self, adopted: bool, event: Arc<Event>) {
-            let row = append(self.store.session(), self.committed, adopted, vec![event]);
+        fn fly(&mut self, Found { event, origin }: Found) {
+            let below = self.log.iter().find(|found| found.event.seq + 1 == event.seq).map_or(0, |found| found.origin);
+            let row = append(self.store.session(), self.committed, (origin, below), vec![event]);
             self.store.append(vec![row.clone()], Box::new(|_| ()));
             self.flights.push(row);
         }
@@ -1043,12 +1099,13 @@ mod tests {
             }
             let mut asked = Vec::new();
             for id in ids {
-                let known = self.log.iter().find(|event| event.id.0.as_u128() == *id).cloned();
+                let known = self.log.iter().find(|found| found.event.id.0.as_u128() == *id).cloned();
                 asked.push(known.unwrap_or_else(|| {
                     let event = event(self.log.len() as Seq + 1, *id);
-                    self.log.push(Arc::clone(&event));
-                    self.fly(false, Arc::clone(&event));
-                    event
+                    let found = Found { event, origin: self.store.session().epoch };
+                    self.log.push(found.clone());
+                    self.fly(found.clone());
+                    found
                 }));
             }
             if !is_patient {
@@ -1059,7 +1116,7 @@ mod tests {
             self.land();
             // Also what was known is told only after a clean read of the fence that began after the question.
             if self.alive {
-                asked.iter().for_each(|event| told.acknowledged(event));
+                asked.iter().for_each(|found| told.acknowledged(&found.event));
             }
         }
     }

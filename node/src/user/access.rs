@@ -67,7 +67,8 @@ impl User {
         if !command.is_mutation() {
             return Ok(None);
         }
-        check_id_time(id, now)?;
+        // Stamps never fall along the log: an owner whose clock is behind refuses no repetition.
+        check_id_time(id, now.max(self.last_at))?;
         let hash = command.hash();
         if let Some(known) = self.known(id) {
             return if known.hash == hash { Ok(None) } else { Err(Code::IdConflict.into()) };

@@ -32,7 +32,7 @@ impl User {
         let stored = StoredUser {
             seq: self.head,
             last_at: self.last_at,
-            fresh_epoch: self.fresh_epoch,
+            origin: self.origin,
             changes_reserved: self.changes_reserved,
             conversations,
             access: self.record.as_deref().map(Record::stored),
@@ -49,7 +49,7 @@ impl User {
         let mut user = Self::new(id);
         user.head = stored.seq;
         user.last_at = stored.last_at;
-        user.fresh_epoch = stored.fresh_epoch;
+        user.origin = stored.origin;
         user.changes_reserved = stored.changes_reserved;
         user.snapshot_at = stored.seq;
         user.record = stored.access.map(Record::of_stored).transpose()?.map(Box::new);

@@ -9,12 +9,13 @@ use chappe_schema::{
     access::{By, Token},
     event::{ConversationKind, Event, Fact},
     id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, Epoch, GatewayId, Millis, Seq, UserId},
-    limit::SNAPSHOT_EVENTS,
     reply::SessionView,
     stored::StoredInbox,
     wire::Actor,
 };
 use hashbrown::HashMap;
+
+use crate::pace::snapshot_events;
 use smallvec::SmallVec;
 
 use super::access::Record;
@@ -28,8 +29,8 @@ pub struct User {
     pub head: Seq,
     /// The stamp of that event.
     pub last_at: Millis,
-    /// The highest epoch of a fresh row in that log.
-    pub fresh_epoch: Epoch,
+    /// The epoch under which that event was written first.
+    pub origin: Epoch,
     /// Change numbers up to here may have been handed out by blocks of the log.
     pub changes_reserved: u64,
     /// The seq of the last durable (or submitted) snapshot.
@@ -97,7 +98,7 @@ impl User {
             id,
             head: 0,
             last_at: 0,
-            fresh_epoch: 0,
+            origin: 0,
             changes_reserved: 0,
             snapshot_at: 0,
             conversations: HashMap::default(),
@@ -193,8 +194,8 @@ impl User {
 
     /// Whether a snapshot of the present state is worth its row.
     #[must_use]
-    pub const fn snapshot_due(&self) -> bool {
-        self.head >= self.snapshot_at + SNAPSHOT_EVENTS
+    pub fn snapshot_due(&self) -> bool {
+        self.head >= self.snapshot_at + snapshot_events()
     }
 
     /// Heap and own bytes, roughly.

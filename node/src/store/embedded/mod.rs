@@ -203,7 +203,7 @@ impl Store for Embedded {
         for append in &group {
             let (Some(first), Some(last)) = (append.events.first(), append.events.last()) else { continue };
             debug_assert!(first.seq <= last.seq, "events of an append ascend");
-            let value = LogRow::seal(append.epoch, append.cw, append.adopted, &append.events);
+            let value = LogRow::seal(append.epoch, append.cw, &append.events);
             let entity = append.entity.to_key();
             let key = key::with_seq(&entity, last.seq);
             rows.events += append.events.len();

@@ -1,0 +1,79 @@
+//! What goes wrong, drawn from the seed: when, whom it hits, and when it is over.
+
+use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
+
+use super::world::{GATEWAYS, NODES};
+
+/// Something that happens to the world.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    /// A node's process ends, and starts again after so many milliseconds.
+    Crash(usize, u64),
+    /// A node stands still for so long.
+    Pause(usize, u64),
+    /// A node does not reach the store: not at all, or nothing comes back.
+    NoStore(usize, bool, u64),
+    /// A node does not reach whoever leads the cluster; the store it does.
+    NoPlane(usize, u64),
+    /// A gateway and a node do not hear each other.
+    NoLink(usize, usize, u64),
+    /// Two nodes do not hear each other.
+    NoPeer(usize, usize, u64),
+    /// Nobody leads the cluster.
+    NoLeader(u64),
+    /// A gateway's process ends and starts again.
+    GatewayCrash(usize, u64),
+    /// So many of three replicas are down.
+    Replicas(usize, u64),
+    /// Much of what goes to the store is late, lost, or lost on its way back.
+    Storm(u64),
+    /// A node's clock is wrong by so many milliseconds.
+    Clock(usize, i64, u64),
+    /// Some partitions are to move, for no reason.
+    Moves,
+    /// A node is emptied.
+    Drain(usize),
+    /// A node is said to be down that is not.
+    Slander(usize, u64),
+}
+
+/// The faults of a run that lasts so many milliseconds, by time.
+pub fn draw(rng: &mut StdRng, lasts: u64) -> Vec<(u64, Fault)> {
+    // Each run has a favourite or two, so that some are of one kind only and others mixed.
+    let kinds: Vec<u32> = (0..14).collect();
+    let favourites: Vec<u32> = kinds.choose_multiple(rng, 3).copied().collect();
+    let count = rng.random_range(3..9);
+    let mut faults: Vec<(u64, Fault)> = (0..count)
+        .map(|_| {
+            let kind = if rng.random_bool(0.6) { favourites[rng.random_range(0..3)] } else { rng.random_range(0..14) };
+            (rng.random_range(0..lasts), one(rng, kind))
+        })
+        .collect();
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+fn one(rng: &mut StdRng, kind: u32) -> Fault {
+    let node = rng.random_range(0..NODES);
+    let long = rng.random_range(300..15_000);
+    let short = rng.random_range(200..4_000);
+    match kind {
+        0 => Fault::Crash(node, short),
+        1 => Fault::Pause(node, long),
+        2 => Fault::NoStore(node, rng.random_bool(0.5), long),
+        3 => Fault::NoPlane(node, long),
+        4 => Fault::NoLink(rng.random_range(0..GATEWAYS), node, long),
+        5 => Fault::NoPeer(node, (node + rng.random_range(1..NODES)) % NODES, long),
+        6 => Fault::NoLeader(short),
+        7 => Fault::GatewayCrash(rng.random_range(0..GATEWAYS), short),
+        8 => Fault::Replicas(rng.random_range(1..3), short),
+        9 => Fault::Storm(long),
+        10 => {
+            let wrong = *[-3_600_000, -20_000, 20_000, 3_600_000].choose(rng).unwrap_or(&0);
+            Fault::Clock(node, wrong, long)
+        }
+        11 => Fault::Drain(node),
+        12 => Fault::Slander(node, short),
+        _ => Fault::Moves,
+    }
+}

@@ -1,0 +1,1056 @@
+//! Nodes, gateways, clients, the store and the control plane in one process, on one virtual clock, from one seed.
+//!
+//! A run begins with a founding and some conversations, then faults are on (the *safety* phase: whatever happens, the oracle
+//! must find nothing), then everything heals and must recover within [`RECOVERY_MS_MAX`] (the *liveness* phase): every
+//! command is answered, and every member reads everything. The same seed gives the same run to the last event.
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use chappe_cluster::{
+    control::{Health, Outcome},
+    link::GatewayPort,
+    ownership::{Command as Proposal, Map, Move, PlanId, Versions},
+};
+use chappe_gateway::route::lanes::{Ask, Lanes};
+use chappe_loadtest::{
+    history::{self, Conversation, Fact as Seen, Record, User, What},
+    oracle::{Oracle, Verdict},
+};
+use chappe_node::{
+    simulation::{Between, Introduction, Out, Stepped},
+    store::quorum::{Replicas, Way, Weather},
+};
+use chappe_schema::{
+    access::{By, Token},
+    body::Body,
+    command::{Command, Create},
+    event::{ConversationKind, Encryption, Event, Fact, HistoryAccess},
+    id::{CommandId, ConversationId, EntityId, GatewayId, Millis, NodeUid, Partition, SessionId, UserId, partitions},
+    reply::Reply,
+    wire::{Actor, Asked as Question, Correlation, Owner, ToGateway, ToNode},
+};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use uuid::Uuid;
+
+use super::{
+    client::{Asked, Came, Client, Kind},
+    faults::{self, Fault},
+    plane::Plane,
+};
+
+pub const NODES: usize = 3;
+pub const GATEWAYS: usize = 2;
+const CLIENTS: usize = 4;
+const CONVERSATIONS: usize = 3;
+/// Few, so that a partition holds more than one entity, and maps are short.
+pub const PARTITIONS: usize = 16;
+
+const T0: Millis = 1_700_000_000_000;
+const TICK_US: u64 = 100_000;
+/// Within this time after everything has healed everything must be answered.
+const RECOVERY_MS_MAX: Millis = 60_000;
+/// A way that is silent for so long is broken, for both its ends.
+const IDLE_US: u64 = 5_000_000;
+
+/// What a seed came to.
+pub struct Outcomes {
+    pub verdict: Verdict,
+    /// What was not answered in time after everything had healed, or what no owner may do.
+    pub wrong: Vec<String>,
+    /// Stands for everything that happened.
+    pub trace: u64,
+    pub acked: u64,
+    pub moves: usize,
+}
+
+impl Outcomes {
+    pub fn is_clean(&self) -> bool {
+        self.verdict.is_clean() && self.wrong.is_empty()
+    }
+
+    /// The first of what is wrong, in words.
+    pub fn first_wrong(&self) -> String {
+        let violation = self.verdict.violations.first();
+        let told = violation.map(|violation| format!("rule {} {}", violation.rule as u8, violation.text));
+        told.or_else(|| self.wrong.first().cloned()).unwrap_or_default()
+    }
+}
+
+enum Event_ {
+    Tick,
+    Fault(Fault),
+    Heal(Fault),
+    ToNode { gateway: usize, node: usize, life: u32, message: ToNode },
+    ToGateway { gateway: usize, node: usize, life: u32, batch: Vec<ToGateway> },
+    Peer { from: usize, to: SessionId, word: Between },
+    MapToNode { node: usize, life: u32, map: Map },
+    MapToGateway { gateway: usize, map: Map },
+    Propose { node: usize, life: u32, command: Proposal },
+    Answer { node: usize, life: u32, command: Proposal, outcome: Outcome },
+    Health(usize, Health),
+}
+
+struct NodeHost {
+    node: Option<Stepped>,
+    uid: NodeUid,
+    life: u32,
+    clock: Arc<AtomicU64>,
+    skew: i64,
+    paused: bool,
+    /// What has arrived while it stood still.
+    backlog: Vec<Event_>,
+    store: Replicas,
+    no_plane: bool,
+}
+
+struct GatewayHost {
+    id: GatewayId,
+    lanes: Lanes<(usize, u64)>,
+    map: Map,
+    alive: bool,
+}
+
+/// The way between a gateway and a node, in order in both directions.
+#[derive(Default)]
+struct Link {
+    cut: bool,
+    /// Counts connections; what is on its way in a former one is lost.
+    life: u32,
+    /// Whether both ends have a connection.
+    up: bool,
+    cut_since: u64,
+    /// Nothing arrives before what was sent earlier.
+    arrivals: [u64; 2],
+    /// What is sent while it is cut, to be sent again if that is short.
+    held: Vec<Event_>,
+}
+
+/// By gateway and node.
+type Spoken = Arc<Mutex<Vec<(usize, usize, Vec<ToGateway>)>>>;
+
+pub struct World {
+    rng: StdRng,
+    now: u64,
+    queue: BTreeMap<(u64, u64), Event_>,
+    counted: u64,
+    replicas: Replicas,
+    plane: Plane,
+    nodes: Vec<NodeHost>,
+    gateways: Vec<GatewayHost>,
+    links: Vec<Vec<Link>>,
+    no_peer: Vec<(usize, usize)>,
+    /// What nodes have for gateways, until the turn is over.
+    spoken: Spoken,
+    clients: Vec<Client>,
+    conversations: Vec<(ConversationId, Conversation)>,
+    created: Vec<bool>,
+    oracle: Oracle,
+    trace: DefaultHasher,
+    reads: u32,
+    lives: u32,
+    moves: usize,
+    wrong: Vec<String>,
+    told: bool,
+    /// Bytes for the entities of a shard: usually enough, sometimes so few that everything is put away at once.
+    budget: usize,
+}
+
+struct Port {
+    gateway: usize,
+    node: usize,
+    spoken: Spoken,
+}
+
+impl GatewayPort for Port {
+    fn receive(&self, batch: Vec<ToGateway>) {
+        self.spoken.lock().push((self.gateway, self.node, batch));
+    }
+}
+
+/// Runs a seed from beginning to end.
+pub fn run(seed: u64, told: bool) -> Outcomes {
+    chappe_node::pace::shorten(true);
+    let mut world = World::new(seed, told);
+    world.budget = if world.rng.random_bool(0.4) { 1_000 } else { 1 << 30 };
+    world.begin();
+    let lasts = world.rng.random_range(15_000..30_000);
+    for (at, fault) in faults::draw(&mut world.rng, lasts) {
+        world.after(at * 1000, Event_::Fault(fault));
+    }
+    world.run_for(lasts);
+    world.heal();
+    world.finish()
+}
+
+impl World {
+    fn new(seed: u64, told: bool) -> Self {
+        let replicas = Replicas::new(seed, Weather::default());
+        let nodes = (0..NODES)
+            .map(|index| NodeHost {
+                node: None,
+                uid: NodeUid(100 + index as u64),
+                life: 0,
+                clock: Arc::new(AtomicU64::new(T0)),
+                skew: 0,
+                paused: false,
+                backlog: Vec::new(),
+                store: replicas.from_elsewhere(),
+                no_plane: false,
+            })
+            .collect();
+        let gateway = |index: usize| GatewayHost {
+            id: GatewayId(index as u32 + 1),
+            lanes: Lanes::default(),
+            map: Map::default(),
+            alive: true,
+        };
+        let links = || (0..NODES).map(|_| Link::default()).collect();
+        let user = |index: usize| UserId::new(&format!("user{index}")).expect("a name");
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            now: 0,
+            queue: BTreeMap::new(),
+            counted: 0,
+            plane: Plane::found(partitions(), T0),
+            replicas,
+            nodes,
+            gateways: (0..GATEWAYS).map(gateway).collect(),
+            links: (0..GATEWAYS).map(|_| links()).collect(),
+            no_peer: Vec::new(),
+            spoken: Arc::default(),
+            clients: (0..CLIENTS).map(|index| Client::new(user(index), User(index as u32))).collect(),
+            conversations: (0..CONVERSATIONS)
+                .map(|index| {
+                    let id = uuid::Builder::from_random_bytes((seed as u128 * 31 + index as u128 + 7).to_be_bytes());
+                    (ConversationId(id.into_uuid()), Conversation(index as u32))
+                })
+                .collect(),
+            created: vec![false; CONVERSATIONS],
+            oracle: Oracle::default(),
+            trace: DefaultHasher::new(),
+            reads: 0,
+            lives: GATEWAYS as u32,
+            moves: 0,
+            wrong: Vec::new(),
+            told,
+            budget: 1 << 30,
+        }
+    }
+
+    fn ms(&self) -> Millis {
+        T0 + self.now / 1000
+    }
+
+    fn say(&self, words: impl FnOnce() -> String) {
+        if self.told {
+            println!("{:>10.3} {}", self.now as f64 / 1e6, words());
+        }
+    }
+
+    fn after(&mut self, us: u64, event: Event_) {
+        self.queue.insert((self.now + us, self.counted), event);
+        self.counted += 1;
+    }
+
+    fn note(&mut self, what: What) {
+        self.say(|| format!("      {what:?}"));
+        format!("{what:?}").hash(&mut self.trace);
+        self.oracle.observe(&Record { at: self.now, what });
+    }
+
+    // === a run
+
+    fn begin(&mut self) {
+        for client in 0..CLIENTS {
+            let (user, name) = (self.clients[client].named, self.clients[client].user.as_str().to_owned());
+            self.note(What::NameUser { user, name });
+        }
+        for index in 0..NODES {
+            self.start_node(index);
+        }
+        self.after(0, Event_::Tick);
+        for index in 0..CONVERSATIONS {
+            let (id, named) = self.conversations[index];
+            self.note(What::NameConversation { conversation: named, id: id.0 });
+            for client in 0..CLIENTS {
+                let user = self.clients[client].named;
+                self.note(What::Join { user, conversation: named, from: 0 });
+            }
+            let members = self.clients.iter().skip(1).map(|client| client.user.clone()).collect();
+            let create = Create {
+                conversation: id,
+                kind: ConversationKind::Group,
+                encryption: Encryption::None,
+                members,
+                title: String::new(),
+                data: None,
+                history: HistoryAccess::All,
+            };
+            let command = Command::ConversationCreate(Box::new(create));
+            let now = self.ms();
+            let key = CommandId(Uuid::from_u128(0x7000_0000_0000_0000_8000_0000_0000_0000 + index as u128));
+            let _ = self.clients[0].ask(key, command, index, Kind::Create, now);
+        }
+        for client in &mut self.clients {
+            client.active = false;
+        }
+        let end = self.now + 20_000_000;
+        while self.created.iter().any(|created| !created) && self.now < end {
+            self.step();
+        }
+        if self.created.iter().any(|created| !created) {
+            self.wrong.push("the conversations could not be created in calm weather".to_owned());
+        }
+        for client in &mut self.clients {
+            client.active = true;
+        }
+    }
+
+    fn run_for(&mut self, ms: Millis) {
+        let end = self.now + ms * 1000;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// All faults end, and nothing new is begun.
+    fn heal(&mut self) {
+        self.say(|| "healing".to_owned());
+        let faults: Vec<(u64, u64)> =
+            self.queue.iter().filter(|(_, event)| matches!(event, Event_::Fault(_))).map(|(at, _)| *at).collect();
+        for at in faults {
+            self.queue.remove(&at);
+        }
+        let heals: Vec<(u64, u64)> =
+            self.queue.iter().filter(|(_, event)| matches!(event, Event_::Heal(_))).map(|(at, _)| *at).collect();
+        for at in heals {
+            if let Some(Event_::Heal(fault)) = self.queue.remove(&at) {
+                self.end_fault(fault);
+            }
+        }
+        for client in &mut self.clients {
+            client.active = false;
+        }
+    }
+
+    fn finish(mut self) -> Outcomes {
+        let end = self.now + RECOVERY_MS_MAX * 1000;
+        while self.clients.iter().any(|client| !client.asked.is_empty()) && self.now < end {
+            self.step();
+        }
+        // Every member reads everything.
+        for client in 0..CLIENTS {
+            for index in 0..CONVERSATIONS {
+                self.begin_read(client, index, 0, true);
+            }
+        }
+        while self.clients.iter().any(|client| !client.asked.is_empty()) && self.now < end + 20_000_000 {
+            self.step();
+        }
+        for client in &self.clients {
+            for asked in client.asked.values() {
+                let words = format!("{} still waits for {:?} of {:?}", client.user, asked.what, asked.id);
+                self.wrong.push(words);
+            }
+        }
+        self.wrong.extend(self.replicas.violations());
+        self.replicas.trace().hash(&mut self.trace);
+        let verdict = self.oracle.finish();
+        Outcomes {
+            acked: verdict.stats.acked,
+            verdict,
+            wrong: self.wrong,
+            trace: self.trace.finish(),
+            moves: self.moves,
+        }
+    }
+
+    /// The next thing happens, in the store or elsewhere.
+    fn step(&mut self) {
+        let next = self.queue.first_key_value().map_or(u64::MAX, |((at, _), _)| *at);
+        if let Some(at) = self.replicas.next_at().filter(|at| *at <= next) {
+            self.now = self.now.max(at);
+            self.set_clocks();
+            self.replicas.step();
+        } else if let Some(((at, _), event)) = self.queue.pop_first() {
+            self.now = at;
+            self.replicas.wait_until(at);
+            self.set_clocks();
+            self.happen(event);
+        }
+        self.let_nodes_run();
+    }
+
+    fn set_clocks(&self) {
+        let ms = self.ms();
+        for host in &self.nodes {
+            host.clock.store(ms.saturating_add_signed(host.skew), Ordering::Relaxed);
+        }
+    }
+
+    fn let_nodes_run(&mut self) {
+        for index in 0..NODES {
+            let host = &mut self.nodes[index];
+            if host.paused || host.node.as_ref().is_none_or(Stepped::is_idle) {
+                continue;
+            }
+            self.run_node(index);
+        }
+    }
+
+    fn run_node(&mut self, index: usize) {
+        let host = &mut self.nodes[index];
+        let Some(node) = &mut host.node else { return };
+        node.run();
+        let (out, life) = (node.take_out(), host.life);
+        for out in out {
+            match out {
+                Out::Propose(command) => {
+                    let delay = self.rng.random_range(1_000..30_000);
+                    self.say(|| format!("node {index} proposes {command:?}"));
+                    self.after(delay, Event_::Propose { node: index, life, command });
+                }
+                Out::Peer(to, word) => {
+                    let delay = self.rng.random_range(300..8_000);
+                    self.after(delay, Event_::Peer { from: index, to, word });
+                }
+                Out::Refused(why) => self.wrong.push(format!("node {index} refuses to go on: {why}")),
+            }
+        }
+        let spoken = std::mem::take(&mut *self.spoken.lock());
+        for (gateway, node, batch) in spoken {
+            let life = self.links[gateway][node].life;
+            self.travel(gateway, node, 1, Event_::ToGateway { gateway, node, life, batch });
+        }
+    }
+
+    // === events
+
+    fn happen(&mut self, event: Event_) {
+        // A node that stands still hears nothing until it goes on.
+        let to = match &event {
+            Event_::ToNode { node, .. } | Event_::MapToNode { node, .. } | Event_::Answer { node, .. } => Some(*node),
+            Event_::Peer { to, .. } => self.node_of(*to),
+            _ => None,
+        };
+        if let Some(host) = to.and_then(|node| self.nodes.get_mut(node))
+            && host.paused
+        {
+            host.backlog.push(event);
+            return;
+        }
+        match event {
+            Event_::Tick => self.tick(),
+            Event_::Fault(fault) => self.begin_fault(fault),
+            Event_::Heal(fault) => self.end_fault(fault),
+            Event_::ToNode { gateway, node, life, message } => {
+                let from = self.gateways[gateway].id;
+                if self.links[gateway][node].life == life
+                    && let Some(stepped) = &self.nodes[node].node
+                {
+                    // A link says how much time is left, not when it ends: clocks differ.
+                    let message = self.with_deadline_of(node, message);
+                    stepped.receive(from, message);
+                }
+            }
+            Event_::ToGateway { gateway, node, life, batch } => {
+                if self.links[gateway][node].life == life && self.gateways[gateway].alive {
+                    for message in batch {
+                        self.gateway_hears(gateway, message);
+                    }
+                }
+            }
+            Event_::Peer { from, to, word } => {
+                let Some(node) = self.node_of(to) else { return };
+                if self.no_peer.contains(&(from, node)) {
+                    return;
+                }
+                if let Some(stepped) = &self.nodes[node].node {
+                    stepped.hear(word);
+                }
+            }
+            Event_::MapToNode { node, life, map } => {
+                let host = &self.nodes[node];
+                if host.life == life
+                    && !host.no_plane
+                    && let Some(stepped) = &host.node
+                {
+                    stepped.map_changed(map);
+                }
+            }
+            Event_::MapToGateway { gateway, map } => self.gateway_sees(gateway, map),
+            Event_::Propose { node, life, command } => {
+                if self.nodes[node].no_plane || self.nodes[node].life != life {
+                    return;
+                }
+                let now = self.ms();
+                let before = self.plane.map().version();
+                let outcome = self.plane.propose(&command, now);
+                self.say(|| format!("plane: {command:?} -> {outcome:?}"));
+                if self.plane.map().version() > before {
+                    self.announce();
+                }
+                let delay = self.rng.random_range(1_000..30_000);
+                // An answer may be lost on its way.
+                let outcome = if self.rng.random_bool(0.03) { Outcome::Unknown } else { outcome };
+                self.after(delay, Event_::Answer { node, life, command, outcome });
+            }
+            Event_::Answer { node, life, command, outcome } => {
+                let host = &self.nodes[node];
+                if host.life == life
+                    && let Some(stepped) = &host.node
+                {
+                    let outcome = if host.no_plane { Outcome::Unknown } else { outcome };
+                    stepped.answered(command, outcome);
+                }
+            }
+            Event_::Health(node, health) => self.plane.health(self.nodes[node].uid, health),
+        }
+    }
+
+    fn with_deadline_of(&self, node: usize, message: ToNode) -> ToNode {
+        let skew = self.nodes[node].skew;
+        match message {
+            ToNode::Command(lane, asked) if skew != 0 => {
+                let deadline = asked.deadline.saturating_add_signed(skew);
+                ToNode::Command(lane, Arc::new(Question { deadline, ..(*asked).clone() }))
+            }
+            other => other,
+        }
+    }
+
+    /// Everybody hears of the newest map, each in their own time.
+    fn announce(&mut self) {
+        let map = self.plane.map().clone();
+        self.say(|| {
+            let owners: Vec<String> = map
+                .rows()
+                .map(|(partition, _)| {
+                    map.owner(partition).map_or("-".to_owned(), |(session, _)| format!("{:x}", session & 0xFFFF))
+                })
+                .collect();
+            format!("map {:x}: {}", map.version() & 0xFFFF, owners.join(" "))
+        });
+        for node in 0..NODES {
+            let (life, delay) = (self.nodes[node].life, self.rng.random_range(500..60_000));
+            self.after(delay, Event_::MapToNode { node, life, map: map.clone() });
+        }
+        for gateway in 0..GATEWAYS {
+            let delay = self.rng.random_range(500..150_000);
+            self.after(delay, Event_::MapToGateway { gateway, map: map.clone() });
+        }
+    }
+
+    fn node_of(&self, session: SessionId) -> Option<usize> {
+        self.nodes
+            .iter()
+            .position(|host| host.node.as_ref().and_then(Stepped::alive).is_some_and(|(alive, _)| alive == session))
+    }
+
+    fn tick(&mut self) {
+        self.after(TICK_US, Event_::Tick);
+        let now = self.ms();
+        let whole_second = (self.now / TICK_US).is_multiple_of(10);
+        for index in 0..NODES {
+            let host = &self.nodes[index];
+            if host.paused {
+                continue;
+            }
+            let Some(stepped) = &host.node else { continue };
+            if whole_second {
+                stepped.second();
+            }
+            if !host.no_plane
+                && let Some((session, minute)) = stepped.alive()
+                && (self.now / TICK_US).is_multiple_of(3)
+            {
+                self.plane.keepalive(session, minute, now);
+            }
+            // A map that got lost is asked for again.
+            if !host.no_plane && self.rng.random_bool(0.05) {
+                let (life, map) = (host.life, self.plane.map().clone());
+                self.after(1_000, Event_::MapToNode { node: index, life, map });
+            }
+            self.run_node(index);
+        }
+        if self.plane.lead(now) {
+            self.announce();
+        }
+        self.look_at_links();
+        for gateway in 0..GATEWAYS {
+            let mut sendings = Vec::new();
+            let host = &mut self.gateways[gateway];
+            let map = host.map.clone();
+            host.lanes.resume(now, |partition| owner_of(&map, partition), &mut |sending| sendings.push(sending));
+            self.send(gateway, sendings);
+        }
+        for client in 0..CLIENTS {
+            if self.rng.random_bool(0.4) {
+                let conversations = self.conversations.clone();
+                let number = self.clients[client].think(&mut self.rng, now, &conversations);
+                if let Some(number) = number {
+                    self.begun(client, number);
+                }
+            }
+            for (number, asked) in self.clients[client].due(now) {
+                self.ask(client, number, &asked);
+            }
+        }
+    }
+
+    // === clients
+
+    /// Notes what a user sets out to do.
+    fn begun(&mut self, client: usize, number: u64) {
+        let Some(asked) = self.clients[client].asked.get(&number).cloned() else { return };
+        let (user, conversation) = (self.clients[client].named, Conversation(asked.conversation as u32));
+        match asked.what {
+            Kind::Send { hash } => self.note(What::SendStart { user, conversation, id: asked.id.0, hash }),
+            Kind::Change { target, hash } => {
+                self.note(What::ChangeStart { user, conversation, target, id: asked.id.0, hash });
+            }
+            Kind::Read { after, .. } => {
+                self.reads += 1;
+                let read = self.reads;
+                if let Some(asked) = self.clients[client].asked.get_mut(&number) {
+                    asked.what = Kind::Read { after, read, last: false };
+                }
+                let read = history::Read(read);
+                self.note(What::ReadStart { read, user, conversation, after, last: false });
+            }
+            Kind::Create => {}
+        }
+    }
+
+    fn begin_read(&mut self, client: usize, index: usize, after: u64, last: bool) {
+        self.reads += 1;
+        let (user, conversation) = (self.clients[client].named, Conversation(index as u32));
+        let read = self.reads;
+        self.note(What::ReadStart { read: history::Read(read), user, conversation, after, last });
+        let (now, id) = (self.ms(), self.conversations[index].0);
+        self.clients[client].read(now, index, id, after, read, last);
+    }
+
+    /// Asks through some gateway, mostly the same.
+    fn ask(&mut self, client: usize, number: u64, asked: &Asked) {
+        let mut gateway = client % GATEWAYS;
+        if !self.gateways[gateway].alive || self.rng.random_bool(0.02) {
+            gateway = (gateway + 1) % GATEWAYS;
+        }
+        if !self.gateways[gateway].alive {
+            return;
+        }
+        let actor = Actor { user: self.clients[client].user.clone(), device: None, by: By::Token(Token::default()) };
+        let now = self.ms();
+        let partition = EntityId::Conversation(self.conversations[asked.conversation].0).partition();
+        let (id, command) = (asked.id, asked.command.clone());
+        let make = |correlation| {
+            let deadline = now + 10_000;
+            Ask::Command(Arc::new(Question { correlation: Correlation(correlation), actor, id, command, deadline }))
+        };
+        let host = &mut self.gateways[gateway];
+        let owner = owner_of(&host.map, partition);
+        let sending = host.lanes.ask(partition, (client, number), (now / 1000) as u32 + 12, owner, now, make);
+        self.send(gateway, sending.into_iter().collect());
+    }
+
+    fn answered(&mut self, client: usize, number: u64, answer: Option<Result<Reply, chappe_schema::error::Error>>) {
+        let now = self.ms();
+        let Some((asked, came)) = self.clients[client].answered(number, answer, now) else { return };
+        let reply = match came {
+            Came::Over(reply) => reply,
+            Came::Again => return,
+            Came::Refused(error) => {
+                self.say(|| format!("      {} was refused: {error}", asked.id));
+                match asked.what {
+                    Kind::Send { .. } => self.note(What::Fail { id: asked.id.0 }),
+                    Kind::Read { last: true, .. } | Kind::Create => {
+                        self.wrong.push(format!("{:?} was refused: {error}", asked.what));
+                    }
+                    Kind::Change { .. } | Kind::Read { .. } => {}
+                }
+                return;
+            }
+        };
+        match (asked.what, reply) {
+            (Kind::Send { .. }, Reply::Sent(sent)) => self.note(What::Ack { id: asked.id.0, seq: sent.seq }),
+            (Kind::Change { .. }, Reply::Changed { seq, changed: true }) => {
+                self.note(What::ChangeAck { id: asked.id.0, seq });
+            }
+            (Kind::Change { .. }, Reply::Changed { changed: false, .. }) => {}
+            (Kind::Read { after, read, last }, Reply::Events { items, head, .. }) => {
+                for event in &items {
+                    self.note(What::ReadItem { read: history::Read(read), seq: event.seq, fact: seen(event) });
+                }
+                let reached = items.last().map_or(after, |event| event.seq);
+                let complete = reached >= head || items.is_empty();
+                self.note(What::ReadEnd { read: history::Read(read), head: if complete { head } else { reached } });
+                if last && !complete {
+                    self.begin_read(client, asked.conversation, reached, true);
+                }
+            }
+            (Kind::Create, Reply::Conversation(_)) => self.created[asked.conversation] = true,
+            (what, reply) => self.wrong.push(format!("{what:?} was answered by {reply:?}")),
+        }
+    }
+
+    // === gateways and links
+
+    fn gateway_hears(&mut self, gateway: usize, message: ToGateway) {
+        match message {
+            ToGateway::Reply(correlation, result) => {
+                if let Some((client, number)) = self.gateways[gateway].lanes.take(correlation.0) {
+                    self.answered(client, number, Some(result));
+                }
+            }
+            ToGateway::Moved { lane, owner } => {
+                let now = self.ms();
+                let mut sendings = Vec::new();
+                self.gateways[gateway].lanes.moved(lane, owner, now, &mut |sending| sendings.push(sending));
+                self.send(gateway, sendings);
+            }
+            _ => {}
+        }
+    }
+
+    fn gateway_sees(&mut self, gateway: usize, map: Map) {
+        let host = &mut self.gateways[gateway];
+        if !host.alive || map.version() <= host.map.version() {
+            return;
+        }
+        host.map = map;
+        let mut sendings = Vec::new();
+        for number in 0..partitions() {
+            let partition = Partition(number as u16);
+            if let Some(owner) = owner_of(&host.map, partition) {
+                host.lanes.assigned(partition, owner, &mut |sending| sendings.push(sending));
+            }
+        }
+        self.send(gateway, sendings);
+    }
+
+    fn send(&mut self, gateway: usize, sendings: Vec<(SessionId, ToNode)>) {
+        for (session, message) in sendings {
+            let node = self
+                .plane
+                .map()
+                .session(session)
+                .map(|session| session.node)
+                .and_then(|uid| self.nodes.iter().position(|host| host.uid == uid));
+            // Whoever was there is gone; its successor is found in the map.
+            let Some(node) = node else { continue };
+            let life = self.links[gateway][node].life;
+            self.travel(gateway, node, 0, Event_::ToNode { gateway, node, life, message });
+        }
+    }
+
+    /// Something sets out on a link, in order behind what went before.
+    fn travel(&mut self, gateway: usize, node: usize, direction: usize, event: Event_) {
+        let (now, delay) = (self.now, self.rng.random_range(100..3_000));
+        let link = &mut self.links[gateway][node];
+        if !link.up {
+            return;
+        }
+        if link.cut {
+            link.held.push(event);
+            return;
+        }
+        let at = (now + delay).max(link.arrivals[direction]);
+        link.arrivals[direction] = at;
+        self.queue.insert((at, self.counted), event);
+        self.counted += 1;
+    }
+
+    fn look_at_links(&mut self) {
+        for gateway in 0..GATEWAYS {
+            for node in 0..NODES {
+                let both = self.gateways[gateway].alive && self.nodes[node].node.is_some();
+                let link = &self.links[gateway][node];
+                let is_over = !both || (link.cut && self.now >= link.cut_since + IDLE_US);
+                if link.up && is_over {
+                    self.break_link(gateway, node);
+                } else if !link.up && both && !link.cut {
+                    self.join_link(gateway, node);
+                }
+            }
+        }
+    }
+
+    fn break_link(&mut self, gateway: usize, node: usize) {
+        let now = self.ms();
+        let link = &mut self.links[gateway][node];
+        link.life += 1;
+        link.up = false;
+        link.held.clear();
+        let uid = self.nodes[node].uid;
+        let host = &mut self.gateways[gateway];
+        // Every session that it knew of that node.
+        let sessions: Vec<SessionId> = host
+            .map
+            .sessions()
+            .chain(self.plane.map().sessions())
+            .filter(|(_, session)| session.node == uid)
+            .map(|(id, _)| id)
+            .collect();
+        for session in sessions {
+            host.lanes.lost(session, now);
+        }
+        if let Some(stepped) = &self.nodes[node].node {
+            stepped.detach(self.gateways[gateway].id);
+        }
+    }
+
+    fn join_link(&mut self, gateway: usize, node: usize) {
+        let link = &mut self.links[gateway][node];
+        link.up = true;
+        link.life += 1;
+        let port: Arc<dyn GatewayPort> = Arc::new(Port { gateway, node, spoken: Arc::clone(&self.spoken) });
+        if let Some(stepped) = &self.nodes[node].node {
+            stepped.attach(self.gateways[gateway].id, &port);
+        }
+    }
+
+    // === faults
+
+    fn start_node(&mut self, index: usize) {
+        self.lives += 1;
+        let host = &mut self.nodes[index];
+        host.life += 1;
+        host.backlog.clear();
+        host.paused = false;
+        let me = Introduction {
+            node: host.uid,
+            ordinal: index as u32,
+            addr: ([127, 0, 0, 1], 7000 + index as u16).into(),
+            zone: String::new(),
+            weight: 1,
+            versions: Versions { min: 1, max: 1 },
+        };
+        let generation = host.store.generation();
+        host.node =
+            Some(Stepped::new(me, Arc::new(host.store.clone()), generation, Arc::clone(&host.clock), self.budget));
+        let (life, map) = (host.life, self.plane.map().clone());
+        self.after(2_000, Event_::MapToNode { node: index, life, map });
+        self.after(200_000, Event_::Health(index, Health::Up));
+        for gateway in 0..GATEWAYS {
+            if self.links[gateway][index].up {
+                self.break_link(gateway, index);
+            }
+        }
+    }
+
+    fn begin_fault(&mut self, fault: Fault) {
+        self.say(|| format!("fault: {fault:?}"));
+        format!("{fault:?}").hash(&mut self.trace);
+        let notice = self.rng.random_range(700..1_500) * 1000;
+        let lasts = match fault {
+            Fault::Crash(node, ms) => {
+                self.nodes[node].node = None;
+                self.nodes[node].life += 1;
+                self.after(notice, Event_::Health(node, Health::Down));
+                ms
+            }
+            Fault::Pause(node, ms) => {
+                self.nodes[node].paused = true;
+                if ms * 1000 > notice {
+                    self.after(notice, Event_::Health(node, Health::Down));
+                }
+                ms
+            }
+            Fault::NoStore(node, mute, ms) => {
+                self.nodes[node].store.set_way(if mute { Way::Mute } else { Way::Cut });
+                ms
+            }
+            Fault::NoPlane(node, ms) => {
+                self.nodes[node].no_plane = true;
+                if self.rng.random_bool(0.7) {
+                    self.after(notice, Event_::Health(node, Health::Down));
+                }
+                ms
+            }
+            Fault::NoLink(gateway, node, ms) => {
+                let now = self.now;
+                let link = &mut self.links[gateway][node];
+                if !link.cut {
+                    (link.cut, link.cut_since) = (true, now);
+                }
+                ms
+            }
+            Fault::NoPeer(one, other, ms) => {
+                // Sometimes only one of the two does not hear.
+                self.no_peer.push((one, other));
+                if self.rng.random_bool(0.7) {
+                    self.no_peer.push((other, one));
+                }
+                ms
+            }
+            Fault::NoLeader(ms) => {
+                self.plane.leaderless_until = self.ms() + ms;
+                ms
+            }
+            Fault::GatewayCrash(gateway, ms) => {
+                self.gateways[gateway].alive = false;
+                for node in 0..NODES {
+                    if self.links[gateway][node].up {
+                        self.break_link(gateway, node);
+                    }
+                }
+                // Whoever asked hears nothing, and asks again elsewhere.
+                for client in 0..CLIENTS {
+                    if client % GATEWAYS == gateway {
+                        let numbers: Vec<u64> = self.clients[client].asked.keys().copied().collect();
+                        for number in numbers {
+                            self.answered(client, number, None);
+                        }
+                    }
+                }
+                ms
+            }
+            Fault::Replicas(count, ms) => {
+                for replica in 0..count {
+                    self.replicas.set_down(replica, true);
+                }
+                ms
+            }
+            Fault::Storm(ms) => {
+                let stormy = Weather { late: 500_000..=20_000_000, ..Weather::stormy() };
+                self.replicas.set_weather(stormy);
+                ms
+            }
+            Fault::Clock(node, wrong, ms) => {
+                self.nodes[node].skew = wrong;
+                ms
+            }
+            Fault::Moves => {
+                self.plan_moves();
+                0
+            }
+            Fault::Drain(node) => {
+                let session = self.nodes[node].node.as_ref().and_then(Stepped::alive);
+                if let Some((session, _)) = session {
+                    let now = self.ms();
+                    self.plane.propose(&Proposal::SetDrain { session, slot: true }, now);
+                    self.announce();
+                }
+                8_000
+            }
+            Fault::Slander(node, ms) => {
+                self.after(1, Event_::Health(node, Health::Down));
+                ms
+            }
+        };
+        self.after(lasts * 1000, Event_::Heal(fault));
+    }
+
+    fn plan_moves(&mut self) {
+        let map = self.plane.map().clone();
+        let sessions: Vec<SessionId> = map.sessions().map(|(id, _)| id).collect();
+        let wanted = self.rng.random_range(1..4);
+        let mut moves = Vec::new();
+        for _ in 0..wanted {
+            // Mostly where something is going on.
+            let busy =
+                EntityId::Conversation(self.conversations[self.rng.random_range(0..CONVERSATIONS)].0).partition();
+            let partition =
+                if self.rng.random_bool(0.8) { busy } else { Partition(self.rng.random_range(0..partitions()) as u16) };
+            let (Some((from, expect)), Some(to)) = (map.owner(partition), sessions.choose(&mut self.rng)) else {
+                continue;
+            };
+            if from != *to && map.planned(partition).is_none() && moves.iter().all(|m: &Move| m.partition != partition)
+            {
+                moves.push(Move { partition, expect, from, to: *to });
+            }
+        }
+        if moves.is_empty() {
+            return;
+        }
+        self.moves += moves.len();
+        let now = self.ms();
+        let plan: PlanId = map.next_plan();
+        let outcome = self.plane.propose(&Proposal::PlanMoves { plan, moves }, now);
+        self.say(|| format!("plan {plan}: {outcome:?}"));
+        self.announce();
+    }
+
+    fn end_fault(&mut self, fault: Fault) {
+        self.say(|| format!("over: {fault:?}"));
+        match fault {
+            Fault::Crash(node, _) if self.nodes[node].node.is_none() => self.start_node(node),
+            Fault::Crash(..) => {}
+            Fault::Pause(node, _) => {
+                self.nodes[node].paused = false;
+                self.after(100_000, Event_::Health(node, Health::Up));
+                for event in std::mem::take(&mut self.nodes[node].backlog) {
+                    self.happen(event);
+                }
+            }
+            Fault::NoStore(node, ..) => self.nodes[node].store.set_way(Way::Open),
+            Fault::NoPlane(node, _) => {
+                self.nodes[node].no_plane = false;
+                self.after(100_000, Event_::Health(node, Health::Up));
+                let (life, map) = (self.nodes[node].life, self.plane.map().clone());
+                self.after(5_000, Event_::MapToNode { node, life, map });
+            }
+            Fault::NoLink(gateway, node, _) => {
+                self.links[gateway][node].cut = false;
+                for event in std::mem::take(&mut self.links[gateway][node].held) {
+                    let direction = usize::from(matches!(event, Event_::ToGateway { .. }));
+                    self.travel(gateway, node, direction, event);
+                }
+            }
+            Fault::NoPeer(one, other, _) => {
+                self.no_peer.retain(|pair| *pair != (one, other) && *pair != (other, one));
+            }
+            Fault::NoLeader(_) | Fault::Moves => {}
+            Fault::GatewayCrash(gateway, _) if self.gateways[gateway].alive => {}
+            Fault::GatewayCrash(gateway, _) => {
+                self.lives += 1;
+                let host = &mut self.gateways[gateway];
+                host.id = GatewayId(self.lives);
+                host.lanes = Lanes::default();
+                host.map = Map::default();
+                host.alive = true;
+                let map = self.plane.map().clone();
+                self.after(3_000, Event_::MapToGateway { gateway, map });
+            }
+            Fault::Replicas(count, _) => {
+                for replica in 0..count {
+                    self.replicas.set_down(replica, false);
+                }
+            }
+            Fault::Storm(_) => self.replicas.set_weather(Weather::default()),
+            Fault::Clock(node, ..) => self.nodes[node].skew = 0,
+            Fault::Drain(_) => {
+                if let Some(session) = self.plane.map().draining() {
+                    let now = self.ms();
+                    self.plane.propose(&Proposal::SetDrain { session, slot: false }, now);
+                    self.announce();
+                }
+            }
+            Fault::Slander(node, _) => self.after(1, Event_::Health(node, Health::Up)),
+        }
+    }
+}
+
+fn owner_of(map: &Map, partition: Partition) -> Option<Owner> {
+    map.owner(partition).map(|(session, epoch)| Owner { session, epoch })
+}
+
+/// An event as far as the oracle judges it.
+fn seen(event: &Event) -> Seen {
+    let hash = |body: &Body| (!body.bytes().is_empty()).then(|| history::hash(body.json()));
+    match &event.fact {
+        Fact::MessageNew { body, .. } => Seen::Message { id: event.id.0, hash: hash(body) },
+        Fact::MessageUpdated { body, .. } => Seen::Edit { target: event.target, hash: hash(body) },
+        Fact::MessageDeleted { .. } => Seen::Delete { target: event.target },
+        other => Seen::Other { mark: history::hash(other.name().as_bytes()) },
+    }
+}

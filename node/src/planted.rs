@@ -1,0 +1,129 @@
+//! Bugs that are planted on purpose, one at a time, to see whether the simulator finds them. They exist in builds for tests
+//! and simulations only, and are off unless a test switches one on for its own thread; in every other build nothing is
+//! left of them.
+
+#[cfg(any(test, feature = "simulation"))]
+use std::cell::Cell;
+
+/// A rule that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bug {
+    /// Durable rows are acknowledged without a look at the fence.
+    AckBeforeFence,
+    /// A fence read covers what was issued while it was under way.
+    TicketEarly,
+    /// Reads, rejections and repeated answers are let out without a look at the fence.
+    ReadsUnfenced,
+    /// A partition opens before its predecessors' fences are durable.
+    OpenBeforeFence,
+    /// Only the last owner is fenced, whoever else is not.
+    FenceOnlyLast,
+    /// The map says who is not fenced; nobody listens.
+    UnfencedForgotten,
+    /// The winner of a slot is the row that was written first, whatever its epoch.
+    EpochNotCompared,
+    /// A row of a newer owner is taken like any other.
+    NewerOwnerIgnored,
+    /// Adopted rows count as committed at once and are not written again.
+    AdoptedNotWritten,
+    /// Adopted rows look as if they were new.
+    AdoptedAsFresh,
+    /// Ids are not looked up: a repetition is a new message.
+    DuplicateNotLookedUp,
+    /// The ids that a snapshot brings are forgotten.
+    SnapshotWithoutIds,
+    /// Ids are dropped from memory as soon as their block is on its way.
+    IdsDroppedEarly,
+    /// Recovery ends at the base: what may have been acknowledged above it is dropped.
+    CutAtBase,
+    /// A snapshot is written when it is made, ahead of the commit.
+    SnapshotAhead,
+    /// What a giver showed is opened though it has moved on since.
+    StaleShown,
+    /// What was shown under a plan that was aborted is opened.
+    AbortedPlanOpened,
+    /// A giver says what stands before what is on its way has ended.
+    CutEarly,
+    /// A giver that is cut off lets out what the log confirms.
+    CutReleases,
+    /// After an aborted move slots that were on their way are given out again.
+    SlotsAgainAfterAbort,
+    /// An entity is read again while rows of it are on their way.
+    RecoveryOverUnfinished,
+    /// A row that is written again carries what came in meanwhile.
+    RetryDiffers,
+    /// A node goes on under a session that has ended.
+    SessionRevived,
+    /// A gateway's later questions overtake one that was refused.
+    LaneOutOfOrder,
+    /// What still arrives of an earlier attempt counts.
+    OldAttemptCounts,
+    /// A commit that nobody knows the outcome of is taken for a failure: the giver goes on.
+    CommitUnknownResumes,
+    /// Reads show what is not committed yet.
+    ReadsUncommitted,
+    /// A giver hands over what is not committed yet.
+    HandsUncommitted,
+    /// An event is adopted whatever stands below it.
+    MisfitIgnored,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::AckBeforeFence,
+        Self::TicketEarly,
+        Self::ReadsUnfenced,
+        Self::OpenBeforeFence,
+        Self::FenceOnlyLast,
+        Self::UnfencedForgotten,
+        Self::EpochNotCompared,
+        Self::NewerOwnerIgnored,
+        Self::AdoptedNotWritten,
+        Self::AdoptedAsFresh,
+        Self::DuplicateNotLookedUp,
+        Self::SnapshotWithoutIds,
+        Self::IdsDroppedEarly,
+        Self::CutAtBase,
+        Self::SnapshotAhead,
+        Self::StaleShown,
+        Self::AbortedPlanOpened,
+        Self::CutEarly,
+        Self::CutReleases,
+        Self::SlotsAgainAfterAbort,
+        Self::RecoveryOverUnfinished,
+        Self::RetryDiffers,
+        Self::SessionRevived,
+        Self::LaneOutOfOrder,
+        Self::OldAttemptCounts,
+        Self::CommitUnknownResumes,
+        Self::ReadsUncommitted,
+        Self::HandsUncommitted,
+        Self::MisfitIgnored,
+    ];
+}
+
+#[cfg(any(test, feature = "simulation"))]
+thread_local! {
+    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+/// Plants a bug in this thread, or digs it up.
+#[cfg(any(test, feature = "simulation"))]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is planted.
+#[cfg(any(test, feature = "simulation"))]
+#[must_use]
+pub fn is(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// No bug is planted here.
+#[cfg(not(any(test, feature = "simulation")))]
+#[must_use]
+pub(crate) const fn is(_: Bug) -> bool {
+    false
+}

@@ -1,0 +1,182 @@
+//! Giving a partition away under a plan.
+//!
+//! Show → seal → cut → say what stands → commit. Until it is cut the giver serves; from then on it lets nothing out, and
+//! only the map says how it ended: either the partition is the receiver's, or the plan is gone and the giver goes on. A
+//! receiver that does not answer makes the giver ask for the plan to be aborted: whichever of the two, the commit or the
+//! abort, comes first into the cluster's log is what happened.
+
+use std::sync::Arc;
+
+use chappe_cluster::ownership::{Command, Map, PlanId};
+use chappe_schema::{
+    id::{Epoch, Millis, Partition, SessionId},
+    limit::SEAL_MS_MAX,
+};
+
+use crate::planted::{Bug, is};
+
+use super::{AGAIN_MS, Effect, Handover, Life, Says, life::Held};
+use crate::shard::handover::{Delta, Handed, TenureMail};
+
+/// How long a receiver may be silent before the plan is given up: clients wait meanwhile.
+const SILENCE_MS_MAX: Millis = 2_000;
+
+/// A partition on its way to another session.
+pub(super) struct Giving {
+    pub(super) epoch: Epoch,
+    plan: PlanId,
+    to: SessionId,
+    step: Step,
+    /// When the step began.
+    since: Millis,
+    /// When something was sent last.
+    sent: Millis,
+}
+
+enum Step {
+    /// The shard is asked what it has in memory.
+    Showing,
+    /// The receiver is to see that.
+    Shown(Arc<[Handed]>),
+    /// The shard is asked to come to an end.
+    Sealing,
+    /// The receiver is to agree to this.
+    Cut(Arc<Delta>),
+    /// It has: the cluster is asked.
+    Committing,
+    /// The receiver is silent: the cluster is asked to give the move up.
+    Aborting,
+}
+
+impl Life {
+    /// Begins what is planned, and goes back to work where a plan is gone.
+    pub(super) fn follow_plans(&mut self, map: &Map, effects: &mut Vec<Effect>) {
+        let session = self.session();
+        for (partition, held) in &mut self.held {
+            let planned = map.planned(*partition).filter(|(_, planned)| planned.from == session);
+            match (&held, planned) {
+                (Held::Open(epoch), Some((plan, planned))) if planned.expect == *epoch => {
+                    effects.push(Effect::Tenure(*partition, TenureMail::Stream(*partition, plan)));
+                    let (epoch, to, now) = (*epoch, planned.to, self.now);
+                    *held = Held::Giving(Giving { epoch, plan, to, step: Step::Showing, since: now, sent: now });
+                }
+                (Held::Giving(giving), planned) if planned.is_none_or(|(plan, _)| plan != giving.plan) => {
+                    let epoch = giving.epoch;
+                    let open = TenureMail::Open { partition: *partition, epoch, handed: Vec::new(), warm: Vec::new() };
+                    effects.push(Effect::Tenure(*partition, open));
+                    *held = Held::Open(epoch);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn streamed(
+        &mut self,
+        partition: Partition,
+        plan: PlanId,
+        handed: Vec<Handed>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now;
+        if let Some(Held::Giving(giving)) = self.held.get_mut(&partition)
+            && giving.plan == plan
+            && matches!(giving.step, Step::Showing)
+        {
+            giving.enter(Step::Shown(handed.into()), now);
+            giving.say(partition, now, effects);
+        }
+    }
+
+    pub(crate) fn cut(&mut self, partition: Partition, plan: PlanId, delta: Delta, effects: &mut Vec<Effect>) {
+        let now = self.now;
+        if let Some(Held::Giving(giving)) = self.held.get_mut(&partition)
+            && giving.plan == plan
+            && matches!(giving.step, Step::Sealing)
+        {
+            giving.enter(Step::Cut(Arc::new(delta)), now);
+            giving.say(partition, now, effects);
+        }
+    }
+
+    /// The receiver has answered.
+    pub(super) fn answered(&mut self, from: SessionId, handover: &Handover, effects: &mut Vec<Effect>) {
+        let (now, session) = (self.now, self.session());
+        let Some(Held::Giving(giving)) = self.held.get_mut(&handover.partition) else { return };
+        if (giving.plan, giving.to) != (handover.plan, from) {
+            return;
+        }
+        match (&giving.step, &handover.says) {
+            (Step::Shown(_), Says::Seen) => {
+                giving.enter(Step::Sealing, now);
+                effects.push(Effect::Tenure(handover.partition, TenureMail::Seal(handover.partition, handover.plan)));
+            }
+            (Step::Cut(_), Says::Agreed) => {
+                giving.enter(Step::Committing, now);
+                giving.ask(session, handover.partition, effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whatever was not answered is said again.
+    pub(super) fn give_on(&mut self, effects: &mut Vec<Effect>) {
+        let (now, session) = (self.now, self.session());
+        for (partition, held) in &mut self.held {
+            let Held::Giving(giving) = held else { continue };
+            if matches!(giving.step, Step::Sealing) && now >= giving.sent + SEAL_MS_MAX {
+                giving.sent = now;
+                effects.push(Effect::Tenure(*partition, TenureMail::Hurry));
+            }
+            let is_silent = now >= giving.since + SILENCE_MS_MAX;
+            if is(Bug::CommitUnknownResumes)
+                && matches!(giving.step, Step::Committing)
+                && now >= giving.since + AGAIN_MS
+            {
+                // As if no answer were a refusal.
+                let epoch = giving.epoch;
+                let open = TenureMail::Open { partition: *partition, epoch, handed: Vec::new(), warm: Vec::new() };
+                effects.push(Effect::Tenure(*partition, open));
+                *held = Held::Open(epoch);
+                continue;
+            }
+            if is_silent && matches!(giving.step, Step::Shown(_) | Step::Cut(_)) {
+                giving.enter(Step::Aborting, now);
+                giving.ask(session, *partition, effects);
+            } else if now >= giving.sent + AGAIN_MS {
+                giving.say(*partition, now, effects);
+                if now >= giving.sent + 10 * AGAIN_MS {
+                    giving.sent = now;
+                    giving.ask(session, *partition, effects);
+                }
+            }
+        }
+    }
+}
+
+impl Giving {
+    fn enter(&mut self, step: Step, now: Millis) {
+        (self.step, self.since, self.sent) = (step, now, now);
+    }
+
+    /// Says to the receiver what it must know.
+    fn say(&mut self, partition: Partition, now: Millis, effects: &mut Vec<Effect>) {
+        let says = match &self.step {
+            Step::Shown(handed) => Says::Shown(Arc::clone(handed)),
+            Step::Cut(delta) => Says::Stands(Arc::clone(delta)),
+            Step::Showing | Step::Sealing | Step::Committing | Step::Aborting => return,
+        };
+        self.sent = now;
+        effects.push(Effect::Send(self.to, Handover { plan: self.plan, partition, says }));
+    }
+
+    /// Asks the cluster.
+    fn ask(&self, from: SessionId, partition: Partition, effects: &mut Vec<Effect>) {
+        let (plan, partitions) = (self.plan, vec![partition]);
+        match self.step {
+            Step::Committing => effects.push(Effect::Propose(Command::CommitMoves { plan, from, partitions })),
+            Step::Aborting => effects.push(Effect::Propose(Command::AbortMoves { plan, partitions })),
+            Step::Showing | Step::Shown(_) | Step::Sealing | Step::Cut(_) => {}
+        }
+    }
+}

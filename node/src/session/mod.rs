@@ -1,0 +1,305 @@
+//! The lives of this node: pure, from the map and from what the store, the shards and other nodes say, to what is to be
+//! done.
+//!
+//! A node has one *session* at a time, and never the same twice. It is registered with the cluster, entered in the store's
+//! registry, and then owns what the map gives to it; when the map has ended it, or its own fence is found, everything is
+//! dropped and the next session begins. In reading order:
+//!
+//! - this file: from one session to the next
+//! - [`life`]: what a session may own, step by step
+//! - [`giving`], [`taking`]: the two sides of a planned move
+//! - [`tenant`]: the shell that does what they want done
+//!
+//! Whatever is sent may be lost, except to one's own shards and to the store, which answer in any case. So everything is
+//! said again with the ticks until the map, or an answer, shows that it was heard.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use chappe_cluster::{
+    control::{Answer, Outcome},
+    ownership::{Applied, Command, Map, NewSession, PlanId, Versions},
+};
+use chappe_schema::{
+    id::{EntityId, Generation, Millis, NodeUid, Partition, SessionId},
+    wire::Owner,
+};
+
+use crate::shard::handover::{Delta, Handed, TenureMail};
+
+mod giving;
+mod life;
+mod taking;
+pub(crate) mod tenant;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use life::Life;
+
+/// How long something that was sent may take before it is sent again.
+pub(crate) const AGAIN_MS: Millis = 300;
+
+/// Who this node is to the cluster.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// Written to its volume before its first start.
+    pub node: NodeUid,
+    /// Its place among the nodes.
+    pub ordinal: u32,
+    /// Where others reach it.
+    pub addr: SocketAddr,
+    /// What fails together with it.
+    pub zone: String,
+    /// Its share of the partitions, relative to the others'.
+    pub weight: u16,
+    /// What it can speak.
+    pub versions: Versions,
+}
+
+/// From one owner to another, about a planned move. Anything of it may be lost, or come twice.
+#[derive(Clone, Debug)]
+pub(crate) struct Handover {
+    /// Under which plan.
+    pub(crate) plan: PlanId,
+    /// What of.
+    pub(crate) partition: Partition,
+    pub(crate) says: Says,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Says {
+    /// The giver shows what it has in memory, while it goes on serving.
+    Shown(Arc<[Handed]>),
+    /// The receiver has it.
+    Seen,
+    /// The giver is cut off from the partition: this is what stands.
+    Stands(Arc<Delta>),
+    /// The receiver will open exactly that.
+    Agreed,
+}
+
+/// What is to be done.
+pub(crate) enum Effect {
+    /// Ask the cluster.
+    Propose(Command),
+    /// Enter the session in the store's registry, and read the generation of the history after that.
+    Enrol(SessionId),
+    /// The shards begin anew, for this session.
+    Begin(SessionId),
+    /// Nothing of the present session may leave the shards any more.
+    End(String),
+    /// End these sessions for good, in the store.
+    Fence(Vec<SessionId>),
+    /// Read in what a session has committed since that minute of its.
+    ReadActivity(SessionId, u64),
+    /// For the shard of this partition.
+    Tenure(Partition, TenureMail),
+    /// For another session.
+    Send(SessionId, Handover),
+    /// These partitions have other owners than before: for shards, links and gateways.
+    Moved(Vec<(Partition, Owner)>),
+    /// The store's history is another than the one this node was started with: the process must end.
+    Refuse(String),
+}
+
+/// See the module's documentation.
+pub(crate) struct Sessions {
+    me: Introduction,
+    generation: Generation,
+    map: Map,
+    stage: Stage,
+    now: Millis,
+}
+
+enum Stage {
+    /// Nothing is registered; a proposal may be on its way since then.
+    Unregistered { proposed: Option<Millis> },
+    /// Registered, and being entered in the store's registry.
+    Enrolling { session: SessionId, since: Option<Millis> },
+    /// It owns what the map gives it.
+    Living(Box<Life>),
+}
+
+impl Sessions {
+    /// A node that has just started; `generation` is that of the history which its gateways are told.
+    pub(crate) fn new(me: Introduction, generation: Generation) -> Self {
+        Self { me, generation, map: Map::default(), stage: Stage::Unregistered { proposed: None }, now: 0 }
+    }
+
+    /// The present session, once it may own anything.
+    pub(crate) fn living(&self) -> Option<SessionId> {
+        match &self.stage {
+            Stage::Living(life) => Some(life.session()),
+            _ => None,
+        }
+    }
+
+    /// The newest map that was shown.
+    pub(crate) const fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// Time has passed.
+    pub(crate) fn tick(&mut self, now: Millis) -> Vec<Effect> {
+        self.now = now;
+        let mut effects = Vec::new();
+        let is_due = |since: Option<Millis>, patience| since.is_none_or(|since| now >= since + patience);
+        match &mut self.stage {
+            // A session of an earlier life, or of a proposal whose answer was lost, ends with the registration of the next.
+            Stage::Unregistered { proposed } if self.map.cluster().is_some() && is_due(*proposed, 10 * AGAIN_MS) => {
+                *proposed = Some(now);
+                effects.push(Effect::Propose(Command::RegisterSession(self.me.introduce())));
+            }
+            Stage::Unregistered { .. } => {}
+            Stage::Enrolling { session, since } if is_due(*since, 10 * AGAIN_MS) => {
+                *since = Some(now);
+                effects.push(Effect::Enrol(*session));
+            }
+            Stage::Enrolling { .. } => {}
+            Stage::Living(life) => life.tick(now, &mut effects),
+        }
+        effects
+    }
+
+    /// The map has changed. Older ones are passed over.
+    pub(crate) fn map_changed(&mut self, map: Map, now: Millis) -> Vec<Effect> {
+        self.now = now;
+        if map.version() <= self.map.version() {
+            return Vec::new();
+        }
+        let mut effects = Vec::new();
+        let before = std::mem::replace(&mut self.map, map);
+        let moved: Vec<(Partition, Owner)> = self
+            .map
+            .rows()
+            .filter_map(|(partition, _)| {
+                let (session, epoch) = self.map.owner(partition)?;
+                let is_new = before.owner(partition) != Some((session, epoch));
+                is_new.then_some((partition, Owner { session, epoch }))
+            })
+            .collect();
+        if !moved.is_empty() {
+            effects.push(Effect::Moved(moved));
+        }
+        match &mut self.stage {
+            Stage::Unregistered { .. } => {}
+            Stage::Enrolling { session, .. } if !self.map.is_live(*session) => {
+                self.stage = Stage::Unregistered { proposed: None };
+            }
+            Stage::Enrolling { .. } => {}
+            Stage::Living(life) => {
+                if self.map.is_live(life.session()) {
+                    life.map_changed(&self.map, &mut effects);
+                } else {
+                    effects.push(Effect::End("the cluster has ended this session".to_owned()));
+                    self.stage = Stage::Unregistered { proposed: None };
+                }
+            }
+        }
+        effects.extend(self.tick(self.now));
+        effects
+    }
+
+    /// A proposal was answered.
+    pub(crate) fn answered(&mut self, command: &Command, outcome: &Outcome) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match (&mut self.stage, outcome) {
+            (
+                Stage::Unregistered { .. },
+                Outcome::Answered(Answer { result: Ok(Applied::Registered { session, .. }), .. }),
+            ) if matches!(command, Command::RegisterSession(_)) => {
+                self.stage = Stage::Enrolling { session: *session, since: None };
+                effects = self.tick(self.now);
+            }
+            // Asked again with a tick.
+            (Stage::Unregistered { proposed }, _) => {
+                if matches!(outcome, Outcome::Answered(_) | Outcome::Unavailable) {
+                    *proposed = Some(self.now);
+                }
+            }
+            _ => {}
+        }
+        effects
+    }
+
+    /// The store has entered a session in its registry, or has not.
+    pub(crate) fn enrolled(&mut self, of: SessionId, generation: Option<Generation>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Stage::Enrolling { session, since } = &mut self.stage else { return effects };
+        if *session != of {
+            return effects;
+        }
+        match generation {
+            None => *since = Some(self.now),
+            Some(generation) if generation != self.generation => {
+                effects.push(Effect::Refuse(format!(
+                    "the history in the store is of generation {:x}, this node serves {:x}",
+                    generation.0, self.generation.0
+                )));
+            }
+            Some(_) => {
+                effects.push(Effect::Begin(of));
+                let mut life = Life::new(of, self.now);
+                life.map_changed(&self.map, &mut effects);
+                self.stage = Stage::Living(Box::new(life));
+            }
+        }
+        effects
+    }
+
+    /// Fences are durable at the store's quorum, or may not be.
+    pub(crate) fn fenced(&mut self, sessions: &[SessionId], durable: bool) -> Vec<Effect> {
+        self.living_do(|life, map, effects| life.fenced(sessions, durable, map, effects))
+    }
+
+    /// The store has told what a session committed, or could not.
+    pub(crate) fn active(&mut self, session: SessionId, entities: Option<Vec<EntityId>>) -> Vec<Effect> {
+        self.living_do(|life, map, effects| life.active(session, entities, map, effects))
+    }
+
+    /// A shard shows what it has of a partition that is to be given away.
+    pub(crate) fn streamed(&mut self, partition: Partition, plan: PlanId, handed: Vec<Handed>) -> Vec<Effect> {
+        self.living_do(|life, _, effects| life.streamed(partition, plan, handed, effects))
+    }
+
+    /// A shard is cut off from a partition.
+    pub(crate) fn cut(&mut self, partition: Partition, plan: PlanId, delta: Delta) -> Vec<Effect> {
+        self.living_do(|life, _, effects| life.cut(partition, plan, delta, effects))
+    }
+
+    /// Another session says something about a planned move.
+    pub(crate) fn heard(&mut self, from: SessionId, handover: Handover) -> Vec<Effect> {
+        self.living_do(|life, map, effects| life.heard(from, handover, map, effects))
+    }
+
+    /// A shard has found the session's own fence, or rows of a newer owner.
+    pub(crate) fn ended(&mut self, session: SessionId, why: String) -> Vec<Effect> {
+        if self.living() != Some(session) {
+            return Vec::new();
+        }
+        self.stage = Stage::Unregistered { proposed: None };
+        let mut effects = vec![Effect::End(why)];
+        effects.extend(self.tick(self.now));
+        effects
+    }
+
+    fn living_do(&mut self, act: impl FnOnce(&mut Life, &Map, &mut Vec<Effect>)) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if let Stage::Living(life) = &mut self.stage {
+            act(life, &self.map, &mut effects);
+        }
+        effects
+    }
+}
+
+impl Introduction {
+    fn introduce(&self) -> NewSession {
+        NewSession {
+            node: self.node,
+            ordinal: self.ordinal,
+            addr: self.addr,
+            zone: self.zone.clone(),
+            weight: self.weight,
+            versions: self.versions,
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The shell around a node's sessions: it brings them what the map, the store, the shards and other nodes say, and does
+//! what they want done. Whoever runs it (a task, a simulator) calls [`Tenant::step`] when something was heard.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use chappe_cluster::{
+    control::Outcome,
+    ownership::{Command, Map},
+};
+use chappe_schema::id::{EntityId, Generation, Millis, Partition, SessionId};
+use parking_lot::Mutex;
+
+use super::{Effect, Handover, Introduction, Sessions};
+use crate::{
+    shard::{Abroad, Mail, PeerMail, Report, mailbox::Mailbox, shard_of_partition},
+    store::{Session, Shared},
+};
+
+/// A session's own minute.
+const MINUTE_MS: Millis = 60_000;
+
+/// See the module's documentation.
+pub(crate) struct Tenant {
+    mailboxes: Arc<[Mailbox<Mail>]>,
+    shared: Arc<dyn Shared>,
+    sessions: Sessions,
+    home: Arc<Home>,
+    heard: Mailbox<Heard>,
+    generation: Generation,
+    now: Millis,
+    began: Millis,
+    minute: Arc<AtomicU64>,
+}
+
+/// What a node wants done beyond itself.
+#[derive(Debug)]
+pub enum Out {
+    /// Ask the cluster; the outcome is heard of.
+    Propose(Command),
+    /// For another session. It may get lost.
+    Peer(SessionId, Between),
+    /// The node refuses to go on, and why.
+    Refused(String),
+}
+
+/// From one node to another. Anything of it may be lost.
+#[derive(Clone, Debug)]
+pub struct Between(Word);
+
+#[derive(Clone, Debug)]
+enum Word {
+    Mail(Partition, PeerMail),
+    Handover(SessionId, Handover),
+}
+
+/// What the sessions are told.
+pub(crate) enum Heard {
+    Report(Report),
+    Map(Map),
+    Answered(Command, Outcome),
+    Word(Between),
+    Fenced(Vec<SessionId>, bool),
+    Enrolled(SessionId, Option<Generation>),
+    Active(SessionId, Option<Vec<EntityId>>),
+}
+
+/// Which partitions live here, and what is on its way to those that do not.
+#[derive(Default)]
+pub(crate) struct Home {
+    view: Mutex<View>,
+    abroad: Mutex<Vec<(SessionId, Between)>>,
+}
+
+#[derive(Default)]
+struct View {
+    map: Map,
+    me: Option<SessionId>,
+}
+
+impl Abroad for Home {
+    fn is_home(&self, partition: Partition) -> bool {
+        let view = self.view.lock();
+        view.me.is_some_and(|me| view.map.owner(partition).is_some_and(|(owner, _)| owner == me))
+    }
+
+    fn send(&self, partition: Partition, mail: PeerMail) {
+        let owner = self.view.lock().map.owner(partition);
+        if let Some((owner, _)) = owner {
+            self.abroad.lock().push((owner, Between(Word::Mail(partition, mail))));
+        }
+    }
+}
+
+impl Tenant {
+    pub(crate) fn new(
+        me: Introduction,
+        mailboxes: Arc<[Mailbox<Mail>]>,
+        shared: Arc<dyn Shared>,
+        generation: Generation,
+        home: Arc<Home>,
+        heard: Mailbox<Heard>,
+    ) -> Self {
+        Self {
+            mailboxes,
+            shared,
+            sessions: Sessions::new(me, generation),
+            home,
+            heard,
+            generation,
+            now: 0,
+            began: 0,
+            minute: Arc::default(),
+        }
+    }
+
+    /// Hands everything that was heard to the sessions, and does what they want; what is beyond the node is given back.
+    pub(crate) fn step(&mut self, now: Millis) -> Vec<Out> {
+        self.now = now;
+        self.minute.store(now.saturating_sub(self.began) / MINUTE_MS, Ordering::Relaxed);
+        let mut out = Vec::new();
+        let mut heard = Vec::new();
+        loop {
+            self.heard.take_more(&mut heard);
+            if heard.is_empty() {
+                break;
+            }
+            for one in heard.drain(..) {
+                self.hear(one, &mut out);
+            }
+        }
+        let effects = self.sessions.tick(now);
+        self.perform(effects, &mut out);
+        let abroad = std::mem::take(&mut *self.home.abroad.lock());
+        out.extend(abroad.into_iter().map(|(to, word)| Out::Peer(to, word)));
+        out
+    }
+
+    /// The present session and its minute, to be said to the control plane.
+    pub(crate) fn alive(&self) -> Option<(SessionId, u64)> {
+        self.sessions.living().map(|session| (session, self.minute.load(Ordering::Relaxed)))
+    }
+
+    fn hear(&mut self, heard: Heard, out: &mut Vec<Out>) {
+        let effects = match heard {
+            Heard::Report(Report::Ended(session, why)) => self.sessions.ended(session, why),
+            Heard::Report(Report::Streamed(partition, plan, handed)) => self.sessions.streamed(partition, plan, handed),
+            Heard::Report(Report::Cut(partition, plan, delta)) => self.sessions.cut(partition, plan, delta),
+            Heard::Map(map) => {
+                let effects = self.sessions.map_changed(map, self.now);
+                self.look_around();
+                effects
+            }
+            Heard::Answered(command, outcome) => self.sessions.answered(&command, &outcome),
+            Heard::Word(Between(Word::Mail(partition, mail))) => {
+                self.mailboxes[shard_of_partition(partition, self.mailboxes.len())].send(Mail::Peer(mail));
+                Vec::new()
+            }
+            Heard::Word(Between(Word::Handover(from, handover))) => self.sessions.heard(from, handover),
+            Heard::Fenced(sessions, durable) => self.sessions.fenced(&sessions, durable),
+            Heard::Enrolled(session, generation) => self.sessions.enrolled(session, generation),
+            Heard::Active(session, entities) => self.sessions.active(session, entities),
+        };
+        self.perform(effects, out);
+    }
+
+    fn look_around(&self) {
+        *self.home.view.lock() = View { map: self.sessions.map().clone(), me: self.sessions.living() };
+    }
+
+    fn all(&self, mail: impl Fn() -> Mail) {
+        for mailbox in self.mailboxes.iter() {
+            mailbox.send(mail());
+        }
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>, out: &mut Vec<Out>) {
+        for effect in effects {
+            match effect {
+                Effect::Propose(command) => out.push(Out::Propose(command)),
+                Effect::Enrol(session) => {
+                    let heard = self.heard.clone();
+                    let done = move |result: Result<Generation, _>| heard.send(Heard::Enrolled(session, result.ok()));
+                    self.shared.enrol(session, Box::new(done));
+                }
+                Effect::Begin(id) => {
+                    let session = Session { id, epoch: id, generation: self.generation };
+                    self.began = self.now;
+                    self.minute = Arc::default();
+                    let store = self.shared.enter(session, Arc::clone(&self.minute));
+                    self.all(|| Mail::Begin(Arc::clone(&store)));
+                    self.look_around();
+                }
+                Effect::End(why) => {
+                    self.all(|| Mail::End(why.clone()));
+                    self.look_around();
+                }
+                Effect::Fence(sessions) => {
+                    let (heard, named) = (self.heard.clone(), sessions.clone());
+                    let done = move |durable| heard.send(Heard::Fenced(named, durable));
+                    self.shared.fence(sessions, Box::new(done));
+                }
+                Effect::ReadActivity(session, since) => {
+                    let heard = self.heard.clone();
+                    let done = move |result: Result<Vec<EntityId>, _>| heard.send(Heard::Active(session, result.ok()));
+                    self.shared.active(session, since, Box::new(done));
+                }
+                Effect::Tenure(partition, mail) => {
+                    self.mailboxes[shard_of_partition(partition, self.mailboxes.len())].send(Mail::Tenure(mail));
+                }
+                Effect::Send(to, handover) => {
+                    if let Some(me) = self.sessions.living() {
+                        out.push(Out::Peer(to, Between(Word::Handover(me, handover))));
+                    }
+                }
+                Effect::Moved(partitions) => {
+                    let partitions: Arc<[_]> = partitions.into();
+                    self.all(|| Mail::Moved(Arc::clone(&partitions)));
+                }
+                Effect::Refuse(why) => out.push(Out::Refused(why)),
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The way in of a node that has no session: it answers nothing, and nobody asks.
+
+use chappe_schema::{
+    id::{CommandId, EntityId, Generation, Millis, Seq, UserId},
+    stored::{StoredId, StoredOverlay},
+};
+
+use super::{Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written};
+
+/// See the module's documentation.
+pub(crate) struct Nothing(Session);
+
+impl Default for Nothing {
+    fn default() -> Self {
+        Self(Session { id: 0, epoch: 0, generation: Generation(0) })
+    }
+}
+
+impl Store for Nothing {
+    fn session(&self) -> Session {
+        self.0
+    }
+
+    fn is_fenced(&self) -> bool {
+        true
+    }
+
+    fn append(&self, _: Vec<Append>, _: Done<Vec<Written>>) {}
+
+    fn confirm(&self, _: Done<Confirmation>) -> Option<Confirmation> {
+        None
+    }
+
+    fn recover(&self, _: EntityId, _: Millis, _: Done<Result<Recovered, Error>>) {}
+
+    fn page(&self, _: PageRequest, _: Done<Result<Page, Error>>) {}
+
+    fn overlay(&self, _: EntityId, _: Seq, _: Done<Result<Option<StoredOverlay>, Error>>) {}
+
+    fn find_id(&self, _: EntityId, _: UserId, _: CommandId, _: Millis, _: Done<Result<Option<StoredId>, Error>>) {}
+
+    fn project(&self, _: Vec<Projection>, _: Done<Result<(), Error>>) {}
+
+    fn announced(&self, _: Done<Result<Vec<EntityId>, Error>>) {}
+}
