@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::{
+    auth::count_refusal,
     gateway::Gateway,
     route::{Pending, lanes::Ask},
 };
@@ -124,7 +125,16 @@ impl Gateway {
                 access.await.unwrap_or_else(|_| Err(Error::new(Code::GoingAway)))?
             }
         };
-        access.check(actor.device.as_ref(), &actor.by, self.clock.now_ms())
+        access.check(actor.device.as_ref(), &actor.by, self.clock.now_ms()).inspect_err(count)
+    }
+}
+
+/// Counts who was logged out or banned and came all the same.
+pub(crate) fn count(error: &Error) {
+    match error.code {
+        Code::AuthLoggedOut => count_refusal("logged_out"),
+        Code::AuthBanned => count_refusal("banned"),
+        _ => {}
     }
 }
 

@@ -161,6 +161,23 @@ mod tests {
             (r#"{"auth":{"dev_tokens":false}}"#, "auth.key_file"),
             (r#"{"auth":{"leeway_s":31}}"#, "auth.leeway_s"),
             (r#"{"auth":{"audience":""}}"#, "auth.audience"),
+            (r#"{"auth":{"expiry_grace":"29s"}}"#, "auth.expiry_grace"),
+            (r#"{"auth":{"api_keys_file":"KEY"}}"#, "auth.api_keys_file"),
+            (r#"{"auth":{"jwks_file":"KEY"}}"#, "auth.jwks_file"),
+            (r#"{"auth":{"jwks_file":""}}"#, "auth.jwks_file"),
+            (r#"{"auth":{"key_file":"KEY","jwks_file":"KEY"}}"#, "auth.jwks_file"),
+            (r#"{"auth":{"algorithm":"EdDSA","jwks_url":""}}"#, "auth.jwks_url"),
+            (r#"{"auth":{"algorithm":"EdDSA","jwks_url":"http://id.example.com/keys"}}"#, "auth.jwks_url"),
+            (r#"{"auth":{"jwks_url":"https://id.example.com/keys"}}"#, "auth.jwks_url"),
+            (
+                r#"{"auth":{"algorithm":"EdDSA","jwks_url":"https://id.example.com/","jwks_refresh":"0s"}}"#,
+                "auth.jwks_refresh",
+            ),
+            (
+                r#"{"auth":{"algorithm":"EdDSA","jwks_url":"https://id.example.com/","jwks_ca_file":"KEY"}}"#,
+                "auth.jwks_ca_file",
+            ),
+            (r#"{"auth":{"key_file":"KEY","jwks_refresh":"2d"}}"#, "auth.jwks_refresh"),
             (r#"{"allowed_origins":["https://ok.example","chat.example.com"]}"#, "allowed_origins.1"),
             (r#"{"allowed_origins":["https://chat.example.com/app"]}"#, "allowed_origins.0"),
             (r#"{"allowed_origins":["https://chat.example.com:443"]}"#, "allowed_origins.0"),
@@ -177,6 +194,11 @@ mod tests {
             assert_eq!(paths(&json), [format!("gateway.{path}")], "{json}");
         }
         assert_eq!(paths(r#"{"auth":{"leeway_s":31,"issuer":"","key_file":"/no"}}"#).len(), 3, "all of them are named");
+        // A URL is looked at, and nothing is fetched.
+        assert!(
+            paths(r#"{"auth":{"algorithm":"EdDSA","jwks_url":"https://id.example.com/keys"},"listen":"0.0.0.0:1"}"#)
+                .is_empty()
+        );
         for origin in [
             "*",
             "https://a.example",

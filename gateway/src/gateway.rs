@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::{
     accept::Seats,
-    access::Known,
+    access::{self, Known},
     auth::Auth,
     clock::Clock,
     config::Config,
@@ -329,6 +329,7 @@ impl Gateway {
             (Err(error), id) => {
                 let request_id = connection.request_id();
                 log(&error, &request_id);
+                access::count(&error);
                 outbox.error(id.as_ref(), &error, &request_id, wakers);
             }
         }
@@ -351,6 +352,7 @@ impl Gateway {
             Err(error) => {
                 let request_id = connection.request_id();
                 log(&error, &request_id);
+                access::count(&error);
                 outbox.error(resuming.id.as_ref(), &error, &request_id, wakers);
                 // Without its registration the connection is of no use; its client comes back.
                 let row = if error.code.row().close.is_some() { error.code.row() } else { Code::Overloaded.row() };

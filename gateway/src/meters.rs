@@ -222,10 +222,13 @@ pub(crate) enum Task {
     Lanes,
     /// The accept loop.
     Accept,
+    /// What keeps the issuer's keys fresh.
+    Keys,
 }
 
 impl Task {
-    const ALL: [Self; 6] = [Self::WebSocket, Self::Http, Self::Delivery, Self::Sweep, Self::Lanes, Self::Accept];
+    const ALL: [Self; 7] =
+        [Self::WebSocket, Self::Http, Self::Delivery, Self::Sweep, Self::Lanes, Self::Accept, Self::Keys];
 
     /// As in metrics and log lines.
     pub(crate) const fn name(self) -> &'static str {
@@ -236,6 +239,7 @@ impl Task {
             Self::Sweep => "sweep",
             Self::Lanes => "lanes",
             Self::Accept => "accept",
+            Self::Keys => "keys",
         }
     }
 }

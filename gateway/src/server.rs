@@ -95,6 +95,14 @@ impl Gateway {
         let asking = Arc::clone(&gateway);
         let resume = move || Arc::clone(&asking).resume_lanes();
         tasks.spawn(supervised(Arc::clone(&gateway), Task::Lanes, resume));
+        if gateway.auth.has_source() {
+            let kept = Arc::clone(&gateway);
+            let keep = move || {
+                let gateway = Arc::clone(&kept);
+                async move { gateway.auth.keep_fresh().await }
+            };
+            tasks.spawn(supervised(Arc::clone(&gateway), Task::Keys, keep));
+        }
         let (routes, listener, entered) = (routes::of(&gateway), Arc::new(listener), Arc::clone(&gateway));
         let accept = move || accept::run(Arc::clone(&entered), Arc::clone(&listener), routes.clone());
         tasks.spawn(supervised(Arc::clone(&gateway), Task::Accept, accept));
@@ -180,6 +188,12 @@ impl Running {
     #[must_use]
     pub fn reload_keys(&self) -> Reloaded {
         self.gateway.auth.reload()
+    }
+
+    /// Resolves to `true` when there are keys to check tokens with: until then everybody is told to come back later. Only
+    /// keys that are fetched from a URL are not there from the start. `false`: the gateway is gone.
+    pub fn has_keys(&self) -> impl Future<Output = bool> + Send + use<> {
+        self.gateway.auth.has_keys()
     }
 
     /// Whether `POST /v1/dev/tokens` issues tokens.

@@ -22,6 +22,8 @@ mod flow;
 mod hostile;
 #[path = "it/http.rs"]
 mod http;
+#[path = "it/jwks.rs"]
+mod jwks;
 #[path = "it/node.rs"]
 mod node;
 #[path = "it/parity.rs"]

@@ -16,6 +16,7 @@ const CRATES: [&str; 5] = ["schema", "cluster", "node", "gateway", "loadtest"];
 
 /// Libraries that live in as few rooms as possible.
 const HOUSED: &[&str] = &[
+    "aws_lc_rs",
     "axum",
     "clap",
     "figment",
@@ -31,6 +32,7 @@ const HOUSED: &[&str] = &[
     "plotters",
     "prost",
     "rustix",
+    "rustls",
     "tokio",
     "tokio_tungstenite",
     "tracing_subscriber",

@@ -270,7 +270,13 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
     let gateway = Arc::new(gateway);
     let listen = gateway.address();
     tokio::spawn(reload(hangups, Arc::downgrade(&gateway)));
-    clients.ok();
+    clients.failing("the issuer's keys (gateway.auth.jwks_url) were not fetched yet");
+    let keys = gateway.has_keys();
+    tokio::spawn(async move {
+        if keys.await {
+            clients.ok();
+        }
+    });
     greet(listen, admin_address, &data_dir, gateway.issues_dev_tokens());
 
     // Until somebody ends it, or a part of it has ended by itself.
@@ -321,7 +327,7 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
 async fn reload(mut hangups: Signal, gateway: Weak<Running>) {
     while hangups.recv().await.is_some() {
         let Some(gateway) = gateway.upgrade() else { return };
-        let Reloaded { read, refused } = gateway.reload_keys();
+        let Reloaded { read, refused, fetching } = gateway.reload_keys();
         for error in refused {
             let setting = format!("gateway.auth.{}", error.setting());
             let error = format!("{:#}", anyhow::Error::from(error));
@@ -331,6 +337,9 @@ async fn reload(mut hangups: Signal, gateway: Weak<Running>) {
                 error,
                 "what it held before stays in force"
             );
+        }
+        if fetching {
+            tracing::info!(event = "configuration_reload_begun", settings = "gateway.auth.jwks_url", "being fetched");
         }
         if !read.is_empty() {
             let settings = format!("gateway.auth.{}", read.join(", gateway.auth."));

@@ -157,8 +157,16 @@ catalogue! {
             {cause: &["overflow", "queue", "gap", "grew", "catch_up", "panic"]},
             "Conversations of live connections whose events were left out, so that the client must fetch them, by cause.";
         GATEWAY_PANICS_TOTAL = "chappe_gateway_panics_total", Kind::Counter, Count,
-            {task: &["websocket", "http", "delivery", "sweep", "accept"]},
+            {task: &["websocket", "http", "delivery", "sweep", "lanes", "accept", "keys"]},
             "Panics of gateway tasks; a connection's takes that connection only, the others begin again.";
+        AUTH_REFUSALS_TOTAL = "chappe_auth_refusals_total", Kind::Counter, Count, {reason: OPEN},
+            "Tokens and API keys that were refused, by why.";
+        AUTH_KEY_REFRESHES_TOTAL = "chappe_auth_key_refreshes_total", Kind::Counter, Count, {result: &["ok", "failed"]},
+            "Times that an issuer's key set was read or fetched; after a failure the keys of before stay in force.";
+        AUTH_KEYS = "chappe_auth_keys", Kind::Gauge, Count, {},
+            "Keys of the issuer's set that tokens may be signed with; 0 where there is no set, or none yet.";
+        AUTH_KEYS_REFRESHED_TIMESTAMP_SECONDS = "chappe_auth_keys_refreshed_timestamp_seconds", Kind::Gauge, Seconds, {},
+            "When an issuer's key set was last read or fetched, since the Unix epoch.";
         HTTP_REQUEST_DURATION_SECONDS = "chappe_http_request_duration_seconds", Kind::Histogram(SECONDS), Seconds,
             {route: OPEN, method: OPEN, status_class: &["1xx", "2xx", "3xx", "4xx", "5xx"]},
             "Time from a request's head to its response's head, by route template.";

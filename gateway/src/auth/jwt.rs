@@ -15,19 +15,29 @@ use jsonwebtoken::{DecodingKey, Header, Validation, errors::ErrorKind};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Config;
+use super::{Config, KeySet};
 
 /// Longest token that is looked at. Issuers' tokens are 0.3 to 2 KiB; an HTTP header must hold one. Longer: refused
 /// before anything is decoded.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// Checks tokens against one key and one algorithm. Built once, shared by all connections.
+/// Checks tokens against the keys of now and one algorithm. Shared by all connections, replaced when the keys are.
 pub struct Verifier {
-    key: DecodingKey,
+    keys: Keys,
     validation: Validation,
     audience: Option<String>,
     issuer: Option<String>,
     leeway_ms: u64,
+}
+
+/// What signatures are checked with.
+enum Keys {
+    /// The one in a file.
+    One(DecodingKey),
+    /// Those of an issuer's set.
+    Set(KeySet),
+    /// An issuer's set that was never fetched.
+    Unknown,
 }
 
 /// What a token said, once it is believed.
@@ -59,6 +69,15 @@ pub enum Error {
     /// Signed in another way than the configured one.
     #[error("the token is signed with another algorithm than the configured one")]
     Algorithm,
+    /// Signed with a key that is not in the issuer's set, by its name.
+    #[error("the token is signed with a key that is not known")]
+    UnknownKey,
+    /// Names no key, and the issuer's set has several.
+    #[error("the token does not name its key (`kid`), and there are several")]
+    KeyNotNamed,
+    /// The issuer's set could not be fetched yet: nobody can tell.
+    #[error("the issuer's keys are not known yet")]
+    NoKeys,
     /// Not signed with the configured key.
     #[error("the token's signature does not match")]
     Signature,
@@ -90,6 +109,20 @@ pub enum Error {
 impl Verifier {
     /// A verifier for `config`'s algorithm, audience, issuer and leeway, with the key that belongs to them.
     pub(super) fn new(config: &Config, key: DecodingKey) -> Self {
+        Self::with(config, Keys::One(key))
+    }
+
+    /// One with an issuer's keys.
+    pub(super) fn of_set(config: &Config, set: KeySet) -> Self {
+        Self::with(config, Keys::Set(set))
+    }
+
+    /// One that believes nothing, until an issuer's keys are known.
+    pub(super) fn without_keys(config: &Config) -> Self {
+        Self::with(config, Keys::Unknown)
+    }
+
+    fn with(config: &Config, keys: Keys) -> Self {
         let mut validation = Validation::new(config.algorithm.into());
         // The library is left with algorithm and signature: its clock is not ours, and its audience check lets a
         // token without `aud` pass.
@@ -98,7 +131,7 @@ impl Verifier {
         validation.validate_nbf = false;
         validation.validate_aud = false;
         Self {
-            key,
+            keys,
             validation,
             audience: config.audience.clone(),
             issuer: config.issuer.clone(),
@@ -118,7 +151,7 @@ impl Verifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(Error::TooLong);
         }
-        let signed = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
+        let signed = jsonwebtoken::decode::<Claims>(token, self.key(token)?, &self.validation)
             .map_err(|error| Error::from_library(error.kind()))?;
         check_header(&signed.header)?;
         let claims = signed.claims;
@@ -155,6 +188,18 @@ impl Verifier {
             device,
             token: Token { issued_at, expires_at: expires_at_ms, print: Token::print_of(signed), is_bound },
         })
+    }
+
+    /// The key to check a token with. Its name is all that the token has a say in.
+    fn key(&self, token: &str) -> Result<&DecodingKey, Error> {
+        match &self.keys {
+            Keys::One(key) => Ok(key),
+            Keys::Unknown => Err(Error::NoKeys),
+            Keys::Set(set) => {
+                let header = jsonwebtoken::decode_header(token).map_err(|error| Error::from_library(error.kind()))?;
+                set.find(header.kid.as_deref())
+            }
+        }
     }
 
     fn issued_by_ours(&self, iss: Option<&Value>) -> bool {
@@ -205,6 +250,9 @@ impl Error {
             Self::Malformed => "malformed",
             Self::Header(_) => "header",
             Self::Algorithm => "algorithm",
+            Self::UnknownKey => "unknown_key",
+            Self::KeyNotNamed => "key_not_named",
+            Self::NoKeys => "no_keys",
             Self::Signature => "signature",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
@@ -223,6 +271,7 @@ impl Error {
             Self::Missing => Code::AuthRequired,
             Self::Expired => Code::AuthExpired,
             Self::Signing => Code::Internal,
+            Self::NoKeys => Code::Unavailable,
             _ => Code::AuthInvalid,
         }
     }
@@ -249,7 +298,7 @@ struct Claims {
     device: Option<Value>,
 }
 
-/// `kid`, `jku` and `x5u` are read by nobody. A key inside the token is refused even where the signature holds: no
+/// `kid` only chooses among the keys that we have; `jku` and `x5u` are read by nobody. A key inside the token is refused even where the signature holds: no
 /// honest issuer sends one. `crit` names extensions that must be understood (RFC 7515 §4.1.11), and we know none.
 fn check_header(header: &Header) -> Result<(), Error> {
     if header.jwk.is_some() {

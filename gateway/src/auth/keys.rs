@@ -7,7 +7,7 @@ use std::{fs::File, io::Read, path::Path};
 
 use jsonwebtoken::{DecodingKey, DecodingKeyKind, crypto::aws_lc};
 
-use super::{Algorithm, SetupError};
+use super::{Algorithm, SetupError, key_set::sized};
 
 /// Largest key file: a PEM of the longest accepted key is 1.5 KiB. Larger: it is some other file.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -22,7 +22,10 @@ pub const RSA_BITS_MIN: usize = 2048;
 pub const RSA_BITS_MAX: usize = 8192;
 
 /// Length of an Ed25519 public key.
-const ED25519_BYTES: usize = 32;
+pub(super) const ED25519_BYTES: usize = 32;
+
+/// Length of a point of P-256, not compressed.
+pub(super) const P256_BYTES: usize = 65;
 
 const PEM_BEGIN: &str = "-----BEGIN ";
 
@@ -35,6 +38,7 @@ pub(super) fn read(path: &Path, algorithm: Algorithm) -> Result<DecodingKey, Set
         Algorithm::HS256 => Ok(DecodingKey::from_secret(&secret(path)?)),
         Algorithm::EdDSA => ed25519(path),
         Algorithm::RS256 => rsa(path),
+        Algorithm::ES256 => p256(path),
     }
 }
 
@@ -62,10 +66,14 @@ pub(super) fn secret(path: &Path) -> Result<Vec<u8>, SetupError> {
 fn ed25519(path: &Path) -> Result<DecodingKey, SetupError> {
     let wrong = || SetupError::WrongKey { path: path.into(), algorithm: Algorithm::EdDSA };
     let key = DecodingKey::from_ed_pem(&public_pem(path)?).map_err(|_| wrong())?;
-    match key.kind() {
-        DecodingKeyKind::SecretOrDer(bytes) if bytes.len() == ED25519_BYTES => Ok(key),
-        _ => Err(wrong()),
-    }
+    sized(key, ED25519_BYTES).ok_or_else(wrong)
+}
+
+fn p256(path: &Path) -> Result<DecodingKey, SetupError> {
+    let wrong = || SetupError::WrongKey { path: path.into(), algorithm: Algorithm::ES256 };
+    let key = DecodingKey::from_ec_pem(&public_pem(path)?).map_err(|_| wrong())?;
+    // Points of other curves have other lengths.
+    sized(key, P256_BYTES).ok_or_else(wrong)
 }
 
 fn rsa(path: &Path) -> Result<DecodingKey, SetupError> {
@@ -82,7 +90,7 @@ fn rsa(path: &Path) -> Result<DecodingKey, SetupError> {
 }
 
 /// Length of a big-endian number.
-fn bit_length(number: &[u8]) -> usize {
+pub(super) fn bit_length(number: &[u8]) -> usize {
     match number.iter().position(|byte| *byte != 0) {
         Some(first) => (number.len() - first) * 8 - number[first].leading_zeros() as usize,
         None => 0,

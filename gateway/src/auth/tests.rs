@@ -10,6 +10,7 @@ use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
     hmac,
+    rand::SystemRandom,
     rsa::{KeyPair as RsaKeyPair, KeySize},
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair},
 };
@@ -30,7 +31,7 @@ use tempfile::TempDir;
 use super::*;
 
 /// Now, for every test.
-const NOW_MS: u64 = 1_800_000_000_000;
+pub(super) const NOW_MS: u64 = 1_800_000_000_000;
 const NOW_S: u64 = NOW_MS / 1000;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -40,19 +41,19 @@ const LOOPBACK: &str = "127.0.0.1:8080";
 // === what signs, and what is signed ===
 
 /// A directory with a key file in it, and the key that signs what it verifies.
-struct Issuer {
-    algorithm: Algorithm,
+pub(super) struct Issuer {
+    pub(super) algorithm: Algorithm,
     dir: TempDir,
-    signing: EncodingKey,
-    public_pem: String,
+    pub(super) signing: EncodingKey,
+    pub(super) public_pem: String,
 }
 
 impl Issuer {
-    fn hs256() -> Self {
+    pub(super) fn hs256() -> Self {
         Self::new(Algorithm::HS256, SECRET.into(), EncodingKey::from_secret(SECRET.as_bytes()))
     }
 
-    fn eddsa() -> Self {
+    pub(super) fn eddsa() -> Self {
         let key = Ed25519KeyPair::generate().unwrap();
         let private = AsDer::<Pkcs8V1Der<'_>>::as_der(&key).unwrap();
         Self::new(
@@ -62,13 +63,24 @@ impl Issuer {
         )
     }
 
-    fn rs256() -> Self {
+    pub(super) fn rs256() -> Self {
         let key = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
         let private = AsDer::<Pkcs8V1Der<'_>>::as_der(&key).unwrap();
         Self::new(
             Algorithm::RS256,
             public_pem(key.public_key()),
             EncodingKey::from_rsa_pem(pem("PRIVATE KEY", private.as_ref()).as_bytes()).unwrap(),
+        )
+    }
+
+    pub(super) fn es256() -> Self {
+        let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+        let private = EcdsaKeyPair::generate_pkcs8(algorithm, &SystemRandom::new()).unwrap();
+        let key = EcdsaKeyPair::from_pkcs8(algorithm, private.as_ref()).unwrap();
+        Self::new(
+            Algorithm::ES256,
+            public_pem(key.public_key()),
+            EncodingKey::from_ec_pem(pem("PRIVATE KEY", private.as_ref()).as_bytes()).unwrap(),
         )
     }
 
@@ -95,6 +107,13 @@ impl Issuer {
     fn sign(&self, claims: &Value) -> String {
         encode(&Header::new(self.algorithm.into()), claims, &self.signing).unwrap()
     }
+
+    /// Signs whatever it is given, under any header.
+    pub(super) fn sign_with(&self, header: &Value, payload: &[u8]) -> String {
+        let message = format!("{}.{}", part(header.to_string().as_bytes()), part(payload));
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &self.signing, self.algorithm.into()).unwrap();
+        format!("{message}.{signature}")
+    }
 }
 
 fn public_pem(key: &impl AsDer<PublicKeyX509Der<'static>>) -> String {
@@ -110,14 +129,14 @@ fn part(content: &[u8]) -> String {
 }
 
 /// A token put together by hand: any header, any payload, signed with HMAC-SHA-256.
-fn forge(header: &Value, payload: &[u8], secret: &[u8]) -> String {
+pub(super) fn forge(header: &Value, payload: &[u8], secret: &[u8]) -> String {
     let message = format!("{}.{}", part(header.to_string().as_bytes()), part(payload));
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message.as_bytes());
     format!("{message}.{}", part(tag.as_ref()))
 }
 
 /// Acceptable claims, with changes: `null` takes a claim away.
-fn claims(changes: Value) -> Value {
+pub(super) fn claims(changes: Value) -> Value {
     let mut claims = json!({"sub": "ada", "exp": NOW_S + 3600});
     for (name, value) in changes.as_object().unwrap() {
         claims[name] = value.clone();
@@ -136,7 +155,7 @@ fn refusal(verifier: &Verifier, changes: Value) -> Error {
 
 #[test]
 fn each_algorithm_accepts_its_own_tokens() {
-    for issuer in [Issuer::hs256(), Issuer::eddsa(), Issuer::rs256()] {
+    for issuer in [Issuer::hs256(), Issuer::eddsa(), Issuer::rs256(), Issuer::es256()] {
         let token = issuer.sign(&claims(json!({"iat": NOW_S - 1, "device": "phone:1", "ignored": {"deep": [1]}})));
         let expected = Identity {
             user: UserId::new("ada").unwrap(),
@@ -163,7 +182,9 @@ fn what_is_optional_may_be_missing() {
 
 #[test]
 fn another_key_of_the_same_kind_is_refused() {
-    for (ours, theirs) in [(Issuer::eddsa(), Issuer::eddsa()), (Issuer::rs256(), Issuer::rs256())] {
+    for (ours, theirs) in
+        [(Issuer::eddsa(), Issuer::eddsa()), (Issuer::rs256(), Issuer::rs256()), (Issuer::es256(), Issuer::es256())]
+    {
         let token = theirs.sign(&claims(json!({})));
         assert_eq!(ours.verifier().verify(&token, NOW_MS), Err(Error::Signature), "{}", ours.algorithm);
     }
@@ -173,7 +194,7 @@ fn another_key_of_the_same_kind_is_refused() {
 
 #[test]
 fn a_public_key_is_no_secret() {
-    for issuer in [Issuer::eddsa(), Issuer::rs256()] {
+    for issuer in [Issuer::eddsa(), Issuer::rs256(), Issuer::es256()] {
         let verifier = issuer.verifier();
         let payload = claims(json!({})).to_string();
         let DecodingKeyBytes(der) = DecodingKeyBytes::of(&issuer);
@@ -213,7 +234,7 @@ fn every_other_algorithm_is_refused() {
 
 #[test]
 fn unsigned_tokens_are_refused() {
-    for issuer in [Issuer::hs256(), Issuer::eddsa(), Issuer::rs256()] {
+    for issuer in [Issuer::hs256(), Issuer::eddsa(), Issuer::rs256(), Issuer::es256()] {
         let verifier = issuer.verifier();
         let payload = part(claims(json!({})).to_string().as_bytes());
         for algorithm in ["none", "None", "NONE", "nOnE", ""] {
@@ -606,7 +627,7 @@ fn a_secret_has_32_bytes_and_loses_one_newline() {
 
 #[test]
 fn a_pem_key_is_no_secret() {
-    for issuer in [Issuer::eddsa(), Issuer::rs256()] {
+    for issuer in [Issuer::eddsa(), Issuer::rs256(), Issuer::es256()] {
         let file = format!("\n{}", issuer.public_pem);
         assert!(matches!(setup(Algorithm::HS256, file.as_bytes()), Err(SetupError::SecretIsPem { .. })));
     }
@@ -798,7 +819,7 @@ fn a_damaged_development_secret_is_not_used() {
 /// Prints only: figures for the reader, not a promise.
 #[test]
 fn the_cost_of_one_check() {
-    for issuer in [Issuer::hs256(), Issuer::eddsa(), Issuer::rs256()] {
+    for issuer in [Issuer::hs256(), Issuer::eddsa(), Issuer::rs256(), Issuer::es256()] {
         let verifier = issuer.verifier();
         let token = issuer.sign(&claims(json!({"device": "phone", "jti": "0192f1a2-7c3e-7000-8000-000000000000"})));
         let checks = 5_000;

@@ -20,9 +20,12 @@ use http::{HeaderMap, header};
 
 use super::{
     connection::About,
-    routes::{Refused, Watched, bearer, count_refusal, filter, operate, path_of},
+    routes::{Refused, Watched, bearer, filter, operate, path_of, refuse},
 };
-use crate::{auth::Caller, gateway::Gateway};
+use crate::{
+    auth::{Caller, count_refusal},
+    gateway::Gateway,
+};
 
 /// The field of a path that names the user as whom a caller asks.
 pub(super) const AS: &str = "as";
@@ -94,5 +97,6 @@ async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> 
             None => Error::new(Code::AuthInvalid).with_detail("there is no such API key"),
         },
     };
-    Err(count_refusal(gateway, about, error).await)
+    count_refusal("api_key");
+    Err(refuse(gateway, about, error).await)
 }

@@ -159,15 +159,14 @@ async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> 
         Some(value) => bearer(value)
             .ok_or_else(|| Error::new(Code::AuthInvalid).with_detail("expected `authorization: Bearer` and a token"))?,
     };
-    let refused = match gateway.auth.verifier().verify(token, gateway.clock.now_ms()) {
-        Ok(identity) => return Ok(identity),
-        Err(refused) => refused,
-    };
-    Err(count_refusal(gateway, about, Error::new(refused.code()).with_detail(refused.to_string())).await)
+    match gateway.auth.check(token, gateway.clock.now_ms()) {
+        Ok(identity) => Ok(identity),
+        Err(error) => Err(refuse(gateway, about, error).await),
+    }
 }
 
 /// Guessing costs as much as coming anew.
-pub(super) async fn count_refusal(gateway: &Gateway, about: &About, error: Error) -> Refused {
+pub(super) async fn refuse(gateway: &Gateway, about: &About, error: Error) -> Refused {
     let decision = gateway.limiter.check(Scope::Handshakes, Key::Address(about.client), 1).await;
     if decision.allowed { error.into() } else { Refused::limited(decision) }
 }

@@ -172,18 +172,24 @@ impl Client {
     /// Ends the connection with an error: an answer if a request caused it.
     pub(crate) fn end(&mut self, error: &Error, id: Option<&RequestId>) {
         let why = match error.code {
-            Code::AuthRequired | Code::AuthInvalid | Code::AuthExpired => Reason::Auth,
+            Code::AuthRequired | Code::AuthInvalid | Code::AuthExpired | Code::Unavailable => Reason::Auth,
             _ => Reason::Protocol,
         };
         let request_id = self.connection.request_id();
         log(error, &request_id);
-        self.push(|outbox, wakers| match id {
-            None => outbox.close(error, &request_id, why, wakers),
-            Some(_) => {
-                let row = error.code.row();
+        let row = error.code.row();
+        let close = match row.close {
+            Some(close) => close,
+            // It may come back.
+            None if row.retryable => Code::Overloaded.row().close.unwrap_or(1013),
+            None => 1002,
+        };
+        let told = id.is_none().then_some((error, request_id.as_str()));
+        self.push(|outbox, wakers| {
+            if id.is_some() {
                 outbox.error(id, error, &request_id, wakers);
-                outbox.close_with(row.close.unwrap_or(1002), row.code, why, None, wakers);
             }
+            outbox.close_with(close, row.code, why, told, wakers);
         });
     }
 
@@ -347,9 +353,9 @@ impl Client {
             Err(error) => return self.refuse(id.as_ref(), &error),
         };
         let now = self.gateway.clock.now_ms();
-        let identity = match self.gateway.auth.verifier().verify(&connect.token, now) {
+        let identity = match self.gateway.auth.check(&connect.token, now) {
             Ok(identity) => identity,
-            Err(error) => return self.end(&Error::new(error.code()).with_detail(error.to_string()), id.as_ref()),
+            Err(error) => return self.end(&error, id.as_ref()),
         };
         self.connection.renew(identity.token, self.gateway.last_second(&identity.token));
         let actor = identity.actor(connect.device);
@@ -392,8 +398,7 @@ impl Client {
     fn refreshed(&self, args: &str) -> Result<(Actor, Token, Vec<String>), Error> {
         let mut ignored = Vec::new();
         let refresh = Refresh::decode(args, &mut ignored)?;
-        let verified = self.gateway.auth.verifier().verify(&refresh.token, self.gateway.clock.now_ms());
-        let identity = verified.map_err(|error| Error::new(error.code()).with_detail(error.to_string()))?;
+        let identity = self.gateway.auth.check(&refresh.token, self.gateway.clock.now_ms())?;
         let Some(actor) = self.connection.actor() else { return Err(Code::AuthRequired.into()) };
         let wrong = |detail: &'static str| Error::new(Code::AuthInvalid).with_detail(detail);
         if actor.user != identity.user {

@@ -1,6 +1,6 @@
 //! A gateway on a port of its own, and clients that use the words of users: connect, send, expect.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use chappe_cluster::process::config::Period;
 use chappe_gateway::{
@@ -88,12 +88,7 @@ impl World {
 
     /// A client that has been greeted and has not said a word.
     pub(crate) async fn stranger(&self) -> Client {
-        let url = format!("ws://{}/v1/ws", self.gateway.address());
-        let (socket, _) = connect_async(url).await.unwrap();
-        let mut client = Client { socket, lines: Vec::new(), next_id: 100 };
-        let hello = client.frame().await;
-        assert!(hello["hello"]["connection"].is_string(), "{hello}");
-        client
+        Client::of(self.gateway.address()).await
     }
 
     /// A client that is connected.
@@ -218,6 +213,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// One that has been greeted.
+    pub(crate) async fn of(gateway: SocketAddr) -> Self {
+        let (socket, _) = connect_async(format!("ws://{gateway}/v1/ws")).await.unwrap();
+        let mut client = Self { socket, lines: Vec::new(), next_id: 100 };
+        let hello = client.frame().await;
+        assert!(hello["hello"]["connection"].is_string(), "{hello}");
+        client
+    }
+
     pub(crate) async fn say(&mut self, frame: Value) {
         self.socket.send(Message::text(frame.to_string())).await.unwrap();
     }

@@ -11,6 +11,10 @@ use chappe_loadtest::{
     server::{Server, Setup},
 };
 use rustix::process::Signal;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_admin_port_tells_how_it_is() {
@@ -87,6 +91,7 @@ fn nonsense_is_refused_by_its_path() {
     let in_file = format!("server.data_dir={file}");
     let below_file = format!("server.data_dir={file}/data");
     let short_key = format!("gateway.auth.key_file={file}");
+    let no_set = format!("gateway.auth.jwks_file={file}");
     let no_keys = format!("gateway.auth.api_keys_file={file}");
     for (set, path) in [
         ("server.data_dir=", "server.data_dir"),
@@ -114,6 +119,10 @@ fn nonsense_is_refused_by_its_path() {
         ("gateway.auth.expiry_grace=1m", "gateway.auth.expiry_grace"),
         ("gateway.auth.api_keys_file=", "gateway.auth.api_keys_file"),
         (&no_keys, "gateway.auth.api_keys_file"),
+        (&no_set, "gateway.auth.jwks_file"),
+        ("gateway.auth.jwks_url=https://id.example.com/keys", "gateway.auth.jwks_url"),
+        ("gateway.auth.jwks_refresh=2d", "gateway.auth.jwks_refresh"),
+        ("gateway.auth.jwks_ca_file=/nonexistent", "gateway.auth.jwks_ca_file"),
         (&short_key, "gateway.auth.key_file"),
     ] {
         let (code, said) = check(&[set]);
@@ -179,6 +188,44 @@ async fn a_key_is_rotated_without_a_restart() {
     server.signal(Signal::HUP).unwrap();
     said("configuration_reloaded").await;
     assert!(!holds(&first).await && holds(&second).await);
+}
+
+/// The key pair of RFC 8037, appendix A.
+const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
+const PUBLISHED: &str =
+    r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+/// Goal: a server whose issuer cannot be reached yet starts, is not ready, and is as soon as it has the keys. Method: an
+/// issuer that comes two seconds late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_ready_when_it_has_its_issuers_keys() {
+    let issuer = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let listener = TcpListener::bind(issuer).await.unwrap();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{PUBLISHED}", PUBLISHED.len());
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let set = [format!("gateway.auth.jwks_url=http://{issuer}/keys"), "gateway.auth.algorithm=EdDSA".to_owned()];
+    let args = set.into_iter().flat_map(|set| ["--set".to_owned(), set]).collect();
+    let began = Instant::now();
+    // Waits for `/readyz`.
+    let server = Server::start(Setup { args, ..Setup::default() }).await.unwrap();
+    assert!(began.elapsed() > Duration::from_secs(1), "it was ready without keys");
+    assert!(server.last_words().contains("auth_keys_refresh_failed"), "{}", server.last_words());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let header =
+        jsonwebtoken::Header { kid: Some("1".into()), ..jsonwebtoken::Header::new(jsonwebtoken::Algorithm::EdDSA) };
+    let key = jsonwebtoken::EncodingKey::from_ed_pem(PRIVATE.as_bytes()).unwrap();
+    let token = jsonwebtoken::encode(&header, &serde_json::json!({ "sub": "ada", "exp": now + 60 }), &key).unwrap();
+    let answer = Http::new(&server.url()).call(hyper::Method::GET, "/v1/conversations", Some(&token), None).await;
+    assert_eq!(answer.unwrap().status, 200);
+    let metrics = server.metrics().await.unwrap();
+    assert_eq!(metrics.get("chappe_auth_keys"), 1.0);
 }
 
 /// Goal: nobody but the server's own user reads what people said. Method: every file and folder of a data directory.
