@@ -13,6 +13,7 @@
 //! - [`bench`] — `bench`: the project's figures as ratios.
 //! - [`weather`] — faults: power cuts, full disks, slow and failing syncs.
 //! - [`websocket`] — the framing under all of it.
+//! - [`model`] — `model`: the protocol of ownership, every state of it in a small world. It stands alone.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod client;
 pub mod crowd;
 pub mod history;
 pub mod metrics;
+pub mod model;
 pub mod oracle;
 pub mod process;
 pub mod raw;

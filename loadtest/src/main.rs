@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Instant};
 
 use anyhow::Context;
-use chappe_loadtest::{bench, crowd, history, oracle::Oracle, raw};
+use chappe_loadtest::{bench, crowd, history, model, oracle::Oracle, raw};
 use clap::{Parser, Subcommand};
 
 /// The tester shares its machine with the server it measures.
@@ -29,6 +29,8 @@ enum Command {
     Run(Box<crowd::run::Plan>),
     /// The project's figures, as ratios to peers without logic.
     Bench(bench::Plan),
+    /// The protocol of ownership in a small world, every state of it: a table of checks and verdicts.
+    Model(model::command::Plan),
     /// Judge a history that `run --history` wrote.
     Judge {
         /// The JSONL file.
@@ -81,6 +83,7 @@ fn main() -> anyhow::Result<()> {
     match cli.command {
         Command::Run(plan) => runtime.block_on(until_interrupted(crowd::run::run(*plan))),
         Command::Bench(plan) => runtime.block_on(until_interrupted(bench::run(plan))),
+        Command::Model(plan) => model::command::run(&plan),
         Command::Judge { file } => judge(&file),
         Command::RawServer { listen, groups, ack_bytes, delivery_bytes, echo } => runtime.block_on(async {
             chappe_loadtest::process::raise_file_limit();
