@@ -12,6 +12,7 @@ use chappe_schema::{
     error::{Code, Error},
     frame,
     id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, Generation, Partition, SessionId},
+    inbox::Cursor,
     limit::COMMAND_DEADLINE_MS,
     operation::Op,
     reply::Reply,
@@ -36,7 +37,7 @@ use crate::{
         lanes::{Ask, RESEND_MS},
         weight,
     },
-    websocket::outbox::Wakers,
+    websocket::{ephemeral, outbox::Wakers},
 };
 
 /// A gateway: it terminates clients and keeps nothing durable.
@@ -114,8 +115,9 @@ impl Gateway {
     /// Registers a connection at its user's entity; the answer is what `resuming` gets.
     pub(crate) fn connect(&self, actor: Actor, connection: ConnectionSlot, resuming: Resuming) {
         let positions = resuming.positions.iter().map(|(conversation, ..)| *conversation).collect();
+        let cursor = resuming.cursor;
         let pending = Pending::Connect(connection, Box::new(resuming));
-        let at_once = self.register(pending, actor, connection, positions);
+        let at_once = self.register(pending, actor, connection, positions, cursor);
         self.receive(at_once);
     }
 
@@ -126,16 +128,18 @@ impl Gateway {
         actor: Actor,
         connection: ConnectionSlot,
         positions: Vec<ConversationId>,
+        cursor: Option<Cursor>,
     ) -> Vec<ToGateway> {
         let partition = EntityId::User(actor.user.clone()).partition();
-        let make = |correlation| Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions }));
+        let make =
+            |correlation| Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions, cursor }));
         let time = (self.clock.seconds(), self.clock.now_ms());
         self.route.ask(partition, pending, time, &*self.link, make)
     }
 
     /// Registers a connection again, with a newer token.
     pub(crate) fn refresh(&self, actor: Actor, connection: ConnectionSlot, refreshing: Box<Refreshing>) {
-        let at_once = self.register(Pending::Refresh(connection, refreshing), actor, connection, Vec::new());
+        let at_once = self.register(Pending::Refresh(connection, refreshing), actor, connection, Vec::new(), None);
         self.receive(at_once);
     }
 
@@ -231,6 +235,20 @@ impl Gateway {
                 }
                 ToGateway::Broadcast { conversation, events } => self.broadcast(conversation, events),
                 ToGateway::Removed { conversation, user } => self.removed(conversation, user),
+                ToGateway::InboxChanged { connections, changed } => {
+                    let frame = ephemeral::frame(|out| frame::write_inbox_changed(out, &changed));
+                    let key = ephemeral::Key::Inbox(changed.conversation);
+                    for connection in connections.iter().filter_map(|slot| table.get(*slot)) {
+                        connection.outbox.lock().ephemeral(key, &frame, &mut wakers);
+                    }
+                }
+                ToGateway::Cursors(cursors) => {
+                    for (slot, cursor) in cursors {
+                        if let Some(connection) = table.get(slot) {
+                            connection.outbox.lock().know_cursor(cursor);
+                        }
+                    }
+                }
             }
         }
         drop(table);
@@ -375,10 +393,13 @@ impl Gateway {
                 );
             }
         }
+        outbox.know_cursor(heads.cursor);
         outbox.own(
             |out| {
                 let (user, device) = (&who.user, who.device.as_ref());
-                frame::write_connected(out, resuming.id.as_ref(), user, device, &outcome.verdicts, &resuming.ignored);
+                let inbox = (heads.cursor, heads.lag);
+                let (id, verdicts, ignored) = (resuming.id.as_ref(), &outcome.verdicts, &resuming.ignored);
+                frame::write_connected(out, id, user, device, inbox, verdicts, ignored);
             },
             wakers,
         );

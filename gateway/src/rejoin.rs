@@ -37,7 +37,7 @@ impl Gateway {
             }
         });
         for (slot, actor) in homeless {
-            at_once.extend(self.register(Pending::Rejoin(slot), actor, slot, Vec::new()));
+            at_once.extend(self.register(Pending::Rejoin(slot), actor, slot, Vec::new(), None));
         }
         self.receive(at_once);
     }
@@ -54,6 +54,7 @@ impl Gateway {
         let mut outbox = connection.outbox.lock();
         match result {
             Ok(heads) => {
+                outbox.know_cursor(heads.cursor);
                 for (conversation, head) in heads.others {
                     if outbox.catch_up.as_mut().is_none_or(|catch_up| !catch_up.raise(conversation, head.seq)) {
                         outbox.resync(conversation, head.seq, Cause::Moved, wakers);

@@ -12,6 +12,7 @@ use chappe_schema::{
     error::Error,
     frame::{self, RequestId, Verdict},
     id::{ConversationId, Generation, Seq},
+    inbox::Cursor,
     limit::{CATCH_UP_EVENTS_MAX, PAGE_MAX},
     reply::Reply,
     wire::{Head, Heads},
@@ -32,6 +33,8 @@ pub(crate) struct Resuming {
     pub(crate) ignored: Vec<String>,
     /// By conversation, sorted. The generation is `None` where the client's text is none.
     pub(crate) positions: Vec<(ConversationId, Option<Generation>, Seq)>,
+    /// Up to where the client knows its inbox.
+    pub(crate) cursor: Option<Cursor>,
 }
 
 /// What the client is told, what is to be filled, and how much of a comeback it was.
@@ -207,9 +210,14 @@ mod tests {
     }
 
     fn told(generation: Option<Generation>, seq: Seq, head: Option<Seq>) -> (Verdict, CatchUp, Option<CameBack>) {
-        let resuming = Resuming { id: None, ignored: Vec::new(), positions: vec![(conversation(1), generation, seq)] };
+        let resuming = Resuming {
+            id: None,
+            ignored: Vec::new(),
+            positions: vec![(conversation(1), generation, seq)],
+            cursor: None,
+        };
         let head = head.map(|seq| Head { seq, n: seq });
-        let heads = Heads { positions: vec![(conversation(1), head)], unknown: Vec::new(), others: Vec::new() };
+        let heads = Heads { positions: vec![(conversation(1), head)], ..Heads::default() };
         let outcome = verdicts(&resuming, &heads, OURS);
         (outcome.verdicts[0].1, outcome.catch_up, outcome.came_back)
     }
@@ -244,12 +252,9 @@ mod tests {
 
     #[test]
     fn a_new_client_is_shown_its_inbox() {
-        let resuming = Resuming { id: None, ignored: Vec::new(), positions: Vec::new() };
-        let heads = Heads {
-            positions: Vec::new(),
-            unknown: Vec::new(),
-            others: vec![(conversation(2), Head { seq: 9, n: 8 })],
-        };
+        let resuming = Resuming { id: None, ignored: Vec::new(), positions: Vec::new(), cursor: None };
+        let heads =
+            Heads { positions: Vec::new(), others: vec![(conversation(2), Head { seq: 9, n: 8 })], ..Heads::default() };
         let outcome = verdicts(&resuming, &heads, OURS);
         assert_eq!(outcome.came_back, None);
         assert_eq!(

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use chappe_schema::{
     error::Code,
+    id::Generation,
     limit::{HEARTBEAT_MS, STALLED_MS_MAX, UNAUTHENTICATED_MS_MAX},
 };
 use tokio::time::{MissedTickBehavior, interval};
@@ -45,12 +46,12 @@ pub(crate) fn once(gateway: &Gateway) -> u32 {
     let now = gateway.clock.tick();
     gateway.expire();
     let mut wakers = Wakers::new();
-    gateway.connections.each(|connection| look(connection, now, &mut wakers));
+    gateway.connections.each(|connection| look(connection, now, gateway.generation, &mut wakers));
     wake(wakers);
     now
 }
 
-fn look(connection: &Connection, now: u32, wakers: &mut Wakers) {
+fn look(connection: &Connection, now: u32, generation: Generation, wakers: &mut Wakers) {
     if connection.outbox.lock().is_closing() {
         if connection.close_since(now) < now {
             // Its task sees for itself whether that was too long.
@@ -69,7 +70,7 @@ fn look(connection: &Connection, now: u32, wakers: &mut Wakers) {
     } else if now - heard.min(now) > 2 * HEARTBEAT_S {
         connection.close(Code::Silent, Reason::Idle, wakers);
     } else if now - said.min(now) >= HEARTBEAT_S {
-        connection.outbox.lock().heartbeat(wakers);
+        connection.outbox.lock().heartbeat(generation, wakers);
     }
 }
 

@@ -22,6 +22,8 @@ mod flow;
 mod hostile;
 #[path = "it/http.rs"]
 mod http;
+#[path = "it/inbox.rs"]
+mod inbox;
 #[path = "it/jwks.rs"]
 mod jwks;
 #[path = "it/node.rs"]

@@ -65,6 +65,16 @@ impl Body {
         &self.0
     }
 
+    /// Its `text`, if there is one.
+    #[must_use]
+    pub fn text(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Text {
+            text: Option<String>,
+        }
+        serde_json::from_slice::<Text>(&self.0).ok()?.text
+    }
+
     /// What clients are shown.
     #[must_use]
     pub fn json(&self) -> &[u8] {
@@ -232,6 +242,13 @@ mod tests {
         assert_eq!((Body::erased().json(), Body::erased().bytes().len()), (&b"null"[..], 0));
         assert_eq!(Body::trusted(Bytes::new()), Body::erased());
         assert_eq!(Body::parse("{}").unwrap().json(), b"{}");
+    }
+
+    #[test]
+    fn a_text_is_found_wherever_it_stands() {
+        let text = |json: &str| Body::parse(json).unwrap().text();
+        assert_eq!(text(r#"{"a":{"text":"no"},"text":"h\u00e9 \"you\""}"#), Some("hé \"you\"".to_owned()));
+        assert_eq!((text("{}"), text(r#"{"a":"text"}"#), Body::erased().text()), (None, None, None));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What an operation is given. Every transport decodes to the same [`Command`].
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -10,7 +12,8 @@ use crate::{
     decode::{self, object as args},
     error::{Code, Error},
     event::{ConversationKind, Encryption, HistoryAccess, Role},
-    id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    id::{CommandId, ConversationId, DeviceId, Malformed, Millis, Seq, UserId},
+    inbox::{Cursor, Filter, Marking, MarkingArgs, Place},
     limit::{
         CREATE_MEMBERS_MAX, DATA_BYTES_MAX, ID_AGE_MS_MAX, ID_AHEAD_MS_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX,
         MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX, REASON_BYTES_MAX, TITLE_BYTES_MAX,
@@ -25,7 +28,7 @@ use crate::{
 #[allow(missing_docs)] // The variants are the rows of the table of operations.
 pub enum Command {
     ConversationCreate(Box<Create>),
-    ConversationList { cursor: Option<Change>, limit: usize },
+    ConversationList { filter: Filter, below: Option<Place>, limit: usize },
     ConversationGet { conversation: ConversationId },
     ConversationUpdate { conversation: ConversationId, update: Box<Update> },
     ConversationLeave { conversation: ConversationId },
@@ -51,6 +54,8 @@ pub enum Command {
     AdminUserBan { until: Option<Millis>, reason: String },
     AdminUserUnban,
     AdminUserLogout { device: Option<DeviceId> },
+    InboxSync { cursor: Option<Cursor>, limit: usize },
+    InboxUpdate { conversation: ConversationId, marking: Marking },
 }
 
 /// A creation. The gateway has derived the id, so that a repetition meets the same entity.
@@ -135,6 +140,17 @@ struct CreateArgs<'a> {
 
 #[derive(Deserialize)]
 struct InboxArgs {
+    cursor: Option<String>,
+    limit: Option<usize>,
+    #[serde(default)]
+    archived: bool,
+    #[serde(default)]
+    unread: bool,
+    muted: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct SyncArgs {
     cursor: Option<String>,
     limit: Option<usize>,
 }
@@ -326,6 +342,10 @@ fn limit(asked: Option<usize>, max: usize) -> Result<usize, Error> {
     }
 }
 
+fn cursor<T: FromStr<Err = Malformed>>(text: Option<String>) -> Result<Option<T>, Error> {
+    text.map(|text| text.parse().map_err(|Malformed(expected)| Error::invalid("cursor", expected))).transpose()
+}
+
 fn key(uuid: Option<Uuid>) -> Result<Option<CommandId>, Error> {
     match uuid.map(CommandId) {
         Some(id) if id.time().is_none() => {
@@ -427,10 +447,9 @@ impl Command {
             Op::ConversationCreate => Self::ConversationCreate(Box::new(Create::decode(caller, args(json, ignored)?)?)),
             Op::ConversationList => {
                 let args: InboxArgs = args(json, ignored)?;
-                let cursor = args.cursor.map(|text| {
-                    text.parse().map_err(|_| Error::invalid("cursor", "expected the `next_cursor` of an earlier page"))
-                });
-                Self::ConversationList { cursor: cursor.transpose()?, limit: limit(args.limit, INBOX_PAGE_MAX)? }
+                let filter = Filter { archived: args.archived, unread: args.unread, muted: args.muted };
+                let (below, limit) = (cursor(args.cursor)?, limit(args.limit, INBOX_PAGE_MAX)?);
+                Self::ConversationList { filter, below, limit }
             }
             Op::ConversationGet => {
                 let args: ConversationArgs = args(json, ignored)?;
@@ -569,6 +588,15 @@ impl Command {
                 id = key(args.idempotency_key)?;
                 Self::AdminUserLogout { device: args.device }
             }
+            Op::InboxSync => {
+                let args: SyncArgs = args(json, ignored)?;
+                Self::InboxSync { cursor: cursor(args.cursor)?, limit: limit(args.limit, INBOX_PAGE_MAX)? }
+            }
+            Op::InboxUpdate => {
+                let args: MarkingArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::InboxUpdate { conversation: args.conversation, marking: args.marking()? }
+            }
         };
         Ok(Decoded { command, id })
     }
@@ -603,6 +631,8 @@ impl Command {
             Self::AdminUserBan { .. } => Op::AdminUserBan,
             Self::AdminUserUnban => Op::AdminUserUnban,
             Self::AdminUserLogout { .. } => Op::AdminUserLogout,
+            Self::InboxSync { .. } => Op::InboxSync,
+            Self::InboxUpdate { .. } => Op::InboxUpdate,
         }
     }
 
@@ -611,7 +641,10 @@ impl Command {
     pub const fn conversation(&self) -> Option<ConversationId> {
         match self {
             Self::ConversationCreate(create) => Some(create.conversation),
+            // What a user has set for a conversation is theirs, not the conversation's.
             Self::ConversationList { .. }
+            | Self::InboxSync { .. }
+            | Self::InboxUpdate { .. }
             | Self::SessionList
             | Self::SessionLogout { .. }
             | Self::SessionLogoutAll
@@ -710,6 +743,14 @@ impl Command {
                 text(reason);
                 hash.update(&until.unwrap_or(0).to_le_bytes());
             }
+            Self::InboxUpdate { conversation, marking } => {
+                hash.update(conversation.0.as_bytes());
+                for flag in [marking.pinned, marking.archived, marking.marked_unread] {
+                    hash.update(&[flag.map_or(2, u8::from)]);
+                }
+                hash.update(&[u8::from(marking.muted_until.is_some())]);
+                hash.update(&marking.muted_until.unwrap_or(0).to_le_bytes());
+            }
             _ => {}
         }
         hash.digest()
@@ -754,6 +795,8 @@ pub struct Connect {
     /// What the client holds: conversation → (generation, seq).
     #[serde(default)]
     pub positions: std::collections::BTreeMap<ConversationId, (String, Seq)>,
+    /// Up to where it knows the inbox. A text that is no cursor of ours counts as one that is of no use.
+    pub cursor: Option<String>,
 }
 
 impl Connect {
@@ -922,9 +965,13 @@ mod tests {
         for row in OPERATIONS {
             let json = match row.op {
                 Op::ConversationCreate => r#"{"kind":"group","members":["bob"],"data":{"a":1}}"#.to_owned(),
-                Op::ConversationList => r#"{"cursor":"5.ff","limit":3}"#.to_owned(),
+                Op::ConversationList => {
+                    r#"{"cursor":"1.ff.00000000000000000000000000000007","limit":3,"archived":true,"muted":false}"#
+                        .to_owned()
+                }
+                Op::InboxSync => r#"{"cursor":"9.5.ff","limit":3}"#.to_owned(),
                 _ => format!(
-                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t","device":"d"}}"#
+                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t","device":"d","pinned":true}}"#
                 ),
             };
             let decoded = decode(row.op, &json).unwrap_or_else(|error| panic!("{}: {error}", row.name));

@@ -87,6 +87,7 @@ table! {
     ConversationExists = "conversation.conflict", 409, ALREADY_EXISTS, None, false, "the same key was used for another creation";
     ConversationFixed = "conversation.fixed", 409, FAILED_PRECONDITION, None, false, "a direct conversation cannot be changed this way";
     ConversationUnavailable = "conversation.unavailable", 503, UNAVAILABLE, None, true, "the conversation is withdrawn until an operator has looked at it";
+    PinnedLimit = "inbox.pinned_limit", 409, FAILED_PRECONDITION, None, false, "the user has pinned as many conversations as they may";
     MemberNotFound = "member.not_found", 404, NOT_FOUND, None, false, "the user is not a member";
     MemberLimit = "member.limit", 409, FAILED_PRECONDITION, None, false, "the conversation has as many members as it may";
     LastOwner = "member.last_owner", 409, FAILED_PRECONDITION, None, false, "the last owner must make another member owner first";

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     access::{Ban, LogOut},
     body::Body,
-    id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    inbox::Preference,
     mention::Mentioned,
 };
 
@@ -110,6 +111,8 @@ pub enum Fact {
         kind: ConversationKind,
         /// The seq in the conversation's log; makes repeated deliveries idempotent.
         at: Seq,
+        /// The change of the inbox that this was; the earliest of all where nobody noted it.
+        change: Change,
     },
     /// The user ceased to be a member of a conversation by its event `at`.
     UserLeft {
@@ -117,6 +120,17 @@ pub enum Fact {
         conversation: ConversationId,
         /// The seq in the conversation's log.
         at: Seq,
+        /// As of a joining.
+        change: Change,
+    },
+    /// The user has set these, all of them, for a conversation.
+    UserPreference {
+        /// Which.
+        conversation: ConversationId,
+        /// What holds from now on.
+        preference: Preference,
+        /// The change of the inbox that this was.
+        change: Change,
     },
     /// Change numbers up to `upto` may be handed out.
     ChangesReserved {
@@ -212,6 +226,7 @@ impl Fact {
             Self::MemberRole { .. } => "member.role",
             Self::UserJoined { .. } => "user.joined",
             Self::UserLeft { .. } => "user.left",
+            Self::UserPreference { .. } => "user.preference",
             Self::ChangesReserved { .. } => "user.changes_reserved",
             Self::UserLoggedOut(_) => "user.logged_out",
             Self::UserBanned(_) => "user.banned",

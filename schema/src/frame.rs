@@ -17,11 +17,12 @@ use crate::{
     error::{Code, Error, Problem},
     event::{Event, Fact},
     id::{ConversationId, DeviceId, Generation, Millis, Seq, UserId},
+    inbox::{Cursor, Lag},
     limit,
     mention::Mentions,
     reply::Reply,
     time::Timestamp,
-    wire::Head,
+    wire::{Head, InboxChanged},
 };
 
 /// What a client calls its request; echoed in the answer.
@@ -204,6 +205,7 @@ pub fn write_connected(
     id: Option<&RequestId>,
     user: &UserId,
     device: Option<&DeviceId>,
+    inbox: (Cursor, Lag),
     verdicts: &[(ConversationId, Verdict)],
     ignored: &[String],
 ) {
@@ -215,6 +217,11 @@ pub fn write_connected(
         ok.text("user", user.as_str());
         if let Some(device) = device {
             ok.text("device", device.as_str());
+        }
+        let (cursor, lag) = inbox;
+        ok.display("cursor", cursor).text("inbox", lag.name());
+        if let Lag::Reset(reset) = lag {
+            ok.text("reset", reset.name());
         }
         ok.key("conversations");
         ok.out.push(b'{');
@@ -260,7 +267,7 @@ pub fn write_hello(out: &mut Vec<u8>, connection: &str, now: Millis, generation:
                 .number("id_ahead_ms", limit::ID_AHEAD_MS_MAX)
                 .number("id_age_ms", limit::ID_AGE_MS_MAX);
         });
-        hello.raw("features", b"[\"resume\",\"edit_history\",\"large_conversations\"]");
+        hello.raw("features", b"[\"resume\",\"edit_history\",\"large_conversations\",\"mentions\",\"inbox\"]");
     });
     object.end();
 }
@@ -293,6 +300,30 @@ pub fn write_going_away(out: &mut Vec<u8>, reconnect_after_ms: u64) {
     let mut object = Object::begin(out);
     object.object("going_away", |inner| {
         inner.number("reconnect_after_ms", reconnect_after_ms);
+    });
+    object.end();
+}
+
+/// Appends `{"event":"inbox.changed",…}`: how a conversation is marked and read now. It is not durable and has no seq.
+pub fn write_inbox_changed(out: &mut Vec<u8>, changed: &InboxChanged) {
+    let mut object = Object::begin(out);
+    object.text("event", "inbox.changed").display("conversation", changed.conversation);
+    object.object("data", |data| {
+        changed.flags.write_json(data);
+        if let Some((read_n, counts)) = &changed.read {
+            data.number("read_n", *read_n);
+            counts.write_json(data);
+        }
+        data.display("cursor", changed.cursor);
+    });
+    object.end();
+}
+
+/// Appends the frame that keeps a silent connection alive, for a client whose inbox is known up to `cursor`.
+pub fn write_heartbeat(out: &mut Vec<u8>, cursor: Cursor) {
+    let mut object = Object::begin(out);
+    object.object("heartbeat", |heartbeat| {
+        heartbeat.display("cursor", cursor);
     });
     object.end();
 }
@@ -347,11 +378,15 @@ impl Event {
             Fact::MemberLeft { user } => {
                 data.text("user", user.as_str());
             }
-            Fact::UserJoined { conversation, kind, at } => {
+            Fact::UserJoined { conversation, kind, at, .. } => {
                 data.display("conversation", *conversation).text("kind", kind.name()).number("at", *at);
             }
-            Fact::UserLeft { conversation, at } => {
+            Fact::UserLeft { conversation, at, .. } => {
                 data.display("conversation", *conversation).number("at", *at);
+            }
+            Fact::UserPreference { conversation, preference, .. } => {
+                data.display("conversation", *conversation);
+                preference.flags(0, 0, self.created_at).write_json(data);
             }
             Fact::ChangesReserved { upto } => {
                 data.number("upto", *upto);
@@ -489,7 +524,12 @@ pub fn write_text(out: &mut Vec<u8>, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{body::Body, id::CommandId, reply::Sent};
+    use crate::{
+        body::Body,
+        id::{Change, CommandId},
+        inbox::{Counts, Flags, Reset},
+        reply::Sent,
+    };
 
     fn one(message: &str) -> Result<(Option<RequestId>, String, String), Error> {
         let mut frames = requests(message);
@@ -587,6 +627,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_unasked_is_json() {
+        let cursor = Cursor { generation: Generation(1), change: Change { epoch: 5, count: 10 } };
+        let conversation = ConversationId(uuid::Uuid::nil());
+        let counts = Counts { unread: 3, mentions: 1, ..Counts::default() };
+        let flags = Flags { marked_unread: true, ..Flags::default() };
+        let mut out = Vec::new();
+        write_inbox_changed(&mut out, &InboxChanged { conversation, flags, read: Some((7, counts)), cursor });
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let data = serde_json::json!({ "pinned": false, "archived": false, "muted": false, "marked_unread": true,
+            "read_n": 7, "unread": 3, "mentions": 1, "cursor": "1.5.a" });
+        assert_eq!(json, serde_json::json!({ "event": "inbox.changed", "conversation": conversation, "data": data }));
+        out.clear();
+        write_heartbeat(&mut out, cursor);
+        assert_eq!(out, br#"{"heartbeat":{"cursor":"1.5.a"}}"#);
+    }
+
+    #[test]
     fn verdicts_are_json() {
         let conversation = ConversationId(uuid::Uuid::nil());
         let mut out = Vec::new();
@@ -601,6 +658,7 @@ mod tests {
             Some(&RequestId::Number(1)),
             &UserId::new("ada").unwrap(),
             None,
+            (Cursor { generation: Generation(1), change: Change { epoch: 5, count: 10 } }, Lag::Reset(Reset::TooOld)),
             &verdicts,
             &["x".to_owned()],
         );
@@ -608,7 +666,7 @@ mod tests {
         let nil = conversation.to_string();
         assert_eq!(
             text.replace(&nil, "c"),
-            r#"{"id":1,"ok":{"user":"ada","conversations":{"c":{"recovered":true,"head":9,"n":7},"c":{"recovered":false,"limited":true,"head":9,"n":7},"c":{"recovered":false,"reason":"not_found"}},"ignored":["x"]}}"#
+            r#"{"id":1,"ok":{"user":"ada","cursor":"1.5.a","inbox":"reset","reset":"too_old","conversations":{"c":{"recovered":true,"head":9,"n":7},"c":{"recovered":false,"limited":true,"head":9,"n":7},"c":{"recovered":false,"reason":"not_found"}},"ignored":["x"]}}"#
         );
     }
 

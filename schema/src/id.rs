@@ -32,7 +32,7 @@ pub type SessionId = u64;
 pub type Millis = u64;
 
 /// Identity of the history that clients hold positions in; changes only on restore or loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
 /// A conversation: UUIDv8 derived for direct ones, v7 or v8 for groups.
@@ -183,6 +183,16 @@ impl CommandId {
         hash.update(b"chappe/fact/1");
         hash.update(conversation.0.as_bytes());
         hash.update(at.to_be_bytes());
+        Self(uuid_v8(&hash.finalize()))
+    }
+
+    /// The id under which a user's log notes, as its event `seq`, that a conversation is read.
+    #[must_use]
+    pub fn of_reading(conversation: ConversationId, seq: Seq) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"chappe/reading/1");
+        hash.update(conversation.0.as_bytes());
+        hash.update(seq.to_be_bytes());
         Self(uuid_v8(&hash.finalize()))
     }
 

@@ -7,6 +7,7 @@
 //! - [`error`]: the one table of errors that all transports translate from
 //! - [`body`]: what a message may carry
 //! - [`mention`]: whom a message is for in particular
+//! - [`inbox`]: how a user's conversations are ordered, marked and counted
 //! - [`operation`]: the table of operations; each operation stands there once
 //! - [`command`] and [`reply`]: what an operation is given and what it answers
 //! - [`decode`]: what is wrong with a client's JSON, in words for the client
@@ -27,6 +28,7 @@ pub mod error;
 pub mod event;
 pub mod frame;
 pub mod id;
+pub mod inbox;
 pub mod limit;
 pub mod mention;
 pub mod operation;

@@ -71,6 +71,49 @@ pub const PAGE_BYTES_MAX: usize = 256 * 1024;
 /// Conversations per page of the inbox, asked for.
 pub const INBOX_PAGE_MAX: usize = 200;
 
+/// Most of the last message's text that a row of the inbox shows: two lines on a phone. An idle conversation keeps it in
+/// memory. Longer: cut, with an ellipsis.
+pub const PREVIEW_BYTES_MAX: usize = 120;
+
+/// Runs of deleted messages that a conversation remembers for counts of unread ones, 16 bytes each. Pruned by what has been
+/// read; at the brim the oldest quarter goes, and counts of whoever has not read that far are lower bounds that say so.
+pub const MARKED_RUNS_MAX: usize = 256;
+
+/// Messages with mentions that a conversation remembers for counts, for the same reason and with the same brim.
+pub const MARKED_MENTIONS_MAX: usize = 512;
+
+/// Conversations that one user may pin. More than a screen holds would pin nothing. More: `inbox.pinned_limit`.
+pub const PINNED_MAX: usize = 50;
+
+/// Places of the list that one page with a filter looks at: bounded work where few conversations pass it. At the brim the
+/// page ends early, with a cursor for the rest.
+pub const INBOX_LOOKS_MAX: usize = 2_000;
+
+/// Conversations which a user has left that `inbox.sync` still tells of. At the brim the one left first is forgotten,
+/// and cursors from before that are answered `reset`.
+pub const LEFT_KEPT_MAX: usize = 1_000;
+
+/// Ids of a user's own last commands that are remembered, so that a late repetition does not undo what came between.
+/// Older ones, repeated, set what they say once more.
+pub const USER_COMMANDS_KEPT: usize = 64;
+
+/// Conversations of one user whose owners are asked at once where they stand, after a load: the rest wait their turn.
+pub const HEADS_ASKED_MAX: usize = 256;
+
+/// How long a list or a sync waits until every conversation of the user has been asked where it stands. Longer (right after a
+/// restart, with very many): it is answered with what is known, and says `settling`.
+pub const SETTLING_MS_MAX: u64 = 1_000;
+
+/// How often the owners of a user's large conversations are asked for their heads, which do not come by themselves.
+pub const LARGE_HEADS_MS: u64 = 1_000;
+
+/// Conversations that may move on while a user is not in memory, before all are asked again when the user returns.
+pub const MISSED_MAX: usize = 256;
+
+/// Users of one shard of whom it is remembered what they missed, some 100 bytes each. At the brim the one who has been
+/// away longest is forgotten: when they return, all their conversations are asked.
+pub const RESTING_USERS_MAX: usize = 65_536;
+
 /// Positions in one `connect`: the rest of a client's conversations come through the inbox.
 pub const POSITIONS_MAX: usize = 200;
 
@@ -113,6 +156,10 @@ pub const DELIVERY_QUEUE_MAX: usize = 4_096;
 /// Frames waiting for one connection's writer. At the brim the waiting events are dropped and the client is told
 /// `resync`: dense seqs make dropping safe.
 pub const OUTBOX_FRAMES_MAX: usize = 256;
+
+/// Things of which a last value may wait for one connection's writer (how a conversation is read, for example). At the brim
+/// the oldest is dropped: such values may get lost, and clients notice by other means.
+pub const EPHEMERALS_MAX: usize = 64;
 
 /// Bytes waiting for one connection's writer, shared ones included: one slow reader holds no more than this, plus
 /// one page that it asked for.
@@ -240,6 +287,7 @@ const _: () = {
     assert!(WINDOW as usize >= APPEND_EVENTS_MAX);
     assert!(SNAPSHOT_EVENTS >= ID_BLOCK_EVENTS);
     assert!(PAGE_DEFAULT <= PAGE_MAX);
+    assert!(MARKED_RUNS_MAX >= 4 && MARKED_MENTIONS_MAX >= 4);
     assert!(PARTITIONS_MAX.is_power_of_two() && 1 << PARTITION_BITS <= PARTITIONS_MAX);
     // A partition's number is a u16.
     assert!(PARTITIONS_MAX <= 1 << 16);

@@ -35,6 +35,8 @@ pub enum Op {
     AdminUserBan,
     AdminUserUnban,
     AdminUserLogout,
+    InboxSync,
+    InboxUpdate,
 }
 
 /// One row: everything that is not code about an operation.
@@ -211,8 +213,8 @@ pub const OPERATIONS: &[Operation] = &[
     row!(
         ConversationList,
         "conversation.list",
-        "The caller's conversations, last active first.",
-        get("/v1/conversations", &["cursor", "limit"]),
+        "The caller's conversations: pinned ones first, then the last active.",
+        get("/v1/conversations", &["cursor", "limit", "archived", "unread", "muted"]),
         User,
         Anyone,
         ReadOnly,
@@ -463,10 +465,33 @@ pub const OPERATIONS: &[Operation] = &[
         Key,
         [Forbidden, BadId, IdExpired, IdConflict]
     ),
+    row!(
+        InboxSync,
+        "inbox.sync",
+        "What has changed in the inbox since a cursor: each conversation once, as it stands now.",
+        get("/v1/sync", &["cursor", "limit"]),
+        User,
+        Anyone,
+        ReadOnly,
+        []
+    ),
+    row!(
+        InboxUpdate,
+        "inbox.update",
+        "Pin, archive, mute a conversation or mark it as unread, for oneself.",
+        http(Method::Patch, "/v1/inbox/{conversation}", 200),
+        User,
+        Member,
+        Key,
+        [ConversationNotFound, PinnedLimit, BadId, IdExpired, IdConflict]
+    ),
 ];
 
 /// Fields that are numbers; in paths and query strings they are written as digits.
 pub const NUMERIC_FIELDS: &[&str] = &["seq", "before", "after", "around", "limit", "from"];
+
+/// Fields that are `true` or `false`; in query strings they are written like this.
+pub const BOOLEAN_FIELDS: &[&str] = &["archived", "unread", "muted"];
 
 impl Op {
     /// Its row.

@@ -8,7 +8,8 @@ use crate::{
     access::{Access, Ban, Marked},
     event::{ConversationKind, Encryption, Event, Role, Settings},
     frame::Object,
-    id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
+    inbox::{Cursor, Flags, Item, Place, Reset, Row},
     mention::{Mentioned, Mentions},
     time::Timestamp,
 };
@@ -29,10 +30,34 @@ pub enum Reply {
     Conversation(Box<ConversationView>),
     /// A page of the inbox.
     Conversations {
-        /// Last active first.
-        items: Vec<InboxView>,
+        /// Pinned ones first, then the last active.
+        items: Vec<Row>,
         /// Where the next page begins.
-        next_cursor: Option<Change>,
+        next_cursor: Option<Place>,
+        /// What changes from now on is told for this cursor.
+        cursor: Cursor,
+        /// Whether some conversations were not asked yet where they stand: they may still move up.
+        settling: bool,
+    },
+    /// What has changed in the inbox.
+    Synced {
+        /// In the order of their last change.
+        items: Vec<Item>,
+        /// What changes from now on, or comes on the next page.
+        cursor: Cursor,
+        /// Whether there is a next page.
+        more: bool,
+        /// Why nothing could be told.
+        reset: Option<Reset>,
+        /// As of a page of the inbox.
+        settling: bool,
+    },
+    /// A conversation was marked.
+    Marked {
+        /// As it stands now.
+        flags: Flags,
+        /// Whether that was news.
+        changed: bool,
     },
     /// A page of members.
     Members {
@@ -141,23 +166,6 @@ pub struct ConversationView {
     pub existed: bool,
 }
 
-/// A conversation in a user's inbox.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InboxView {
-    /// Which.
-    pub id: ConversationId,
-    /// Direct or group.
-    pub kind: ConversationKind,
-    /// Last event that is known here.
-    pub head: Seq,
-    /// Messages up to the head.
-    pub n: u64,
-    /// Messages that the user has not read.
-    pub unread: u64,
-    /// The last change, the inbox's order.
-    pub change: Change,
-}
-
 /// A message as it stands now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MessageView {
@@ -240,20 +248,29 @@ impl Reply {
                     object.flag("existed", true);
                 }
             }
-            Self::Conversations { items, next_cursor } => {
-                object.array("conversations", items, |out, item| {
-                    let mut object = Object::begin(out);
-                    object
-                        .display("id", item.id)
-                        .text("kind", item.kind.name())
-                        .number("head", item.head)
-                        .number("n", item.n);
-                    object.number("unread", item.unread).display("change", item.change);
-                    object.end();
-                });
-                if let Some(cursor) = next_cursor {
-                    object.display("next_cursor", cursor);
+            Self::Conversations { items, next_cursor, cursor, settling } => {
+                object.array("conversations", items, |out, row| row.write_json(out));
+                if let Some(next) = next_cursor {
+                    object.display("next_cursor", next);
                 }
+                object.display("cursor", cursor);
+                if *settling {
+                    object.flag("settling", true);
+                }
+            }
+            Self::Synced { items, cursor, more, reset, settling } => {
+                object.array("conversations", items, |out, item| item.write_json(out));
+                object.display("cursor", cursor).flag("more", *more);
+                if let Some(reset) = reset {
+                    object.text("reset", reset.name());
+                }
+                if *settling {
+                    object.flag("settling", true);
+                }
+            }
+            Self::Marked { flags, changed } => {
+                flags.write_json(&mut object);
+                object.flag("changed", *changed);
             }
             Self::Members { items, next_cursor } => {
                 object.array("members", items, |out, (user, role)| {
@@ -409,6 +426,8 @@ mod tests {
         access::{LogOut, Mark},
         body::Body,
         event::{Fact, HistoryAccess},
+        id::{Change, Generation},
+        inbox::Section,
     };
     use serde_json::{Value, json};
 
@@ -486,12 +505,37 @@ mod tests {
     #[test]
     fn lists_say_where_the_next_page_begins() {
         let change = Change { epoch: 5, count: 255 };
-        let item = InboxView { id: ID, kind: ConversationKind::Group, head: 9, n: 4, unread: 2, change };
-        let inbox = shown(&Reply::Conversations { items: vec![item], next_cursor: Some(change) });
-        assert_eq!((&inbox["conversations"][0]["unread"], &inbox["next_cursor"]), (&json!(2), &json!("5.ff")));
+        let cursor = Cursor { generation: Generation(1), change };
+        let place = Place { section: Section::Usual, at: 16, conversation: ID };
+        let row = Row {
+            conversation: ID,
+            kind: ConversationKind::Group,
+            change,
+            active_at: 16,
+            flags: Flags::default(),
+            standing: None,
+        };
+        let page = Reply::Conversations { items: vec![row], next_cursor: Some(place), cursor, settling: true };
+        let inbox = shown(&page);
+        assert_eq!(inbox["next_cursor"], json!("1.10.00000000000000000000000000000000"));
+        assert_eq!((&inbox["cursor"], &inbox["settling"]), (&json!("1.5.ff"), &json!(true)));
         assert_eq!(inbox["conversations"][0]["change"], json!("5.ff"));
-        let last = shown(&Reply::Conversations { items: Vec::new(), next_cursor: None });
-        assert_eq!(last, json!({ "conversations": [] }));
+        let last = Reply::Conversations { items: Vec::new(), next_cursor: None, cursor, settling: false };
+        assert_eq!(shown(&last), json!({ "conversations": [], "cursor": "1.5.ff" }));
+        let left = Item::Left { conversation: ID, change };
+        let synced = Reply::Synced { items: vec![left], cursor, more: true, reset: None, settling: false };
+        assert_eq!(
+            shown(&synced),
+            json!({ "conversations": [{ "id": ID, "left": true, "change": "5.ff" }], "cursor": "1.5.ff", "more": true })
+        );
+        let reset = Some(Reset::TooOld);
+        let synced = Reply::Synced { items: Vec::new(), cursor, more: false, reset, settling: false };
+        assert_eq!(shown(&synced)["reset"], json!("too_old"));
+        let marked = Reply::Marked { flags: Flags { pinned: true, ..Flags::default() }, changed: true };
+        assert_eq!(
+            shown(&marked),
+            json!({ "pinned": true, "archived": false, "muted": false, "marked_unread": false, "changed": true })
+        );
         let members =
             shown(&Reply::Members { items: vec![(user("ada"), Role::Owner)], next_cursor: Some(user("ada")) });
         assert_eq!(members, json!({ "members": [{ "user": "ada", "role": "owner" }], "next_cursor": "ada" }));
@@ -565,8 +609,8 @@ mod tests {
             Fact::MemberRole { user: user("bob"), role: Role::Member },
             Fact::MemberLeft { user: user("bob") },
             Fact::ConversationDeleted,
-            Fact::UserJoined { conversation: ID, kind: ConversationKind::Direct, at: 1 },
-            Fact::UserLeft { conversation: ID, at: 2 },
+            Fact::UserJoined { conversation: ID, kind: ConversationKind::Direct, at: 1, change: Change::default() },
+            Fact::UserLeft { conversation: ID, at: 2, change: Change::default() },
             Fact::ChangesReserved { upto: 9 },
             Fact::UserLoggedOut(LogOut { device: DeviceId::new("tv").ok(), ..LogOut::default() }),
             Fact::UserBanned(Ban { until: Some(1), ..Ban::default() }),

@@ -15,6 +15,7 @@ use crate::{
     body::Body,
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
     id::{Change, CommandId, ConversationId, DeviceId, Epoch, Seq, UserId},
+    inbox::Preference,
     mention::{Mentioned, Mentions},
 };
 
@@ -242,10 +243,39 @@ struct Meta {
     mentions: Option<StoredMentions>,
     #[prost(uint64, tag = "10")]
     target_n: u64,
+    #[prost(message, optional, tag = "11")]
+    preference: Option<StoredPreference>,
+    #[prost(uint64, tag = "12")]
+    change_epoch: u64,
+    #[prost(uint64, tag = "13")]
+    change: u64,
     #[prost(message, optional, tag = "20")]
     log_out: Option<StoredLogOut>,
     #[prost(message, optional, tag = "21")]
     ban: Option<StoredBan>,
+}
+
+impl Meta {
+    const fn change(&self) -> Change {
+        Change { epoch: self.change_epoch, count: self.change }
+    }
+}
+
+/// What a user has set for one conversation.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredPreference {
+    /// Ahead of all others.
+    #[prost(bool, tag = "1")]
+    pub pinned: bool,
+    /// Put away when it had so many messages.
+    #[prost(uint64, optional, tag = "2")]
+    pub archived: Option<u64>,
+    /// Muted until then.
+    #[prost(uint64, tag = "3")]
+    pub muted_until: u64,
+    /// Marked as unread.
+    #[prost(bool, tag = "4")]
+    pub marked_unread: bool,
 }
 
 /// Whom a message mentions.
@@ -533,6 +563,66 @@ pub struct StoredConversation {
     /// `created_at` of event `id_block_end`.
     #[prost(uint64, tag = "15")]
     pub id_block_at: u64,
+    /// `created_at` of the last message, or of the creation; 0 where nobody noted it: then `last_at` stands for it.
+    #[prost(uint64, tag = "16")]
+    pub message_at: u64,
+    /// The last message; absent if there is none, or nobody noted it.
+    #[prost(message, optional, tag = "17")]
+    pub last: Option<StoredLast>,
+    /// Deletions and mentions that somebody may not have read yet.
+    #[prost(message, optional, tag = "18")]
+    pub marks: Option<StoredMarks>,
+}
+
+/// The last message of a conversation, as a list shows it.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredLast {
+    /// Its position.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// Its ordinal.
+    #[prost(uint64, tag = "2")]
+    pub n: u64,
+    /// Who sent it.
+    #[prost(string, tag = "3")]
+    pub sender: String,
+    /// When.
+    #[prost(uint64, tag = "4")]
+    pub at: u64,
+    /// The beginning of its text.
+    #[prost(string, optional, tag = "5")]
+    pub text: Option<String>,
+    /// Whether it was deleted.
+    #[prost(bool, tag = "6")]
+    pub deleted: bool,
+}
+
+/// What counts of unread messages need beside numbers.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredMarks {
+    /// Pairs of the first and last ordinal of runs of deleted messages, ascending.
+    #[prost(uint64, repeated, tag = "1")]
+    pub deleted: Vec<u64>,
+    /// Deletions at or below were forgotten.
+    #[prost(uint64, tag = "2")]
+    pub deleted_floor: u64,
+    /// Messages that mention somebody, ascending.
+    #[prost(message, repeated, tag = "3")]
+    pub mentions: Vec<StoredMention>,
+    /// Mentions at or below were forgotten.
+    #[prost(uint64, tag = "4")]
+    pub mentions_floor: u64,
+}
+
+/// A message that mentions somebody.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredMention {
+    /// Its ordinal.
+    #[prost(uint64, tag = "1")]
+    pub n: u64,
+    /// Whom.
+    #[prost(message, optional, tag = "2")]
+    pub mentions: Option<StoredMentions>,
 }
 
 /// The state of a user at a committed seq of the user's own log.
@@ -556,6 +646,26 @@ pub struct StoredUser {
     /// Log-outs and bans; absent when there never were any.
     #[prost(message, optional, tag = "20")]
     pub access: Option<StoredAccess>,
+    /// Leavings up to this change were forgotten: its epoch.
+    #[prost(uint64, tag = "6")]
+    pub floor_epoch: u64,
+    /// And its count.
+    #[prost(uint64, tag = "7")]
+    pub floor: u64,
+    /// The last commands of the user's own.
+    #[prost(message, repeated, tag = "8")]
+    pub commands: Vec<StoredCommand>,
+}
+
+/// A command that a user's log knows.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredCommand {
+    /// Its id.
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: Vec<u8>,
+    /// Its hash.
+    #[prost(fixed64, tag = "2")]
+    pub hash: u64,
 }
 
 /// One conversation in a user's snapshot.
@@ -576,6 +686,12 @@ pub struct StoredMembership {
     /// Its position, as in its inbox row.
     #[prost(message, optional, tag = "5")]
     pub inbox: Option<StoredInbox>,
+    /// When the joining was heard of.
+    #[prost(uint64, tag = "6")]
+    pub joined_at: u64,
+    /// What the user has set.
+    #[prost(message, optional, tag = "7")]
+    pub preference: Option<StoredPreference>,
 }
 
 /// A user's last known position in one conversation.
@@ -596,6 +712,9 @@ pub struct StoredInbox {
     /// Epoch of the last change.
     #[prost(uint64, tag = "5")]
     pub change_epoch: u64,
+    /// When the last message was stamped; 0 if nobody noted it.
+    #[prost(uint64, tag = "6")]
+    pub message_at: u64,
 }
 
 impl StoredInbox {
@@ -620,6 +739,7 @@ impl StoredInbox {
             read_n: self.read_n.max(other.read_n),
             change: change.count,
             change_epoch: change.epoch,
+            message_at: self.message_at.max(other.message_at),
         }
     }
 }
@@ -664,6 +784,7 @@ const CHANGES_RESERVED: u32 = 66;
 const USER_LOGGED_OUT: u32 = 80;
 const USER_BANNED: u32 = 81;
 const USER_UNBANNED: u32 = 82;
+const USER_PREFERENCE: u32 = 67;
 
 impl Event {
     /// Bytes of what its client gave it.
@@ -692,6 +813,12 @@ impl From<&Event> for StoredEvent {
             read_n: 0,
         };
         let about = |user: &UserId, role: i32| Some(Meta { members: vec![member(user, role)], ..Meta::default() });
+        let about_inbox = |conversation: ConversationId, change: Change| Meta {
+            conversation: conversation.0.as_bytes().to_vec(),
+            change_epoch: change.epoch,
+            change: change.count,
+            ..Meta::default()
+        };
         let kind = match &event.fact {
             Fact::MessageNew { body: content, mentions } => {
                 body = content.bytes().clone();
@@ -735,18 +862,18 @@ impl From<&Event> for StoredEvent {
                 meta = about(user, *role as i32);
                 MEMBER_ROLE
             }
-            Fact::UserJoined { conversation, kind, at } => {
-                meta = Some(Meta {
-                    conversation: conversation.0.as_bytes().to_vec(),
-                    conversation_kind: *kind as i32,
-                    at: *at,
-                    ..Meta::default()
-                });
+            Fact::UserJoined { conversation, kind, at, change } => {
+                meta = Some(Meta { conversation_kind: *kind as i32, at: *at, ..about_inbox(*conversation, *change) });
                 USER_JOINED
             }
-            Fact::UserLeft { conversation, at } => {
-                meta = Some(Meta { conversation: conversation.0.as_bytes().to_vec(), at: *at, ..Meta::default() });
+            Fact::UserLeft { conversation, at, change } => {
+                meta = Some(Meta { at: *at, ..about_inbox(*conversation, *change) });
                 USER_LEFT
+            }
+            Fact::UserPreference { conversation, preference, change } => {
+                let preference = Some(StoredPreference::from(*preference));
+                meta = Some(Meta { preference, ..about_inbox(*conversation, *change) });
+                USER_PREFERENCE
             }
             Fact::ChangesReserved { upto } => {
                 meta = Some(Meta { upto: *upto, ..Meta::default() });
@@ -825,8 +952,18 @@ impl TryFrom<StoredEvent> for Event {
                 conversation: conversation_id(&meta.conversation)?,
                 kind: ConversationKind::from_number(meta.conversation_kind).ok_or(WRONG)?,
                 at: meta.at,
+                change: meta.change(),
             },
-            USER_LEFT => Fact::UserLeft { conversation: conversation_id(&meta.conversation)?, at: meta.at },
+            USER_LEFT => Fact::UserLeft {
+                conversation: conversation_id(&meta.conversation)?,
+                at: meta.at,
+                change: meta.change(),
+            },
+            USER_PREFERENCE => Fact::UserPreference {
+                conversation: conversation_id(&meta.conversation)?,
+                preference: meta.preference.take().unwrap_or_default().into(),
+                change: meta.change(),
+            },
             CHANGES_RESERVED => Fact::ChangesReserved { upto: meta.upto },
             USER_LOGGED_OUT => Fact::UserLoggedOut(meta.log_out.ok_or(WRONG)?.try_into()?),
             USER_BANNED => Fact::UserBanned(meta.ban.ok_or(WRONG)?.into()),
@@ -971,6 +1108,20 @@ impl TryFrom<StoredAccess> for Access {
     }
 }
 
+impl From<Preference> for StoredPreference {
+    fn from(preference: Preference) -> Self {
+        let Preference { pinned, archived, muted_until, marked_unread } = preference;
+        Self { pinned, archived, muted_until, marked_unread }
+    }
+}
+
+impl From<StoredPreference> for Preference {
+    fn from(stored: StoredPreference) -> Self {
+        let StoredPreference { pinned, archived, muted_until, marked_unread } = stored;
+        Self { pinned, archived, muted_until, marked_unread }
+    }
+}
+
 impl From<&Settings> for StoredSettings {
     fn from(settings: &Settings) -> Self {
         Self { title: settings.title.clone(), data: settings.data.clone(), history: settings.history as i32 }
@@ -1000,6 +1151,7 @@ mod tests {
         let mentions = || Some(Arc::new(Mentions { users: vec![user("bob"), user("eve")], all: true }));
         let settings = Settings { title: "t".into(), data: Bytes::from_static(b"{}"), history: HistoryAccess::All };
         let conversation = ConversationId(Uuid::now_v7());
+        let change = Change { epoch: 7, count: 9 };
         let facts = [
             Fact::MessageNew { body: body(), mentions: None },
             Fact::MessageNew { body: body(), mentions: mentions() },
@@ -1016,8 +1168,14 @@ mod tests {
             Fact::MemberJoined { user: user("eve"), role: Role::Admin },
             Fact::MemberLeft { user: user("eve") },
             Fact::MemberRole { user: user("bob"), role: Role::Owner },
-            Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 9 },
-            Fact::UserLeft { conversation, at: 10 },
+            Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 9, change },
+            Fact::UserLeft { conversation, at: 10, change },
+            Fact::UserPreference {
+                conversation,
+                preference: Preference { pinned: true, archived: Some(0), muted_until: u64::MAX, marked_unread: true },
+                change,
+            },
+            Fact::UserPreference { conversation, preference: Preference::default(), change },
             Fact::ChangesReserved { upto: 1024 },
             Fact::UserLoggedOut(LogOut { before: 9, by: "backend".into(), ..LogOut::default() }),
             Fact::UserLoggedOut(LogOut {

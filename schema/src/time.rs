@@ -57,4 +57,14 @@ mod tests {
         assert_eq!((read("2026-11-22"), read("1969-01-01T00:00:00Z"), read("soon")), (None, None, None));
         assert_eq!(Timestamp(u64::MAX).to_string(), "1970-01-01T00:00:00.000Z");
     }
+
+    #[test]
+    fn moments_are_read_from_any_zone() {
+        let read = |text: &str| serde_json::from_value::<Timestamp>(text.into()).map(|moment| moment.0);
+        assert_eq!(read("2026-11-22T21:00:28.120Z").unwrap(), 1_795_381_228_120);
+        assert_eq!(read("2026-11-22T22:00:28+01:00").unwrap(), 1_795_381_228_000);
+        for text in ["", "tomorrow", "2026-11-22", "2026-11-22T21:00:28", "1969-12-31T23:59:59Z", "1795381228120"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
 }

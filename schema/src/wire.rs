@@ -11,6 +11,7 @@ use crate::{
     id::{
         CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, Millis, Partition, Seq, SessionId, UserId,
     },
+    inbox::{Counts, Cursor, Flags, Lag},
     reply::Reply,
 };
 
@@ -122,6 +123,8 @@ pub struct Connecting {
     pub connection: ConnectionSlot,
     /// The conversations in which the client holds a position.
     pub positions: Vec<ConversationId>,
+    /// Up to where it knows the inbox.
+    pub cursor: Option<Cursor>,
 }
 
 /// From a node to a gateway. One batch is what one turn of a shard produced.
@@ -171,6 +174,15 @@ pub enum ToGateway {
         /// In order.
         events: Arc<[Arc<Event>]>,
     },
+    /// Something has changed in a user's inbox that no event tells; for these connections. It may get lost.
+    InboxChanged {
+        /// To whom.
+        connections: Vec<ConnectionSlot>,
+        /// What.
+        changed: Arc<InboxChanged>,
+    },
+    /// Up to where the inboxes of these connections' users are known.
+    Cursors(Vec<(ConnectionSlot, Cursor)>),
     /// Every connection of these users stops hearing of the conversation.
     Removed {
         /// Which.
@@ -180,6 +192,19 @@ pub enum ToGateway {
     },
 }
 
+/// How a conversation is marked and read now, for its user's other devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboxChanged {
+    /// Which.
+    pub conversation: ConversationId,
+    /// What the user has set.
+    pub flags: Flags,
+    /// Messages that the user has read and what they have not, if that was news.
+    pub read: Option<(u64, Counts)>,
+    /// Up to where the inbox is known.
+    pub cursor: Cursor,
+}
+
 /// What a user entity knows when a connection is registered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heads {
@@ -187,8 +212,12 @@ pub struct Heads {
     pub positions: Vec<(ConversationId, Option<Head>)>,
     /// Those of them whose head nobody can tell at the moment.
     pub unknown: Vec<ConversationId>,
-    /// The most recently active others.
+    /// Those others that stand first in the inbox.
     pub others: Vec<(ConversationId, Head)>,
+    /// Up to where the inbox is known here.
+    pub cursor: Cursor,
+    /// How far behind the client is.
+    pub lag: Lag,
 }
 
 /// Where a conversation stands.

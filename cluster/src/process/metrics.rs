@@ -196,6 +196,15 @@ catalogue! {
         NODE_ENTITY_RESTARTS_TOTAL = "chappe_node_entity_restarts_total", Kind::Counter, Count,
             {kind: &["conversation", "user"], reason: OPEN},
             "Entities dropped from memory and recovered from the log.";
+        NODE_USERS_RESTING = "chappe_node_users_resting", Kind::Gauge, Count, {},
+            "Users out of memory whose conversations are watched, so that their return asks only what has moved on.";
+        NODE_INBOX_QUESTIONS_TOTAL = "chappe_node_inbox_questions_total", Kind::Counter, Count, {kind: &["head", "row"]},
+            "Questions of users' inboxes to conversations' owners: where one stands, and what a page shows of it.";
+        NODE_INBOX_SETTLING_TOTAL = "chappe_node_inbox_settling_total", Kind::Counter, Count, {},
+            "Lists and syncs answered before every conversation of the user had said where it stands.";
+        NODE_INBOX_RESETS_TOTAL = "chappe_node_inbox_resets_total", Kind::Counter, Count,
+            {reason: &["new", "generation", "too_old", "ahead"]},
+            "Cursors of devices that were of no use, so that they must list the inbox anew.";
         NODE_FANOUT_RECIPIENTS = "chappe_node_fanout_recipients", Kind::Histogram(COUNTS), Count,
             {kind: CONVERSATIONS},
             "Recipients of one event.";

@@ -8,7 +8,7 @@ use chappe_schema::{
     error::{Code, Error, excerpt},
     frame::write_text,
     limit::{IGNORED_MAX, REQUEST_BYTES_MAX},
-    operation::{Http, Identity, Method, NUMERIC_FIELDS, Operation},
+    operation::{BOOLEAN_FIELDS, Http, Identity, Method, NUMERIC_FIELDS, Operation},
 };
 use http::{HeaderMap, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -103,6 +103,11 @@ impl Fields {
                 return Err(Error::invalid(name.to_owned(), "expected a whole number, 0 or more"));
             }
             self.0.extend_from_slice(if digits.is_empty() { b"0" } else { digits.as_bytes() });
+        } else if BOOLEAN_FIELDS.contains(&name) {
+            if !matches!(value, "true" | "false") {
+                return Err(Error::invalid(name.to_owned(), "expected `true` or `false`"));
+            }
+            self.0.extend_from_slice(value.as_bytes());
         } else {
             write_text(&mut self.0, value);
         }

@@ -422,6 +422,7 @@ mod tests {
                                 actor: Actor { user: UserId::new("ada").unwrap(), device: None, by: By::Token(Token::default()) },
                                 connection: chappe_schema::id::ConnectionSlot(0),
                                 positions: Vec::new(),
+                                cursor: None,
                             }))
                         };
                         sent.extend(lanes.ask(HERE, numbers, 9, Some(owner(named)), now, make));

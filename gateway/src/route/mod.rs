@@ -239,9 +239,12 @@ impl Pending {
 /// What a command counts for among those of its connection in flight: answers of pages are large.
 pub(crate) const fn weight(op: Op) -> u32 {
     match op {
-        Op::ConversationList | Op::MemberList | Op::MessageList | Op::MessageHistory | Op::EventList => {
-            PAGE_IN_FLIGHT_WEIGHT as u32
-        }
+        Op::ConversationList
+        | Op::InboxSync
+        | Op::MemberList
+        | Op::MessageList
+        | Op::MessageHistory
+        | Op::EventList => PAGE_IN_FLIGHT_WEIGHT as u32,
         _ => 1,
     }
 }

@@ -14,6 +14,7 @@ use chappe_schema::{
     error::{Code, Error, excerpt},
     frame::{self, Request, RequestId},
     id::Generation,
+    inbox::Cursor,
     limit::{FRAME_BYTES_MAX, RATE_LIMITED_MAX, UNAUTHENTICATED_BYTES_MAX},
     operation::Op,
     reply::Reply,
@@ -364,7 +365,9 @@ impl Client {
         let positions = connect.positions.into_iter();
         let positions = positions
             .map(|(conversation, (generation, seq))| (conversation, generation.parse::<Generation>().ok(), seq));
-        let resuming = Resuming { id, ignored, positions: positions.collect() };
+        // What is no cursor of ours is one of another history.
+        let cursor = connect.cursor.map(|text| text.parse::<Cursor>().unwrap_or_default());
+        let resuming = Resuming { id, ignored, positions: positions.collect(), cursor };
         self.gateway.connect(actor, self.connection.slot, resuming);
     }
 

@@ -20,6 +20,7 @@ use crate::{
 
 pub(crate) mod client;
 pub(crate) mod encode;
+pub(crate) mod ephemeral;
 pub(crate) mod outbox;
 pub(crate) mod reader;
 pub(crate) mod socket;

@@ -9,14 +9,18 @@ use std::{collections::VecDeque, sync::Arc, task::Waker};
 use chappe_schema::{
     error::{Code, Error},
     frame::{self, RequestId},
-    id::{ConversationId, Seq},
+    id::{Change, ConversationId, Generation, Seq},
+    inbox::Cursor,
     limit::{
         CONNECTION_IN_FLIGHT_MAX, OPEN_CONVERSATIONS_MAX, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, OUTBOX_OWN_BYTES_MAX,
     },
 };
 use hashbrown::HashMap;
 
-use super::encode::{self, Encoded};
+use super::{
+    encode::{self, Encoded},
+    ephemeral::{Ephemerals, Key},
+};
 use crate::{
     meters::{Cause, Reason},
     resume::CatchUp,
@@ -41,6 +45,10 @@ pub(crate) struct Outbox {
     /// Conversations whose events were dropped, with the newest head. Their events are folded in here until the
     /// client has been told.
     dropped: Option<Box<HashMap<ConversationId, Seq, foldhash::fast::RandomState>>>,
+    /// What may get lost; written behind everything else.
+    ephemerals: Option<Box<Ephemerals>>,
+    /// The last change of its user's inbox that is known, for its next heartbeat; none so far.
+    change: Change,
     /// Only while a resume is being filled.
     pub(crate) catch_up: Option<Box<CatchUp>>,
     /// What the client has on screen.
@@ -56,6 +64,8 @@ pub(crate) enum Entry {
     Event(Arc<Encoded>),
     /// This connection's own.
     Own(Vec<u8>),
+    /// Shared, but nothing is lost with it.
+    Shared(Arc<[u8]>),
     /// Said by every connection.
     Fixed(&'static [u8]),
 }
@@ -139,6 +149,19 @@ impl Outbox {
         }
     }
 
+    /// A value that may get lost: a newer one of the same thing takes its place.
+    pub(crate) fn ephemeral(&mut self, key: Key, frame: &Arc<[u8]>, wakers: &mut Wakers) {
+        if self.closing.is_none() {
+            self.ephemerals.get_or_insert_default().put(key, frame);
+            self.wake(wakers);
+        }
+    }
+
+    /// The inbox of the connection's user is known up to here.
+    pub(crate) const fn know_cursor(&mut self, cursor: Cursor) {
+        self.change = cursor.change;
+    }
+
     /// A frame of this connection's own; `write` appends its payload.
     pub(crate) fn own(&mut self, write: impl FnOnce(&mut Vec<u8>), wakers: &mut Wakers) {
         if self.closing.is_none() {
@@ -153,7 +176,7 @@ impl Outbox {
     }
 
     /// The heartbeat, unless something else is on its way anyway.
-    pub(crate) fn heartbeat(&mut self, wakers: &mut Wakers) {
+    pub(crate) fn heartbeat(&mut self, generation: Generation, wakers: &mut Wakers) {
         const FRAME_BYTES: usize = frame::HEARTBEAT.len() + 2;
         static FRAME: [u8; FRAME_BYTES] = {
             let mut bytes = [0; FRAME_BYTES];
@@ -166,7 +189,13 @@ impl Outbox {
             }
             bytes
         };
-        if self.closing.is_none() && self.queued.frames == 0 && self.taken.frames == 0 {
+        if self.closing.is_some() || self.queued.frames > 0 || self.taken.frames > 0 {
+            return;
+        }
+        if self.change != Change::default() {
+            let cursor = Cursor { generation, change: self.change };
+            self.own(|out| frame::write_heartbeat(out, cursor), wakers);
+        } else {
             self.queued.frames += 1;
             self.queued.bytes += FRAME_BYTES as u32;
             self.waiting.push_back(Entry::Fixed(&FRAME));
@@ -279,6 +308,7 @@ impl Outbox {
         if self.waiting.is_empty() {
             self.tell_dropped();
         }
+        self.tell_ephemerals();
         if self.waiting.is_empty() {
             if self.leaving.is_some() && self.closing.is_none() && self.in_flight == 0 {
                 self.closing = self.leaving;
@@ -308,6 +338,18 @@ impl Outbox {
     /// Frames and bytes of the batch that was taken.
     pub(crate) fn batch(&self) -> (usize, usize) {
         (self.taken.frames as usize, self.taken.bytes as usize)
+    }
+
+    /// The last values of what may get lost go out behind what waits.
+    fn tell_ephemerals(&mut self) {
+        let Some(mut ephemerals) = self.ephemerals.take() else { return };
+        if self.closing.is_none() && !ephemerals.is_empty() {
+            for entry in ephemerals.drain() {
+                self.queued.frames += 1;
+                self.queued.bytes += entry.bytes().len() as u32;
+                self.waiting.push_back(entry);
+            }
+        }
     }
 
     /// Once everything else has been written there is room to say what was dropped.
@@ -395,6 +437,7 @@ impl Entry {
         match self {
             Self::Event(event) => &event.frame,
             Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
             Self::Fixed(bytes) => bytes,
         }
     }

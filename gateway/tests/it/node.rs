@@ -16,12 +16,15 @@ use chappe_schema::{
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
     id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, UserId},
-    reply::{ConversationView, EditView, InboxView, MessageView, Reply, Sent, UserView},
-    wire::{Actor, Asked, Head, Heads, ToGateway, ToNode},
+    inbox::{Cursor, Flags, Item, Lag, Reset, Row, Standing},
+    reply::{ConversationView, EditView, MessageView, Reply, Sent, UserView},
+    wire::{Actor, Asked, Head, Heads, InboxChanged, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
 
 pub const GENERATION: Generation = Generation(0xabc);
+/// Up to where every inbox is known here.
+pub const CURSOR: Cursor = Cursor { generation: GENERATION, change: Change { epoch: 1, count: 7 } };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
@@ -126,6 +129,19 @@ impl Node {
         self.deliver(batches);
     }
 
+    /// The user has marked a conversation, on some device.
+    pub fn mark(&self, id: ConversationId, who: &str) {
+        let mut slots = BTreeMap::<GatewayId, Vec<ConnectionSlot>>::new();
+        for (gateway, slot) in self.state.lock().connections.get(&user(who)).into_iter().flatten() {
+            slots.entry(*gateway).or_default().push(*slot);
+        }
+        let flags = Flags { marked_unread: true, ..Flags::default() };
+        let read = Some((3, Default::default()));
+        let changed = Arc::new(InboxChanged { conversation: id, flags, read, cursor: CURSOR });
+        let tell = |connections| vec![ToGateway::InboxChanged { connections, changed: Arc::clone(&changed) }];
+        self.deliver(slots.into_iter().map(|(gateway, connections)| (gateway, tell(connections))).collect());
+    }
+
     pub fn remove(&self, id: ConversationId, who: &str) {
         let mut state = self.state.lock();
         let conversation = state.conversations.get_mut(&id).unwrap();
@@ -224,6 +240,12 @@ impl Node {
                     unknown: Vec::new(),
                     others: others.map(|(id, found)| (*id, found.head())).collect(),
                     positions,
+                    cursor: CURSOR,
+                    lag: match connecting.cursor {
+                        None => Lag::Reset(Reset::New),
+                        Some(CURSOR) => Lag::Current,
+                        Some(_) => Lag::Behind,
+                    },
                 };
                 let result = match (*self.mode.lock(), refused) {
                     (Mode::Refusing(code), _) => Err(Error::new(code)),
@@ -330,17 +352,31 @@ impl State {
         let Asked { actor, id, command, .. } = asked;
         let nobody = BTreeMap::new();
         let caller = actor.user;
-        if let Command::ConversationList { limit, .. } = command {
-            let mine = self.conversations.iter().filter(|(_, conversation)| conversation.members.contains_key(&caller));
-            let items = mine.take(limit).enumerate().map(|(change, (id, conversation))| InboxView {
-                id: *id,
-                kind: conversation.kind(),
-                head: conversation.head().seq,
-                n: conversation.head().n,
-                unread: 0,
-                change: Change { epoch: 0, count: change as u64 },
-            });
-            return (Ok(Reply::Conversations { items: items.collect(), next_cursor: None }), nobody);
+        let mine = self.conversations.iter().filter(|(_, conversation)| conversation.members.contains_key(&caller));
+        let rows = mine.enumerate().map(|(change, (id, conversation))| Row {
+            conversation: *id,
+            kind: conversation.kind(),
+            change: Change { epoch: 0, count: change as u64 },
+            active_at: 0,
+            flags: Flags::default(),
+            standing: Some(conversation.standing()),
+        });
+        let (cursor, settling) = (CURSOR, false);
+        match &command {
+            Command::ConversationList { limit, .. } => {
+                let items = rows.take(*limit).collect();
+                return (Ok(Reply::Conversations { items, next_cursor: None, cursor, settling }), nobody);
+            }
+            Command::InboxSync { cursor: since, limit } => {
+                let reset = since.is_none().then_some(Reset::New);
+                let items = rows.take(*limit).map(Item::Row).filter(|_| reset.is_none()).collect();
+                return (Ok(Reply::Synced { items, cursor, more: false, reset, settling }), nobody);
+            }
+            Command::InboxUpdate { marking, .. } => {
+                let flags = Flags { pinned: marking.pinned == Some(true), ..Flags::default() };
+                return (Ok(Reply::Marked { flags, changed: true }), nobody);
+            }
+            _ => {}
         }
         if command.is_about_access() {
             let reply = match command {
@@ -487,6 +523,19 @@ impl State {
 impl Conversation {
     pub fn head(&self) -> Head {
         self.events.last().map_or(Head::default(), |event| Head { seq: event.seq, n: event.n })
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            title: self.title.clone(),
+            with: None,
+            head: self.head(),
+            message_at: 0,
+            read_n: 0,
+            counts: Default::default(),
+            last: None,
+            large: self.large,
+        }
     }
 
     fn kind(&self) -> ConversationKind {

@@ -15,7 +15,9 @@ use crate::{
 pub(crate) fn args(op: Op, chat: &str) -> Value {
     let mut args = match op {
         Op::ConversationCreate => json!({"kind": "group", "title": "t", "members": ["bob"], "idempotency_key": "k"}),
-        Op::ConversationList => json!({"limit": 5}),
+        Op::ConversationList => json!({"limit": 5, "archived": false, "unread": true, "muted": false}),
+        Op::InboxSync => json!({"cursor": "abc.1.7", "limit": 5}),
+        Op::InboxUpdate => json!({"pinned": true, "archived": false, "muted": true, "marked_unread": true}),
         Op::ConversationUpdate => json!({"title": "new"}),
         Op::MemberList => json!({"limit": 5}),
         Op::MemberAdd => json!({"user": "eve", "role": "admin"}),
@@ -38,7 +40,7 @@ pub(crate) fn args(op: Op, chat: &str) -> Value {
         Op::SessionLogout => json!({"device": "phone"}),
         Op::AdminUserGet | Op::AdminUserBan | Op::AdminUserUnban | Op::AdminUserLogout => json!({"user": "eve"}),
     };
-    if op.row().owner == Owner::Conversation && op != Op::ConversationCreate {
+    if op == Op::InboxUpdate || (op.row().owner == Owner::Conversation && op != Op::ConversationCreate) {
         args["conversation"] = json!(chat);
     }
     args

@@ -80,6 +80,29 @@ const SCRIPT: &[(&str, &str, &str)] = &[
     ("eve", "conversation.list", r#"{}"#),
     ("ada", "conversation.list", r#"{"limit":5}"#),
     ("ada", "conversation.list", r#"{"cursor":"nonsense"}"#),
+    ("bob", "conversation.list", r#"{"unread":true,"archived":false,"muted":false}"#),
+    ("bob", "conversation.list", r#"{"unread":"perhaps"}"#),
+    (
+        "bob",
+        "inbox.update",
+        r#"{"conversation":"$C","pinned":true,"muted_until":"2999-01-01T00:00:00Z","idempotency_key":"$I:5"}"#,
+    ),
+    (
+        "bob",
+        "inbox.update",
+        r#"{"conversation":"$C","pinned":true,"muted_until":"2999-01-01T00:00:00Z","idempotency_key":"$I:5"}"#,
+    ),
+    ("bob", "inbox.update", r#"{"conversation":"$C","pinned":false,"idempotency_key":"$I:5"}"#),
+    ("bob", "inbox.update", r#"{"conversation":"$C","pinned":true}"#),
+    ("bob", "inbox.update", r#"{"conversation":"$C","pinned":true,"archived":true}"#),
+    ("bob", "inbox.update", r#"{"conversation":"$C","muted_until":"tomorrow"}"#),
+    ("bob", "inbox.update", r#"{"conversation":"$C"}"#),
+    ("bob", "inbox.update", r#"{"conversation":"$C","marked_unread":true}"#),
+    ("bob", "conversation.list", r#"{"muted":true}"#),
+    ("eve", "inbox.update", r#"{"conversation":"$C","archived":true}"#),
+    ("bob", "inbox.sync", r#"{}"#),
+    ("bob", "inbox.sync", r#"{"cursor":"nonsense"}"#),
+    ("bob", "inbox.sync", r#"{"cursor":"0.0.0","limit":5}"#),
     ("zoe", "conversation.leave", r#"{"conversation":"$C"}"#),
     ("zoe", "conversation.leave", r#"{"conversation":"$C"}"#),
     ("zoe", "conversation.delete", r#"{"conversation":"$C"}"#),
@@ -198,10 +221,12 @@ impl<'a> Voice<'a> {
         match value {
             Value::Object(map) => Value::Object(
                 map.into_iter()
-                    .filter(|(key, _)| key != "change" && key != "device")
+                    .filter(|(key, _)| key != "change" && key != "cursor" && key != "device")
                     .map(|(key, value)| {
                         let value = match key.as_str() {
-                            "created_at" | "last_at" | "at" | "edited_at" | "before" | "since" => json!("T"),
+                            "created_at" | "last_at" | "at" | "edited_at" | "active_at" | "before" | "since" => {
+                                json!("T")
+                            }
                             "id" | "connection" => json!("ID"),
                             _ => self.normal(value),
                         };

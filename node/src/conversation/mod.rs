@@ -5,18 +5,22 @@
 //! - [`decide`]: how each command is judged; one file a command below it
 //! - [`members`]: who may see what
 //! - [`ids`]: which commands are known already
+//! - [`marks`], [`latest`], [`standing`]: what members' inboxes show
 //! - [`snapshot`]: the state as bytes at rest
 
 mod decide;
 mod delete;
 mod edit;
 pub mod ids;
+mod latest;
 mod lifecycle;
+mod marks;
 pub mod members;
 mod membership;
 pub(crate) mod read;
 mod send;
 mod snapshot;
+mod standing;
 pub(crate) mod state;
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use crate::planted::{Bug, is};
 
 use super::{
     ids::Ids,
+    latest::Latest,
+    marks::Marks,
     members::Members,
     state::{Conversation, Hot},
 };
@@ -26,6 +28,8 @@ impl Conversation {
         if is(Bug::SnapshotWithoutIds) {
             (id_block_end, ids) = (self.head, Vec::new());
         }
+        let mut marks = self.marks.clone();
+        marks.prune(&self.members);
         let stored = StoredConversation {
             seq: self.head,
             n: self.n,
@@ -42,6 +46,9 @@ impl Conversation {
             created_at: self.created_at,
             creation_hash: self.creation_hash,
             id_block_at,
+            message_at: self.message_at,
+            last: self.latest.to_stored(),
+            marks: marks.to_stored(),
         };
         Some(seal(Kind::Snapshot, &stored))
     }
@@ -71,6 +78,9 @@ impl Conversation {
             deleted: stored.deleted,
             settings: Box::new(Settings::try_from(stored.settings.unwrap_or_default())?),
             members: Members::from_stored(&stored.members)?,
+            message_at: if stored.message_at == 0 { stored.last_at } else { stored.message_at },
+            latest: Latest::from_stored(stored.last)?,
+            marks: Marks::from_stored(stored.marks)?,
             snapshot_at: stored.seq,
             hot: Some(Box::new(Hot { ids, ..Hot::default() })),
         })

@@ -18,6 +18,8 @@ use crate::pace::snapshot_events;
 
 use super::{
     ids::Ids,
+    latest::Latest,
+    marks::Marks,
     members::{Member, Members},
 };
 
@@ -57,6 +59,12 @@ pub struct Conversation {
     pub settings: Box<Settings>,
     /// Members, present and past.
     pub members: Members,
+    /// When the last message was stamped; the creation if there is none.
+    pub message_at: Millis,
+    /// The last message.
+    pub latest: Latest,
+    /// What counts of unread messages need.
+    pub marks: Marks,
     /// The seq of the last durable (or submitted) snapshot.
     pub snapshot_at: Seq,
     /// What only a busy conversation needs; an idle one reads it again.
@@ -114,6 +122,9 @@ impl Conversation {
             deleted: false,
             settings: Box::default(),
             members: Members::default(),
+            message_at: 0,
+            latest: Latest::None,
+            marks: Marks::default(),
             snapshot_at: 0,
             hot: Some(Box::default()),
         }
@@ -162,6 +173,7 @@ impl Conversation {
                 *self.settings = settings.clone();
                 self.creation_hash = event.hash;
                 self.created_at = event.created_at;
+                self.message_at = event.created_at;
                 for (user, role) in members {
                     self.members.join(user, *role, event.seq, event.n);
                 }
@@ -180,16 +192,29 @@ impl Conversation {
             }
             Fact::MemberRole { user, role } => self.members.set_role(user, *role),
             // Who writes has read up to their own message.
-            Fact::MessageNew { .. } => self.members.read(&event.sender, event.n),
+            Fact::MessageNew { mentions, .. } => {
+                self.members.read(&event.sender, event.n);
+                self.message_at = event.created_at;
+                self.marks.mention(event.n, mentions);
+            }
+            Fact::MessageUpdated { mentions, target_n, .. } if *target_n != 0 => {
+                self.marks.mention(*target_n, mentions);
+            }
+            Fact::MessageDeleted { target_n, .. } if *target_n != 0 => self.marks.delete(*target_n),
             Fact::MessageUpdated { .. } | Fact::MessageDeleted { .. } => {}
             // Facts of users' logs have no business here; they change nothing.
             Fact::UserJoined { .. }
             | Fact::UserLeft { .. }
             | Fact::ChangesReserved { .. }
+            | Fact::UserPreference { .. }
             | Fact::UserLoggedOut(_)
             | Fact::UserBanned(_)
             | Fact::UserUnbanned { .. } => {}
         }
+        if self.marks.is_crowded() {
+            self.marks.make_room(&self.members);
+        }
+        self.latest.apply(event);
         self.head = event.seq;
         self.n = event.n;
         self.last_at = event.created_at;
@@ -288,6 +313,8 @@ impl Conversation {
     /// Becomes idle: everything that can be read again is dropped.
     pub fn cool(&mut self) {
         self.hot = None;
+        self.latest.cut();
+        self.marks.prune(&self.members);
         self.members.shrink();
     }
 
@@ -303,22 +330,27 @@ impl Conversation {
             + self.settings.title.len()
             + self.settings.data.len()
             + self.members.heap_bytes()
+            + self.latest.heap_bytes()
+            + self.marks.heap_bytes()
             + hot
+    }
+
+    /// The other member of a direct conversation.
+    pub(super) fn other(&self, member: &Member) -> Option<UserId> {
+        let mut others = self.members.present().map(|other| &other.user).filter(|other| **other != member.user);
+        others.next().filter(|_| self.kind == ConversationKind::Direct).cloned()
     }
 
     /// The conversation as `user` sees it.
     #[must_use]
     pub fn view(&self, member: &Member, existed: bool) -> ConversationView {
-        let with = (self.kind == ConversationKind::Direct)
-            .then(|| self.members.present().map(|other| &other.user).find(|other| **other != member.user).cloned())
-            .flatten();
         ConversationView {
             id: self.id,
             kind: self.kind,
             encryption: self.encryption,
             settings: (*self.settings).clone(),
             members: self.members.len(),
-            with,
+            with: self.other(member),
             role: member.role,
             head: self.head,
             n: self.n,

@@ -10,7 +10,7 @@ use chappe_schema::{
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role},
     id::{CommandId, ConversationId, Millis, Seq, UserId},
     limit::{ID_AGE_MS_MAX, ID_AHEAD_MS_MAX},
-    mention::Mentions,
+    mention::{Mentioned, Mentions},
     reply::{MessageView, Reply, Sent},
     wire::Actor,
 };
@@ -761,6 +761,126 @@ mod properties {
                 prop_assert_eq!(resumed.snapshot(), talk.state.snapshot());
             }
             prop_assert!(talk.state.members.is_empty() || talk.state.members.owners() > 0);
+        }
+    }
+
+    /// Unread messages and mentions of a member, counted by going through the whole log.
+    fn recount(log: &[Arc<Event>], who: &UserId, watermarks: &[(usize, UserId, u64)]) -> (u64, u64) {
+        // What was read by watermark, and what by sending or joining: in the order in which it happened.
+        let (mut read_n, mut member) = (0, false);
+        let mut messages: Vec<(u64, UserId, Option<bool>)> = Vec::new();
+        let names = |mentions: &Mentioned| mentions.as_ref().is_some_and(|mentions| mentions.name(who));
+        for (index, event) in log.iter().enumerate() {
+            match &event.fact {
+                Fact::ConversationCreated { members, .. } => member = members.iter().any(|(user, _)| user == who),
+                Fact::MemberJoined { user, .. } if user == who && !member => (member, read_n) = (true, event.n),
+                Fact::MemberLeft { user } if user == who => member = false,
+                Fact::MessageNew { mentions, .. } => {
+                    messages.push((event.n, event.sender.clone(), Some(names(mentions))));
+                    if event.sender == *who {
+                        read_n = read_n.max(event.n);
+                    }
+                }
+                Fact::MessageUpdated { mentions, .. } => {
+                    let n = log[event.target as usize - 1].n;
+                    messages[n as usize - 1].2 = Some(names(mentions));
+                }
+                Fact::MessageDeleted { .. } => messages[log[event.target as usize - 1].n as usize - 1].2 = None,
+                _ => {}
+            }
+            let read = watermarks.iter().filter(|(after, user, _)| *after == index + 1 && user == who);
+            read.for_each(|(_, _, n)| read_n = read_n.max(*n));
+        }
+        let unread = messages.iter().filter(|(n, sender, _)| *n > read_n && sender != who);
+        let left: Vec<bool> = unread.filter_map(|(_, _, mentioned)| *mentioned).collect();
+        (left.len() as u64, left.iter().filter(|mentioned| **mentioned).count() as u64)
+    }
+
+    /// What somebody does in a conversation whose counts are watched.
+    #[derive(Clone, Debug)]
+    enum Deed {
+        Ask(Command),
+        /// Reads up to so many messages before the last one.
+        Read(u64),
+        /// The conversation goes idle, or its owner dies: it comes back from its snapshot and the tail.
+        Forget,
+        Idle,
+    }
+
+    fn deed() -> impl Strategy<Value = Deed> {
+        let whom = prop::sample::subsequence(vec!["ada", "bob", "eve", "zoe", "nobody"], 0..3);
+        let mentioned = (whom, prop::bool::weighted(0.2));
+        prop_oneof![
+            5 => mentioned.clone().prop_map(|(users, all)| Deed::Ask(mentioning("x", &users, all))),
+            3 => (2..40u64, mentioned).prop_map(|(seq, (users, all))| {
+                let Command::MessageSend { conversation, body, mentions } = mentioning("y", &users, all) else {
+                    unreachable!()
+                };
+                Deed::Ask(Command::MessageEdit { conversation, seq, body, mentions })
+            }),
+            3 => (2..40u64).prop_map(|seq| Deed::Ask(delete(seq))),
+            2 => prop::sample::select(vec!["bob", "eve", "zoe"]).prop_map(|name| Deed::Ask(add(name, Role::Admin))),
+            1 => prop::sample::select(vec!["bob", "eve", "zoe"]).prop_map(|name| Deed::Ask(remove(name))),
+            1 => Just(Deed::Ask(LEAVE)),
+            2 => (0..6u64).prop_map(Deed::Read),
+            1 => Just(Deed::Forget),
+            1 => Just(Deed::Idle),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+        /// Rocket.Chat #19121, "unread counts wrong for months": they are computed, so they are those of a recount,
+        /// whatever is edited, deleted, left, joined again, read, put away and recovered.
+        #[test]
+        fn rocket_chat_19121_counts_are_those_of_a_recount(
+            deeds in prop::collection::vec((prop::sample::select(vec!["ada", "bob", "eve", "zoe"]), deed()), 1..80),
+        ) {
+            let mut talk = Talk::created(ConversationKind::Group, &["bob"], HistoryAccess::All);
+            let mut watermarks = Vec::new();
+            let mut snapshot = (0, None);
+            for (who, deed) in deeds {
+                match deed {
+                    Deed::Ask(command) => _ = talk.judge(who, fresh(), &command),
+                    Deed::Read(before) => {
+                        let n = talk.state.n.saturating_sub(before);
+                        if talk.state.members.get(&user(who)).is_some() {
+                            talk.state.members.read(&user(who), n);
+                            watermarks.push((talk.log.len(), user(who), n));
+                            snapshot = (talk.log.len(), talk.state.snapshot());
+                        }
+                    }
+                    Deed::Idle => {
+                        snapshot = (talk.log.len(), talk.state.snapshot());
+                        talk.state.cool();
+                        talk.state.hot = Some(Box::default());
+                        // What memory knew of ids and overlays is read again.
+                        let mut again = Conversation::absent(CONVERSATION);
+                        talk.log.iter().for_each(|event| again.apply(event));
+                        talk.state.hot = again.hot;
+                    }
+                    Deed::Forget => {
+                        let (at, bytes) = snapshot.clone();
+                        let mut again = match bytes {
+                            Some(bytes) => Conversation::from_snapshot(CONVERSATION, bytes).unwrap(),
+                            None => Conversation::absent(CONVERSATION),
+                        };
+                        talk.log[at..].iter().for_each(|event| again.apply(event));
+                        let mut whole = Conversation::absent(CONVERSATION);
+                        talk.log.iter().for_each(|event| whole.apply(event));
+                        again.hot = whole.hot;
+                        talk.state = again;
+                    }
+                }
+                for name in ["ada", "bob", "eve", "zoe"] {
+                    let Some(standing) = talk.state.standing(&user(name)) else { continue };
+                    let counts = standing.counts;
+                    prop_assert!(!counts.unread_more && !counts.mentions_more);
+                    let counted = recount(&talk.log, &user(name), &watermarks);
+                    prop_assert_eq!((counts.unread, counts.mentions), counted, "{} at {}", name, talk.state.head);
+                }
+            }
         }
     }
 }

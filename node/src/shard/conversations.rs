@@ -8,7 +8,7 @@ use std::{
 use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
-    id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
+    id::{Change, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
     limit::{COMMAND_DEADLINE_MS, WINDOW},
     reply::Reply,
     stored::StoredId,
@@ -17,8 +17,8 @@ use chappe_schema::{
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, WITHDRAWN_MS, line::Pending,
-    shard_of_partition, supervision::Lost,
+    InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, Told, WITHDRAWN_MS,
+    line::Pending, shard_of_partition, supervision::Lost,
 };
 use crate::{
     conversation::{Audience, Conversation, Evidence, Read, Verdict, read::Progress},
@@ -38,6 +38,8 @@ pub(super) enum Parked {
     Command(GatewayId, Arc<Asked>, Evidence),
     /// A user's shard asks for the head.
     Head(UserId),
+    /// A user's shard asks for what their inbox shows.
+    Row(u64, UserId),
 }
 
 /// A conversation and what surrounds it.
@@ -118,18 +120,20 @@ fn announcements(
     conversation: ConversationId,
     state: Option<&Conversation>,
 ) -> Option<Vec<(UserId, Fact)>> {
-    let at = event.seq;
+    // The user's owner numbers the change.
+    let (at, change) = (event.seq, Change::default());
     let facts = match &event.fact {
         Fact::ConversationCreated { kind, members, .. } => {
-            members.iter().map(|(user, _)| (user.clone(), Fact::UserJoined { conversation, kind: *kind, at })).collect()
+            let joined = Fact::UserJoined { conversation, kind: *kind, at, change };
+            members.iter().map(|(user, _)| (user.clone(), joined.clone())).collect()
         }
         Fact::MemberJoined { user, .. } => {
-            vec![(user.clone(), Fact::UserJoined { conversation, kind: state?.kind, at })]
+            vec![(user.clone(), Fact::UserJoined { conversation, kind: state?.kind, at, change })]
         }
-        Fact::MemberLeft { user } => vec![(user.clone(), Fact::UserLeft { conversation, at })],
+        Fact::MemberLeft { user } => vec![(user.clone(), Fact::UserLeft { conversation, at, change })],
         Fact::ConversationDeleted => {
             let members = state?.members.present();
-            members.map(|member| (member.user.clone(), Fact::UserLeft { conversation, at })).collect()
+            members.map(|member| (member.user.clone(), Fact::UserLeft { conversation, at, change })).collect()
         }
         _ => Vec::new(),
     };
@@ -195,8 +199,12 @@ impl Shard {
 
     /// Nobody can tell where the conversation stands.
     fn head_unknown(&mut self, id: ConversationId, user: UserId) {
-        let known = HeadKnown { conversation: id, head: None, read_n: 0, last_at: 0, large: false };
+        let known = HeadKnown { conversation: id, head: None, read_n: 0, message_at: 0, large: false };
         self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known });
+    }
+
+    fn tell_row(&mut self, id: ConversationId, token: u64, user: UserId, told: Told) {
+        self.send_to_entity(&user.clone().into(), PeerMail::Row { token, user, conversation: id, told });
     }
 
     /// Counts an answer, with the time since the gateway asked: it set the deadline then.
@@ -354,6 +362,7 @@ impl Shard {
                 self.store.page(request, done);
             }
             Release::Head(user, known) => self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
+            Release::Row(token, user, told) => self.tell_row(id, token, user, told),
         }
     }
 
@@ -411,7 +420,8 @@ impl Shard {
             let head = Head { seq: last.event.seq, n: last.event.n };
             let large =
                 self.conversations.get_mut(&id).and_then(|slot| slot.ready()).is_some_and(|state| state.is_large());
-            let news = Arc::new(News { conversation: id, head, events, large });
+            let message_at = events.iter().rfind(|event| event.fact.is_message()).map_or(0, |event| event.created_at);
+            let news = Arc::new(News { conversation: id, head, message_at, events, large });
             let users = match &**audience {
                 Audience::Users(users) => users,
                 Audience::Listeners(about) => {
@@ -761,11 +771,50 @@ impl Shard {
 
     fn tell_head(&mut self, id: ConversationId, user: &UserId) {
         let Some(state) = self.conversations.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
-        let head = Head { seq: state.head, n: state.n };
-        let read_n = state.members.get(user).map_or(0, |member| member.read_n);
-        let (last_at, large) = (state.last_at, state.is_large());
-        let known = HeadKnown { conversation: id, head: Some(head), read_n, last_at, large };
-        self.wait_conversation(id, head.seq, Release::Head(user.clone(), known));
+        let after = state.head;
+        // Who is no member learns nothing.
+        let member = state.member(user).ok();
+        let known = HeadKnown {
+            conversation: id,
+            head: member.map(|_| Head { seq: state.head, n: state.n }),
+            read_n: member.map_or(0, |member| member.read_n),
+            message_at: state.message_at,
+            large: state.is_large(),
+        };
+        self.wait_conversation(id, after, Release::Head(user.clone(), known));
+        self.drop_if_absent(id);
+    }
+
+    /// A user's shard asks what their inbox shows of the conversation.
+    pub(super) fn ask_row(&mut self, id: ConversationId, token: u64, user: UserId) {
+        let Some(slot) = self.conversations.get_mut(&id) else {
+            self.load_conversation(id);
+            return self.park(id, Parked::Row(token, user));
+        };
+        if !self.tenures.may_release(slot.partition) {
+            // Answered without it.
+            return;
+        }
+        match &slot.slot.phase {
+            Phase::Ready(_) => {
+                if self.guarded(|| id.into(), |shard| shard.show_row(id, token, &user)).is_none() {
+                    // By now it is being read again, or withdrawn.
+                    self.ask_row(id, token, user);
+                }
+            }
+            Phase::Loading => {
+                self.park(id, Parked::Row(token, user));
+                self.reload(id);
+            }
+            Phase::Withdrawn { .. } => self.tell_row(id, token, user, Told::Unknown),
+        }
+    }
+
+    fn show_row(&mut self, id: ConversationId, token: u64, user: &UserId) {
+        let Some(state) = self.conversations.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
+        let after = state.head;
+        let told = state.standing(user).map_or(Told::Stranger, |standing| Told::Standing(Box::new(standing)));
+        self.wait_conversation(id, after, Release::Row(token, user.clone(), told));
         self.drop_if_absent(id);
     }
 
@@ -878,6 +927,7 @@ impl Shard {
                 }
                 Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(Code::Aborted.into())),
                 Parked::Head(user) => self.ask_head(id, user),
+                Parked::Row(token, user) => self.ask_row(id, token, user),
             }
         }
         self.drop_if_absent(id);
@@ -904,6 +954,7 @@ impl Shard {
             match parked {
                 Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(error.clone())),
                 Parked::Head(user) => self.head_unknown(id, user),
+                Parked::Row(token, user) => self.tell_row(id, token, user, Told::Unknown),
             }
         }
         for (from, asked, _) in targets.into_values().flatten() {
@@ -966,6 +1017,7 @@ impl Shard {
                     self.reply(gateway, correlation, Err(error.clone()));
                 }
                 Release::Head(user, _) => self.park(id, Parked::Head(user)),
+                Release::Row(token, user, _) => self.park(id, Parked::Row(token, user)),
                 Release::Target(_) => {}
             }
         }

@@ -185,7 +185,7 @@ impl Shard {
                 if state.head != seq || self.users.contains_key(&id) {
                     return;
                 }
-                state.distrust();
+                state.distrust(None);
                 let mut slot = UserSlot::loading(now, (partition, epoch));
                 slot.slot.line.restart(seq, state.origin);
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
@@ -212,8 +212,12 @@ impl Shard {
         let users: Vec<UserId> = of(&self.users, partition);
         for id in users {
             self.asking_heads.remove(&id);
+            self.settling.remove(&id);
             self.forget_user(&id);
         }
+        // Their news go to somebody else from now on.
+        self.resting.forget_all(|id| EntityId::User(id.clone()).partition() == partition);
+        self.gatherings.retain(|_, gathering| gathering.partition() != partition);
         for (from, lane, _) in self.tenures.unpark(partition) {
             self.refuse(from, lane);
         }
@@ -327,7 +331,8 @@ impl Shard {
             if !users.is_empty() {
                 let head = chappe_schema::wire::Head { seq: state.head, n: state.n };
                 let events: Arc<[Arc<Event>]> = Arc::from([]);
-                news.push((Arc::new(News { conversation: *id, head, events, large: false }), users));
+                let message_at = state.message_at;
+                news.push((Arc::new(News { conversation: *id, head, message_at, events, large: false }), users));
             }
         }
         for (news, users) in news {
@@ -363,6 +368,10 @@ impl Shard {
         self.pump = super::Pump::default();
         self.clean_at = self.now;
         self.asking_heads.clear();
+        self.settling.clear();
+        self.resting.forget_all(|_| true);
+        self.gatherings.clear();
+        self.noted.clear();
         self.telling.clear();
         self.recoveries = 0;
         self.recoveries_waiting.clear();

@@ -4,9 +4,13 @@ use chappe_cluster::process::metrics as names;
 use chappe_schema::{
     error::Error,
     id::EntityId,
+    inbox::Reset,
     operation::{OPERATIONS, Op},
 };
 use metrics::{Counter, Gauge, Histogram};
+
+/// Every reason for which a cursor is of no use, in the order of their numbers.
+const RESETS: [Reset; 4] = [Reset::New, Reset::Generation, Reset::TooOld, Reset::Ahead];
 
 /// A shard's counters.
 pub(crate) struct Measures {
@@ -16,8 +20,14 @@ pub(crate) struct Measures {
     recipients: Histogram,
     conversations: Gauge,
     users: Gauge,
+    resting: Gauge,
+    /// Questions of users' inboxes to conversations' owners: where one stands, and what a page shows of it.
+    asked_heads: Counter,
+    asked_rows: Counter,
+    settling: Counter,
+    resets: [Counter; 4],
     /// What this shard has added to the gauges, which all shards share.
-    counted: (usize, usize),
+    counted: (usize, usize, usize),
 }
 
 impl Measures {
@@ -33,7 +43,12 @@ impl Measures {
             recipients: metrics::histogram!(names::NODE_FANOUT_RECIPIENTS, "kind" => "small"),
             conversations: metrics::gauge!(names::NODE_CONVERSATIONS, "state" => "active"),
             users: metrics::gauge!("chappe_node_users"),
-            counted: (0, 0),
+            resting: metrics::gauge!(names::NODE_USERS_RESTING),
+            asked_heads: metrics::counter!(names::NODE_INBOX_QUESTIONS_TOTAL, "kind" => "head"),
+            asked_rows: metrics::counter!(names::NODE_INBOX_QUESTIONS_TOTAL, "kind" => "row"),
+            settling: metrics::counter!(names::NODE_INBOX_SETTLING_TOTAL),
+            resets: RESETS.map(|reset| metrics::counter!(names::NODE_INBOX_RESETS_TOTAL, "reason" => reset.name())),
+            counted: (0, 0, 0),
         }
     }
 
@@ -64,9 +79,30 @@ impl Measures {
         metrics::counter!(names::NODE_ENTITY_RESTARTS_TOTAL, "kind" => kind, "reason" => reason).increment(1);
     }
 
-    pub(super) fn entities(&mut self, conversations: usize, users: usize) {
+    pub(super) fn entities(&mut self, conversations: usize, users: usize, resting: usize) {
         self.conversations.increment(conversations as f64 - self.counted.0 as f64);
         self.users.increment(users as f64 - self.counted.1 as f64);
-        self.counted = (conversations, users);
+        self.resting.increment(resting as f64 - self.counted.2 as f64);
+        self.counted = (conversations, users, resting);
+    }
+
+    /// Conversations' owners are asked where they stand.
+    pub(super) fn asked_heads(&self, count: usize) {
+        self.asked_heads.increment(count as u64);
+    }
+
+    /// Conversations' owners are asked for what a page shows.
+    pub(super) fn asked_rows(&self, count: usize) {
+        self.asked_rows.increment(count as u64);
+    }
+
+    /// A page was answered before every conversation had said where it stands.
+    pub(super) fn answered_settling(&self) {
+        self.settling.increment(1);
+    }
+
+    /// A device's cursor was of no use.
+    pub(super) fn reset(&self, reset: Reset) {
+        self.resets[reset as usize].increment(1);
     }
 }

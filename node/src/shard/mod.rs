@@ -9,6 +9,8 @@
 //! - [`conversations`]: driving conversations
 //! - [`users`]: driving users
 //! - [`access`]: their log-outs and bans
+//! - [`inbox`]: what users ask of their inbox
+//! - [`resting`]: users who are not in memory
 //! - [`supervision`]: what a panic costs
 //! - [`tenure`]: what it may do in which partition
 //! - [`handover`]: giving a partition away, and taking one over
@@ -22,10 +24,11 @@ use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
     id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, SessionId, UserId},
+    inbox::Counts,
     limit::{FENCE_UNREAD_MS_MAX, RECOVERIES_MAX},
     reply::Reply,
     stored::StoredId,
-    wire::{AskedAccess, Connecting, Correlation, Head, Lane, Owner, ToGateway, ToNode},
+    wire::{Asked, AskedAccess, Connecting, Correlation, Head, Lane, Owner, ToGateway, ToNode},
 };
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
@@ -41,10 +44,12 @@ use crate::{
 mod access;
 mod conversations;
 pub(crate) mod handover;
+mod inbox;
 mod line;
 pub(crate) mod mailbox;
 mod measure;
 mod pump;
+mod resting;
 mod supervision;
 mod tenure;
 mod users;
@@ -53,10 +58,12 @@ mod users;
 mod tests;
 
 use handover::{Sealing, TenureMail};
+use inbox::{Gathering, Told};
 use line::Line;
 use mailbox::Mailbox;
 pub(crate) use measure::Measures;
 use pump::Pump;
+use resting::Resting;
 use supervision::{InHand, WITHDRAWN_MS};
 use tenure::{Question, Standing, Tenure, Tenures};
 
@@ -118,6 +125,13 @@ pub(crate) enum PeerMail {
     AskHeads { user: UserId, conversations: Vec<ConversationId> },
     /// A conversation's owner answers.
     Heads { user: UserId, known: HeadKnown },
+    /// A user's shard asks what their inbox shows of conversations.
+    AskRows { token: u64, user: UserId, conversations: Vec<ConversationId> },
+    /// A conversation's owner answers.
+    Row { token: u64, user: UserId, conversation: ConversationId, told: Told },
+    /// The user has read of a conversation; what is left.
+    #[allow(dead_code)] // Sent by receipts, which come next.
+    Read { user: UserId, conversation: ConversationId, read_n: u64, counts: Counts },
 }
 
 /// Committed events of one conversation, shared by everyone who hears of them.
@@ -125,6 +139,8 @@ pub(crate) enum PeerMail {
 pub(crate) struct News {
     conversation: ConversationId,
     head: Head,
+    /// When the last message was stamped; 0 if none of these events is one.
+    message_at: Millis,
     /// None when only the head is said again.
     events: Arc<[Arc<Event>]>,
     /// Whether later heads will not come to the members by themselves.
@@ -239,6 +255,7 @@ enum Release {
     Read(GatewayId, Correlation, Box<Read>),
     Target(Seq),
     Head(UserId, HeadKnown),
+    Row(u64, UserId, Told),
 }
 
 /// What waits for a user's commit.
@@ -249,6 +266,10 @@ enum UserRelease {
     Told(UserId, ConversationId, Seq),
     Access(GatewayId, Arc<AskedAccess>, Arc<Access>),
     AccessChanged(Box<access::Change>),
+    /// A request for the inbox is to be answered.
+    Inbox(GatewayId, Arc<Asked>),
+    /// The user's connections are to hear how a conversation is marked and read.
+    Changed(UserId, ConversationId, Option<(u64, Counts)>),
 }
 
 impl Ticket {
@@ -264,10 +285,11 @@ impl Ticket {
 impl UserRelease {
     fn user(&self) -> &UserId {
         match self {
-            Self::Reply(user, ..) | Self::Told(user, ..) => user,
+            Self::Reply(user, ..) | Self::Told(user, ..) | Self::Changed(user, ..) => user,
             Self::Connect(_, connecting) => &connecting.actor.user,
             Self::Access(_, asked, _) => &asked.user,
             Self::AccessChanged(change) => change.user(),
+            Self::Inbox(_, asked) => &asked.actor.user,
         }
     }
 }
@@ -285,6 +307,7 @@ enum Ticket {
 enum Projected {
     Overlays(ConversationId, Vec<(Seq, Seq)>),
     IdBlock(ConversationId, Seq),
+    Inbox(UserId),
     Other,
 }
 
@@ -351,6 +374,14 @@ pub(crate) struct Shard {
     bytes: usize,
     /// Changes of inboxes so far.
     changes: u64,
+    /// Users who are not in memory.
+    resting: Resting,
+    /// Users with requests that wait until conversations have said where they stand.
+    settling: HashSet<UserId, foldhash::fast::FixedState>,
+    /// Pages whose rows are being gathered, by token.
+    gatherings: HashMap<u64, Gathering, foldhash::fast::FixedState>,
+    /// Users whose inboxes have changed since their gateways were told.
+    noted: Vec<UserId>,
     /// The request whose handling is under way, while nobody else keeps it.
     in_hand: Option<InHand>,
     stopping: Option<oneshot::Sender<()>>,
@@ -426,6 +457,10 @@ impl Shard {
             idle: VecDeque::new(),
             bytes: 0,
             changes: 0,
+            resting: Resting::default(),
+            settling: HashSet::default(),
+            gatherings: HashMap::default(),
+            noted: Vec::new(),
             in_hand: None,
             stopping: None,
             stopped: false,
@@ -547,6 +582,15 @@ impl Shard {
                 }
             }
             PeerMail::Heads { user, known } => self.head_known(&user, known),
+            PeerMail::AskRows { token, user, conversations } => {
+                for conversation in conversations {
+                    self.ask_row(conversation, token, user.clone());
+                }
+            }
+            PeerMail::Row { token, user, conversation, told } => self.row_told(token, &user, conversation, told),
+            PeerMail::Read { user, conversation, read_n, counts } => {
+                self.has_read(&user, conversation, Some((read_n, counts)));
+            }
         }
     }
 
@@ -604,7 +648,7 @@ impl Shard {
         match question {
             Question::Command(asked) => match asked.command.conversation() {
                 Some(conversation) => self.command(conversation, from, asked),
-                None => self.inbox(from, asked, false),
+                None => self.inbox(from, asked),
             },
             Question::Connect(connecting) => self.connect(from, connecting),
             Question::Access(asked) => self.ask_access(from, asked),
@@ -843,6 +887,7 @@ impl Shard {
             match done {
                 Projected::Overlays(id, overlays) => self.overlays_durable(id, &overlays),
                 Projected::IdBlock(id, end) => self.id_block_durable(id, end),
+                Projected::Inbox(id) => self.inbox_flushed(&id),
                 Projected::Other => {}
             }
         }
@@ -882,7 +927,8 @@ impl Shard {
         for (user, fact, conversation) in std::mem::take(&mut self.postponed) {
             self.local.push_back(PeerMail::Tell { user, fact, conversation });
         }
-        self.measures.entities(self.conversations.len(), self.users.len());
+        self.tick_inbox();
+        self.measures.entities(self.conversations.len(), self.users.len(), self.resting.len());
         if !self.confirms_at_once && !self.is_dead {
             self.ask_again();
             self.read_fence(true);
@@ -893,7 +939,13 @@ impl Shard {
     fn ask_again(&mut self) {
         let asking: Vec<UserId> = self.asking_heads.iter().cloned().collect();
         for user in asking {
-            self.guarded(|| user.clone().into(), |shard| shard.ask_heads(&user));
+            let ask = |shard: &mut Self| {
+                if let Some(user) = shard.users.get_mut(&user).and_then(|slot| slot.slot.ready()) {
+                    user.ask_again();
+                }
+                shard.ask_heads(&user);
+            };
+            self.guarded(|| user.clone().into(), ask);
         }
         let telling: Vec<ConversationId> = self.telling.iter().copied().collect();
         for conversation in telling {

@@ -19,6 +19,7 @@ use chappe_schema::{
         CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis, Partition,
         Seq, UserId,
     },
+    inbox::{Counts, Filter, Flags, Marking, Row},
     reply::{Reply, Sent},
     stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
     wire::{Actor, Asked, Connecting, Correlation, Heads, Lane, ToGateway, ToNode},
@@ -26,7 +27,7 @@ use chappe_schema::{
 use parking_lot::Mutex;
 
 use super::{
-    Alone, Mail, Parts, Report, Settings, Shard,
+    Alone, Mail, Parts, PeerMail, Report, Settings, Shard,
     handover::TenureMail,
     mailbox::Mailbox,
     supervision::fault::{self as panic, Moment},
@@ -40,6 +41,7 @@ use crate::{
 };
 
 mod access;
+mod inbox;
 
 const T: Millis = 1_700_000_000_000;
 const GATEWAY: GatewayId = GatewayId(1);
@@ -297,6 +299,22 @@ fn send(text: &str) -> Command {
     Command::MessageSend { conversation: CONVERSATION, body: body(text), mentions: None }
 }
 
+fn list(limit: usize) -> Command {
+    Command::ConversationList { filter: Filter::default(), below: None, limit }
+}
+
+/// What a list shows of each conversation: its head and what is unread.
+fn shown(reply: Result<Reply, Error>) -> Vec<(ConversationId, Seq, u64)> {
+    let Ok(Reply::Conversations { items, next_cursor: None, settling: false, .. }) = reply else {
+        panic!("no inbox: {reply:?}")
+    };
+    let row = |row: &Row| {
+        let standing = row.standing.as_ref().unwrap();
+        (row.conversation, standing.head.seq, standing.counts.unread)
+    };
+    items.iter().map(row).collect()
+}
+
 fn group(members: &[&str]) -> Command {
     Command::ConversationCreate(Box::new(Create {
         conversation: CONVERSATION,
@@ -406,6 +424,7 @@ impl Bench {
             actor: Actor { user: user(who), device: None, by: By::Token(Token::default()) },
             connection: ConnectionSlot(slot),
             positions: vec![CONVERSATION],
+            cursor: None,
         };
         let lane = Lane { partition: EntityId::User(user(who)).partition(), attempt: 0 };
         self.mail(Mail::Gateway(GATEWAY, ToNode::Connect(lane, Arc::new(connecting))));
@@ -710,25 +729,11 @@ fn the_inbox_shows_heads_that_nobody_wrote_down() {
     for n in 0..5 {
         bench.done("ada", send(&n.to_string())).unwrap();
     }
-    let Ok(Reply::Conversations { items, next_cursor: None }) =
-        bench.done("bob", Command::ConversationList { cursor: None, limit: 10 })
-    else {
-        panic!("no inbox")
-    };
-    assert_eq!((items.len(), items[0].head, items[0].unread), (1, 6, 5));
+    assert_eq!(shown(bench.done("bob", list(10))), [(CONVERSATION, 6, 5)]);
     let mut next = Bench::over(bench.store.clone());
-    let Ok(Reply::Conversations { items: again, .. }) =
-        next.done("bob", Command::ConversationList { cursor: None, limit: 10 })
-    else {
-        panic!("no inbox")
-    };
-    assert_eq!((again[0].head, again[0].unread), (6, 5));
-    let Ok(Reply::Conversations { items: own, .. }) =
-        next.done("ada", Command::ConversationList { cursor: None, limit: 10 })
-    else {
-        panic!("no inbox")
-    };
-    assert_eq!((own.len(), own[0].unread), (1, 0), "who wrote it has read it, crash or not");
+    assert_eq!(shown(next.done("bob", list(10))), [(CONVERSATION, 6, 5)]);
+    let own = shown(next.done("ada", list(10)));
+    assert_eq!(own, [(CONVERSATION, 6, 0)], "who wrote it has read it, crash or not");
 }
 
 /// Whoever asks while the heads of others' conversations are awaited gets an answer too.
@@ -738,13 +743,12 @@ fn nobody_waits_for_ever_for_the_heads() {
     let mut bench = Bench::new(false);
     bench.done("ada", group(&names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
     let mut next = Bench::over(bench.store.clone());
-    let list = || Command::ConversationList { cursor: None, limit: 5 };
-    let first = next.ask("user-007", list());
+    let first = next.ask("user-007", list(5));
     next.store.answer_reads();
     next.collect();
-    let second = next.ask("user-007", list());
+    let second = next.ask("user-007", list(5));
     next.settle();
-    let third = next.ask("user-007", list());
+    let third = next.ask("user-007", list(5));
     next.settle();
     for asked in [first, second, third] {
         assert!(next.answer(asked).is_some_and(|answer| answer.is_ok()));
@@ -805,12 +809,7 @@ fn a_crash_between_the_commit_and_telling_the_users_is_made_good() {
     let mut next = Bench::over(bench.store.clone());
     next.settle();
     assert!(next.store.held.lock().announced.is_empty(), "what was owed has been told");
-    let Ok(Reply::Conversations { items, .. }) =
-        next.done("bob", Command::ConversationList { cursor: None, limit: 10 })
-    else {
-        panic!()
-    };
-    assert_eq!(items.len(), 1);
+    assert_eq!(shown(next.done("bob", list(10))).len(), 1);
 }
 
 #[test]
@@ -976,7 +975,7 @@ fn stopping_flushes_what_only_memory_knows() {
     for n in 0..40 {
         bench.done("ada", send(&n.to_string())).unwrap();
     }
-    bench.done("bob", Command::ConversationList { cursor: None, limit: 1 }).unwrap();
+    bench.done("bob", list(1)).unwrap();
     let (tx, mut rx) = tokio::sync::oneshot::channel();
     bench.mail(Mail::Stop(tx));
     let refused = bench.ask("ada", send("too late"));
@@ -1010,9 +1009,9 @@ fn what_stands_under_the_own_epoch_is_confirmed_not_written_again() {
     bench.settle();
     assert!(bench.answer(get).unwrap().is_ok());
     assert_eq!(sent(bench.answer(more)).seq, 4);
-    let list = bench.ask("bob", Command::ConversationList { cursor: None, limit: 9 });
+    let asked = bench.ask("bob", list(9));
     bench.settle();
-    assert!(matches!(bench.answer(list), Some(Ok(Reply::Conversations { items, .. })) if items[0].head == 4));
+    assert_eq!(shown(bench.answer(asked).unwrap()), [(CONVERSATION, 4, 3)]);
     assert_eq!(bench.store.held.lock().appended, appended + 1);
 }
 
@@ -1043,9 +1042,8 @@ fn leaving_is_not_taken_for_a_repetition_of_joining() {
     let mut bench = Bench::new(true);
     bench.done("ada", group(&["bob"])).unwrap();
     bench.done("ada", Command::MemberRemove { conversation: CONVERSATION, user: user("bob") }).unwrap();
-    let list = || Command::ConversationList { cursor: None, limit: 10 };
     let mut next = bench.succeeded();
-    assert!(matches!(next.done("bob", list()), Ok(Reply::Conversations { items, .. }) if items.is_empty()));
+    assert!(matches!(next.done("bob", list(10)), Ok(Reply::Conversations { items, .. }) if items.is_empty()));
     let rows: Vec<(Seq, Epoch, Epoch)> = {
         let held = next.store.held.lock();
         let of_bob = held.rows.iter().filter(|((whose, _), _)| *whose == user("bob").into());
@@ -1169,7 +1167,18 @@ impl Patient {
             Command::MemberAdd { conversation: CONVERSATION, user: user("eve"), role: Default::default() },
         );
         self.done("eve", Command::MessageGet { conversation: CONVERSATION, seq: 3 });
-        self.done("bob", Command::ConversationList { cursor: None, limit: 9 });
+        let Reply::Conversations { cursor, .. } = self.done("bob", list(9)) else { panic!("no inbox") };
+        let marking = Marking { pinned: Some(true), marked_unread: Some(true), ..Marking::default() };
+        self.done("bob", Command::InboxUpdate { conversation: CONVERSATION, marking });
+        let counts = Counts::default();
+        let read = PeerMail::Read { user: user("bob"), conversation: CONVERSATION, read_n: 1, counts };
+        self.bench.mail(Mail::Peer(read));
+        self.bench.settle();
+        let Reply::Synced { items, .. } = self.done("bob", Command::InboxSync { cursor: Some(cursor), limit: 9 })
+        else {
+            panic!("no changes")
+        };
+        assert!(!items.is_empty());
         self.connect("eve", 6);
         self.bench
             .mail(Mail::Gateway(GATEWAY, ToNode::Disconnect { user: user("eve"), connection: ConnectionSlot(6) }));
@@ -1185,13 +1194,11 @@ impl Patient {
         self.bench.settle();
         let mut left = String::new();
         for who in ["ada", "bob", "eve", "yan", "zoe"] {
-            let Reply::Conversations { items, .. } =
-                self.done(who, Command::ConversationList { cursor: None, limit: 9 })
-            else {
-                panic!("no inbox")
-            };
-            let items: Vec<_> = items.iter().map(|item| (item.id, item.head, item.unread)).collect();
-            left += &format!("{who}: {items:?}\n");
+            let reply = self.done(who, list(9));
+            let Reply::Conversations { items, .. } = &reply else { panic!("no inbox") };
+            let flags: Vec<Flags> = items.iter().map(|row| row.flags).collect();
+            let items = shown(Ok(reply));
+            left += &format!("{who}: {items:?} {flags:?}\n");
         }
         let mut bench = self.bench;
         for slot in [5, 6, 7] {
@@ -1214,6 +1221,7 @@ impl Patient {
         let shard = &mut bench.shard;
         assert!(shard.flush.is_empty() && shard.groups.is_empty() && shard.reads.is_empty());
         assert!(shard.projecting.is_empty() && shard.recoveries == 0 && shard.in_hand.is_none());
+        assert!(shard.gatherings.is_empty() && shard.settling.is_empty());
         assert!(shard.conversations.values_mut().all(|slot| slot.ready().is_some() && slot.is_quiet()));
         assert!(shard.users.values_mut().all(|slot| slot.ready().is_some() && slot.is_quiet()));
         let heard = bench.heard.0.lock();
@@ -1253,7 +1261,7 @@ fn a_panic_anywhere_costs_nobody_anything() {
 fn a_connection_that_is_gone_before_its_answer_is_not_registered() {
     let mut bench = Bench::new(true);
     bench.done("ada", group(&["bob"])).unwrap();
-    bench.done("bob", Command::ConversationList { cursor: None, limit: 1 }).unwrap();
+    bench.done("bob", list(1)).unwrap();
     bench.connect("bob", 5);
     let gone = || ToNode::Disconnect { user: user("bob"), connection: ConnectionSlot(5) };
     bench.mail(Mail::Gateway(GATEWAY, gone()));
@@ -1283,12 +1291,7 @@ fn what_was_committed_during_a_recovery_is_announced_after_it() {
     let struck = bench.ask("ada", Command::ConversationGet { conversation: CONVERSATION });
     assert_eq!(bench.answer(struck).unwrap().unwrap_err().code, Code::Internal);
     bench.settle();
-    let Ok(Reply::Conversations { items, .. }) =
-        bench.done("bob", Command::ConversationList { cursor: None, limit: 10 })
-    else {
-        panic!("no inbox")
-    };
-    assert_eq!(items.len(), 0);
+    assert!(shown(bench.done("bob", list(10))).is_empty());
     assert!(bench.store.held.lock().announced.is_empty());
 }
 

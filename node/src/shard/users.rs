@@ -1,26 +1,25 @@
 //! Driving users.
 
 use chappe_schema::{
-    command::Command,
     error::{Code, Error},
     event::Fact,
     id::{Change, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
-    limit::{CONNECT_INBOX_MAX, USER_CONNECTIONS_MAX, WINDOW},
-    reply::Reply,
+    inbox::Counts,
+    limit::{USER_CONNECTIONS_MAX, WINDOW},
     wire::{Asked, AskedAccess, Connecting, Correlation, Heads, ToGateway},
 };
 use smallvec::SmallVec;
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{
-    InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, line::Pending,
-    shard_of_partition, supervision::Lost,
+    InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, inbox::Waiting,
+    line::Pending, supervision::Lost,
 };
 use crate::{
     pace::idle_snapshot_events,
     recovery::{self, Found, Resolved},
     store::{self, Projection, Recovered},
-    user::{Client, Connection, HeadKnown, User},
+    user::{Client, Connection, Moved, User},
 };
 
 /// What waits until a user is ready, or until the heads are known.
@@ -30,6 +29,8 @@ pub(super) enum Parked {
     Tell(Fact, ConversationId),
     News(Arc<News>),
     AskAccess(GatewayId, Arc<AskedAccess>),
+    /// The user has read up to there; what is left.
+    Read(ConversationId, u64, Counts),
 }
 
 /// Connections that hear of something, by gateway.
@@ -42,8 +43,18 @@ pub(super) struct UserSlot {
     pub(super) saved: SmallVec<[Client; 2]>,
     /// Connections that are to be registered, wherever their request waits: who is gone by then is not.
     expected: SmallVec<[(Connection, Correlation); 2]>,
-    /// Requests that wait until the heads that were asked for are known.
-    unanswered: Vec<Parked>,
+    /// Requests that wait until conversations have said where they stand.
+    pub(super) waiting: Vec<Waiting>,
+    /// What has moved on while the user was not in memory, if somebody has watched; until they are.
+    missed: Option<Vec<ConversationId>>,
+    /// Whether somebody wants to know where the user's conversations stand.
+    pub(super) attended: bool,
+    /// When large conversations were last asked.
+    pub(super) large_asked_at: Millis,
+    /// Rows of the inbox on their way to the store.
+    flushing: usize,
+    /// Whether the shard has the user on its list of changed inboxes.
+    pub(super) is_noted: bool,
 }
 
 impl std::ops::Deref for UserSlot {
@@ -65,13 +76,19 @@ impl UserSlot {
             slot: Slot::loading(now, tenure),
             saved: SmallVec::new(),
             expected: SmallVec::new(),
-            unanswered: Vec::new(),
+            waiting: Vec::new(),
+            missed: None,
+            attended: false,
+            large_asked_at: 0,
+            flushing: 0,
+            is_noted: false,
         }
     }
 
     /// Whether nothing is on its way in or out, so that the slot may be dropped.
     pub(super) fn may_go(&self) -> bool {
-        self.is_quiet() && self.unanswered.is_empty() && self.saved.is_empty() && self.expected.is_empty()
+        let nobody_waits = self.waiting.is_empty() && self.saved.is_empty() && self.expected.is_empty();
+        self.is_quiet() && nobody_waits && self.flushing == 0
     }
 
     /// Only a user whose connections outlive their state can miss something: heads are asked for after a load.
@@ -84,8 +101,8 @@ impl UserSlot {
         if let Some(user) = self.slot.ready() {
             self.saved = std::mem::take(&mut user.connections);
         }
-        let unanswered = std::mem::take(&mut self.unanswered);
-        self.slot.parked.extend(unanswered);
+        let waiting = std::mem::take(&mut self.waiting);
+        self.slot.parked.extend(waiting.into_iter().map(|waiting| waiting.parked));
     }
 
     fn expects(&self, gateway: GatewayId, connecting: &Connecting) -> bool {
@@ -105,7 +122,7 @@ impl Shard {
                     self.refuse_question(id, parked, &Code::Unavailable.into());
                     return None;
                 };
-                self.users.insert(id.clone(), UserSlot::loading(now, tenure));
+                self.new_user(id, tenure);
                 self.reload_user(id);
                 // Just inserted; the entry API would clone the id on every call.
                 self.users.get_mut(id)?
@@ -138,6 +155,12 @@ impl Shard {
         None
     }
 
+    fn new_user(&mut self, id: &UserId, tenure: (Partition, Epoch)) {
+        let mut slot = UserSlot::loading(self.now, tenure);
+        slot.missed = self.resting.wake(id);
+        self.users.insert(id.clone(), slot);
+    }
+
     /// Where the user lives, and the epoch under which this session owns them, if it does.
     fn user_tenure(&self, id: &UserId) -> Option<(Partition, Epoch)> {
         let partition = EntityId::User(id.clone()).partition();
@@ -154,7 +177,8 @@ impl Shard {
             // Where it may get lost on the way, it is told again anyway, to whoever owns the user then.
             Parked::Tell(..) if !self.confirms_at_once => {}
             Parked::Tell(fact, conversation) => self.postponed.push((user.clone(), fact, conversation)),
-            Parked::News(_) => {}
+            // Clients say again what they have read.
+            Parked::News(_) | Parked::Read(..) => {}
         }
     }
 
@@ -162,30 +186,28 @@ impl Shard {
 
     /// A connection of the user exists.
     pub(super) fn connect(&mut self, from: GatewayId, connecting: Arc<Connecting>) {
-        let now = self.now;
         let id = &connecting.actor.user;
         if !self.users.contains_key(id)
             && let Some(tenure) = self.user_tenure(id)
         {
             // The entry API would clone the id on every call.
-            self.users.insert(id.clone(), UserSlot::loading(now, tenure));
+            self.new_user(id, tenure);
         }
         if let Some(slot) = self.users.get_mut(id) {
             let connection = Connection { gateway: from, slot: connecting.connection };
             slot.expected.push((connection, connecting.correlation));
         }
-        self.go_on_connecting(from, connecting, false);
+        self.go_on_connecting(from, connecting);
     }
 
-    /// `asked` tells that the heads of large conversations are fresh.
-    fn go_on_connecting(&mut self, from: GatewayId, connecting: Arc<Connecting>, asked: bool) {
+    fn go_on_connecting(&mut self, from: GatewayId, connecting: Arc<Connecting>) {
         let id = connecting.actor.user.clone();
         let request = InHand::Connect(from, connecting.correlation);
-        let work = |shard: &mut Self| shard.try_to_connect(&id, from, connecting, asked);
+        let work = |shard: &mut Self| shard.try_to_connect(&id, from, connecting);
         self.guarded_for(Some(request), || id.clone().into(), work);
     }
 
-    fn try_to_connect(&mut self, id: &UserId, from: GatewayId, connecting: Arc<Connecting>, asked: bool) {
+    fn try_to_connect(&mut self, id: &UserId, from: GatewayId, connecting: Arc<Connecting>) {
         if !self.users.get(id).is_some_and(|slot| slot.expects(from, &connecting)) {
             // Gone, and nobody waits for an answer.
             return self.kept();
@@ -197,12 +219,8 @@ impl Shard {
         let Some(Parked::Connect(from, connecting)) = self.user_or_park(id, Parked::Connect(from, connecting)) else {
             return;
         };
-        if !asked && self.heads_needed(id) {
-            return self.wait_for_heads(id, Parked::Connect(from, connecting));
-        }
-        let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return };
-        let head = user.head;
-        self.wait_user(id, head, UserRelease::Connect(from, connecting));
+        let needs = self.heads_for_connection(id, &connecting);
+        self.wait_for_heads(id, needs, false, Parked::Connect(from, connecting));
     }
 
     /// Answers a connection, which is expected no longer.
@@ -245,7 +263,7 @@ impl Shard {
         let result = if let Err(refused) = user.check_access(actor, now) {
             Err(refused)
         } else if user.connect(Client::new(connection, actor, now), USER_CONNECTIONS_MAX) {
-            Ok(user.heads(&connecting.positions, CONNECT_INBOX_MAX))
+            Ok(self.heads(&connecting))
         } else {
             Err(Error::new(Code::ConnectionLimit)
                 .with_detail(format!("at most {USER_CONNECTIONS_MAX} connections of one user")))
@@ -282,106 +300,6 @@ impl Shard {
         }
     }
 
-    /// The caller's list of conversations.
-    pub(super) fn inbox(&mut self, from: GatewayId, asked: Arc<Asked>, heads_asked: bool) {
-        let id = asked.actor.user.clone();
-        let request = InHand::Command(from, asked.correlation);
-        let work = |shard: &mut Self| shard.show_inbox(&id, from, asked, heads_asked);
-        self.guarded_for(Some(request), || id.clone().into(), work);
-    }
-
-    fn show_inbox(&mut self, id: &UserId, from: GatewayId, asked: Arc<Asked>, heads_asked: bool) {
-        let Some(Parked::Inbox(from, asked)) = self.user_or_park(id, Parked::Inbox(from, asked)) else { return };
-        if asked.command.is_about_access() {
-            return self.access_command(id, from, &asked);
-        }
-        if !heads_asked && self.heads_needed(id) {
-            return self.wait_for_heads(id, Parked::Inbox(from, asked));
-        }
-        let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return };
-        let result = match &asked.command {
-            Command::ConversationList { cursor, limit } => {
-                let (items, next_cursor) = user.page(*cursor, *limit);
-                Ok(Reply::Conversations { items, next_cursor })
-            }
-            _ => Err(Error::new(Code::UnknownOperation)),
-        };
-        let head = user.head;
-        self.count_answer(&asked, &result);
-        self.wait_user(id, head, UserRelease::Reply(id.clone(), from, asked.correlation, result));
-    }
-
-    /// Whether heads must be asked for before an answer; large conversations' are asked for every time.
-    fn heads_needed(&mut self, id: &UserId) -> bool {
-        let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return false };
-        // Questions are on their way; whoever comes later waits for the same answers.
-        if !user.is_verified() {
-            return true;
-        }
-        user.distrust_large();
-        if user.is_verified() {
-            return false;
-        }
-        self.ask_heads(id);
-        true
-    }
-
-    fn wait_for_heads(&mut self, id: &UserId, parked: Parked) {
-        if let Some(slot) = self.users.get_mut(id) {
-            slot.unanswered.push(parked);
-            self.kept();
-        }
-    }
-
-    pub(super) fn ask_heads(&mut self, id: &UserId) {
-        let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return };
-        let unverified: Vec<ConversationId> = user.unverified().collect();
-        if unverified.is_empty() {
-            self.asking_heads.remove(id);
-            return;
-        }
-        if !self.confirms_at_once {
-            self.asking_heads.insert(id.clone());
-        }
-        let shards = self.peers.len();
-        // One mail for each shard here, and one for each partition elsewhere.
-        let mut by_place: BTreeMap<(bool, u16), (Partition, Vec<ConversationId>)> = BTreeMap::new();
-        for conversation in unverified {
-            let partition = EntityId::Conversation(conversation).partition();
-            let place = match self.abroad.is_home(partition) {
-                true => (true, shard_of_partition(partition, shards) as u16),
-                false => (false, partition.0),
-            };
-            by_place.entry(place).or_insert_with(|| (partition, Vec::new())).1.push(conversation);
-        }
-        for (partition, conversations) in by_place.into_values() {
-            self.send_to_partition(partition, PeerMail::AskHeads { user: id.clone(), conversations });
-        }
-    }
-
-    /// A conversation's owner has answered.
-    pub(super) fn head_known(&mut self, id: &UserId, known: HeadKnown) {
-        let verify = |shard: &mut Self| {
-            let Self { users, changes, .. } = shard;
-            let Some(slot) = users.get_mut(id) else { return false };
-            let epoch = slot.epoch;
-            let Some(user) = slot.slot.ready() else { return false };
-            user.verify(known, || Change::next(epoch, changes));
-            user.is_verified()
-        };
-        if self.guarded(|| id.clone().into(), verify) == Some(true) {
-            self.asking_heads.remove(id);
-            let Some(slot) = self.users.get_mut(id) else { return };
-            for parked in std::mem::take(&mut slot.unanswered) {
-                match parked {
-                    Parked::Connect(from, connecting) => self.go_on_connecting(from, connecting, true),
-                    Parked::Inbox(from, asked) => self.inbox(from, asked, true),
-                    Parked::Tell(..) | Parked::News(_) | Parked::AskAccess(..) => {}
-                }
-            }
-        }
-    }
-
     // === news
 
     /// A conversation of these users has moved on. Who is not loaded needs no news: the heads are asked for after a load.
@@ -405,23 +323,37 @@ impl Shard {
 
     /// Whether nothing is missed by it: the user heard it, or need not.
     fn hear_news(&mut self, id: &UserId, news: &News, recipients: &mut Recipients) -> bool {
-        let Self { users, changes, .. } = self;
-        let Some(slot) = users.get_mut(id) else { return true };
+        let Self { users, changes, resting, noted, .. } = self;
+        let Some(slot) = users.get_mut(id) else {
+            resting.note(id, news.conversation);
+            return true;
+        };
         let (misses_news, epoch) = (slot.misses_news(), slot.epoch);
-        let Some(user) = slot.slot.ready() else { return !misses_news };
-        user.raise(news.conversation, news.head, || Change::next(epoch, changes));
+        let Some(user) = slot.slot.ready() else {
+            // Asked for after the load; unless it is known what must be.
+            slot.missed.iter_mut().for_each(|missed| missed.push(news.conversation));
+            return !misses_news;
+        };
+        // Who writes has read up to their own message.
+        let own = news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id);
+        let moved = Moved { head: news.head, message_at: news.message_at, read_n: own.map_or(0, |own| own.n) };
+        user.raise(news.conversation, moved, || Change::next(epoch, changes));
+        let unmark = own.is_some() && user.is_marked_unread(&news.conversation);
+        if !slot.is_noted && !user.connections.is_empty() {
+            slot.is_noted = true;
+            noted.push(id.clone());
+        }
         if news.large {
             user.grown_large(news.conversation);
-        }
-        // Who writes has read up to their own message.
-        if let Some(own) = news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id) {
-            user.read_upto(news.conversation, own.n);
         }
         for Client { connection, .. } in &user.connections {
             match recipients.iter_mut().find(|(gateway, _)| *gateway == connection.gateway) {
                 Some((_, slots)) => slots.push(connection.slot),
                 None => recipients.push((connection.gateway, vec![connection.slot])),
             }
+        }
+        if unmark {
+            self.has_read(id, news.conversation, None);
         }
         true
     }
@@ -440,33 +372,30 @@ impl Shard {
 
     fn hear_fact(&mut self, id: &UserId, fact: &Fact, conversation: ConversationId) {
         let (Fact::UserJoined { at, .. } | Fact::UserLeft { at, .. }) = fact else { return };
-        let joined = matches!(fact, Fact::UserJoined { .. });
         let now = self.now;
-        let Some(slot) = self.users.get_mut(id) else { return };
+        let Self { users, changes, flush, tenures, .. } = self;
+        let Some(slot) = users.get_mut(id) else { return };
         let epoch = slot.epoch;
-        if self.tenures.open(slot.partition).is_none() {
+        if tenures.open(slot.partition).is_none() {
             // Told again, to the next owner.
             return;
         }
         let line = &mut slot.slot.line;
         let Phase::Ready(user) = &mut slot.slot.phase else { return };
-        if let Some(event) = user.hear(fact, now) {
+        if let Some(event) = user.hear(fact, now, || Change::next(epoch, changes)) {
             user.apply(&event);
             user.origin = epoch;
             line.push(Pending { event, audience: None, announce: false, origin: epoch });
         }
+        // Its owner says where a conversation stands that the user has just joined, if somebody wants to know.
+        user.ask_first(&[conversation]);
         let head = user.head;
         if line.can_fly() {
-            Self::list_for_flush(&mut self.flush, &mut line.listed, id.clone());
+            Self::list_for_flush(flush, &mut line.listed, id.clone());
         }
+        self.note_change(id);
+        self.ask_heads(id);
         self.wait_user(id, head, UserRelease::Told(id.clone(), conversation, *at));
-        if joined {
-            // Its owner says where a conversation stands that the user has just joined.
-            self.send_to_entity(
-                &conversation.into(),
-                PeerMail::AskHeads { user: id.clone(), conversations: vec![conversation] },
-            );
-        }
     }
 
     pub(super) fn wait_user(&mut self, id: &UserId, after: Seq, release: UserRelease) {
@@ -489,6 +418,8 @@ impl Shard {
                 let register = |shard: &mut Self| shard.register(gateway, connecting);
                 self.guarded_for(Some(request), || id.into(), register);
             }
+            UserRelease::Inbox(gateway, asked) => self.answer_inbox(gateway, asked),
+            UserRelease::Changed(user, conversation, read) => self.push_changed(&user, conversation, read),
             UserRelease::Told(user, conversation, at) => {
                 self.send_to_entity(&conversation.into(), PeerMail::Told { conversation, at, user })
             }
@@ -546,9 +477,11 @@ impl Shard {
                 return self.turn_user_away(id);
             }
         };
-        let Some(epoch) = self.users.get(id).map(|slot| slot.epoch) else { return };
+        let Some(slot) = self.users.get_mut(id) else { return };
+        let (epoch, missed) = (slot.epoch, slot.missed.take());
         let trusting = self.confirms_at_once;
-        let rebuilt = self.guarded(|| id.clone().into(), |_| rebuild(id, epoch, recovered, trusting));
+        let rebuild = |_: &mut Self| rebuild(id, epoch, recovered, missed.as_deref(), trusting);
+        let rebuilt = self.guarded(|| id.clone().into(), rebuild);
         let Some(rebuilt) = rebuilt else { return };
         let Rebuilt { mut user, committed, committed_origin, standing, adopted, bytes } = match rebuilt {
             Ok(rebuilt) => rebuilt,
@@ -589,18 +522,22 @@ impl Shard {
             self.users.get_mut(id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
         for parked in parked {
             match parked {
-                Parked::Connect(from, connecting) => self.go_on_connecting(from, connecting, false),
-                Parked::Inbox(from, asked) => self.inbox(from, asked, false),
+                Parked::Connect(from, connecting) => self.go_on_connecting(from, connecting),
+                Parked::Inbox(from, asked) => self.inbox(from, asked),
                 Parked::Tell(fact, conversation) => self.tell(id.clone(), fact, conversation),
                 Parked::News(news) => self.news(&news, std::slice::from_ref(id)),
                 Parked::AskAccess(from, asked) => self.ask_access(from, asked),
+                Parked::Read(conversation, read_n, counts) => self.has_read(id, conversation, Some((read_n, counts))),
             }
         }
     }
 
     fn turn_user_away(&mut self, id: &UserId) {
         let Some(slot) = self.users.get_mut(id) else { return };
-        let parked: Vec<Parked> = slot.slot.parked.drain(..).chain(slot.unanswered.drain(..)).collect();
+        let parked: Vec<Parked> = {
+            let waiting = slot.waiting.drain(..).map(|waiting| waiting.parked);
+            slot.slot.parked.drain(..).chain(waiting).collect()
+        };
         for parked in parked {
             self.refuse_question(id, parked, &Error::new(Code::Unavailable).after_ms(500));
         }
@@ -664,10 +601,11 @@ impl Shard {
                 UserRelease::Connect(gateway, connecting) => {
                     self.connected(id, gateway, connecting.correlation, Err(error.clone()));
                 }
+                UserRelease::Inbox(gateway, asked) => self.reply(gateway, asked.correlation, Err(error.clone())),
                 UserRelease::Access(gateway, asked, _) => {
                     self.tell_access(gateway, asked.correlation, Err(error.clone()));
                 }
-                UserRelease::Told(..) | UserRelease::AccessChanged(_) => {}
+                UserRelease::Told(..) | UserRelease::Changed(..) | UserRelease::AccessChanged(_) => {}
             }
         }
         self.reload_user(id);
@@ -695,26 +633,44 @@ impl Shard {
             Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
             return Some((idle_at.max(now + idle_ms), slot.used));
         }
-        self.flush_inbox(id);
+        // What is on its way to the store must be there before the user is read again.
+        if self.flush_inbox(id) {
+            return Some((now + 1000, used));
+        }
+        let unknown = self.users.get_mut(id).and_then(|slot| slot.slot.ready()).map(|user| user.unverified());
         self.forget_user(id);
+        if let Some(unknown) = unknown {
+            self.resting.rest(id.clone(), unknown);
+        }
         None
     }
 
-    /// Writes what only memory knows of a user.
-    pub(super) fn flush_inbox(&mut self, id: &UserId) {
-        let Some(slot) = self.users.get_mut(id) else { return };
+    /// Writes what only memory knows of a user; whether there is something.
+    pub(super) fn flush_inbox(&mut self, id: &UserId) -> bool {
+        let Some(slot) = self.users.get_mut(id) else { return false };
         let quiet = slot.line.has_no_rows();
-        let Some(user) = slot.ready() else { return };
+        let Some(user) = slot.slot.ready() else { return false };
         let rows = user.flush();
         let snapshot = (quiet && user.head >= user.snapshot_at + idle_snapshot_events()).then(|| {
             user.snapshot_at = user.head;
             (user.head, user.snapshot())
         });
+        slot.flushing += rows.len();
+        let is_dirty = slot.flushing > 0;
         for (conversation, position) in rows {
-            self.project(Projected::Other, Projection::Inbox { user: id.clone(), conversation, position });
+            let then = Projected::Inbox(id.clone());
+            self.project(then, Projection::Inbox { user: id.clone(), conversation, position });
         }
         if let Some((seq, bytes)) = snapshot {
             self.project(Projected::Other, Projection::Snapshot { entity: id.clone().into(), seq, bytes });
+        }
+        is_dirty
+    }
+
+    /// A row of the user's inbox is durable.
+    pub(super) fn inbox_flushed(&mut self, id: &UserId) {
+        if let Some(slot) = self.users.get_mut(id) {
+            slot.flushing = slot.flushing.saturating_sub(1);
         }
     }
 }
@@ -734,7 +690,13 @@ struct Rebuilt {
     bytes: usize,
 }
 
-fn rebuild(id: &UserId, epoch: u64, recovered: Recovered, trusting: bool) -> Result<Rebuilt, recovery::Trouble> {
+fn rebuild(
+    id: &UserId,
+    epoch: u64,
+    recovered: Recovered,
+    missed: Option<&[ConversationId]>,
+    trusting: bool,
+) -> Result<Rebuilt, recovery::Trouble> {
     let mut user = match recovered.snapshot {
         Some((_, bytes)) => User::from_snapshot(id.clone(), bytes)?,
         None => User::new(id.clone()),
@@ -751,7 +713,7 @@ fn rebuild(id: &UserId, epoch: u64, recovered: Recovered, trusting: bool) -> Res
     }
     user.origin = origin;
     user.restore_inbox(recovered.inbox);
-    user.distrust();
+    user.distrust(missed);
     let bytes = user.bytes();
     Ok(Rebuilt { user, committed, committed_origin, standing, adopted, bytes })
 }

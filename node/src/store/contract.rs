@@ -405,8 +405,14 @@ fn overlays_never_go_back(harness: &mut dyn Harness) {
 
 fn inbox_numbers_only_grow(harness: &mut dyn Harness) {
     let ada = user("ada");
-    let changed =
-        |last_seq, last_n, read_n, change, change_epoch| StoredInbox { last_seq, last_n, read_n, change, change_epoch };
+    let changed = |last_seq, last_n, read_n, change, change_epoch| StoredInbox {
+        last_seq,
+        last_n,
+        read_n,
+        change,
+        change_epoch,
+        message_at: 0,
+    };
     let at = |last_seq, last_n, read_n, change| changed(last_seq, last_n, read_n, change, 0);
     let write = |position| Projection::Inbox { user: ada.clone(), conversation: conversation(1), position };
     project(harness, vec![write(at(5, 4, 1, 10))]);

@@ -1,17 +1,22 @@
-//! The inbox: where each conversation stands, and their order by last activity.
+//! Heads of conversations, and pages of the list that they order.
 //!
 //! Heads come from the conversations' owners, with every commit while the user is loaded and by asking after a load;
-//! nothing is written for them. A change is numbered by the owner's epoch and a counter, so that it never goes back,
-//! whoever owns the user; it is flushed with the head when the user is unloaded.
+//! nothing is written for them but the registers that are flushed when the user is unloaded. What a page shows of each
+//! conversation (title, counts, the last message) is asked of its owner when the page is: for the visible window only,
+//! and right by construction, since the one who counts is the one who owns the messages.
+
+use std::{collections::BTreeSet, ops::Bound};
 
 use chappe_schema::{
+    event::ConversationKind,
     id::{Change, ConversationId, Millis},
-    reply::InboxView,
+    inbox::{Filter, Flags, Place, Section},
+    limit::{HEADS_ASKED_MAX, INBOX_LOOKS_MAX},
     stored::StoredInbox,
-    wire::{Head, Heads},
+    wire::Head,
 };
 
-use super::state::{Membership, User};
+use super::state::{Knowledge, Membership, User};
 
 /// What a conversation's owner says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,75 +25,176 @@ pub struct HeadKnown {
     pub conversation: ConversationId,
     /// Where it stands; `None` when its owner cannot tell at the moment.
     pub head: Option<Head>,
-    /// Messages that the user has read there, as far as its log tells.
+    /// Messages that the user has read there, as far as its owner knows.
     pub read_n: u64,
-    /// When it last changed.
-    pub last_at: Millis,
+    /// When its last message was stamped.
+    pub message_at: Millis,
     /// Whether later heads will not come by themselves.
     pub large: bool,
 }
+
+/// A conversation has moved on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// To here.
+    pub head: Head,
+    /// When its last message was stamped; 0 if none has come.
+    pub message_at: Millis,
+    /// The user has read so many messages, at least; 0 if that is not news.
+    pub read_n: u64,
+}
+
+/// A page of the list, as far as the user knows it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// What it shows.
+    pub picks: Vec<Pick>,
+    /// Where the next one begins.
+    pub next: Option<Place>,
+}
+
+/// A conversation on a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// Which.
+    pub conversation: ConversationId,
+    /// Direct or group.
+    pub kind: ConversationKind,
+    /// Its last change.
+    pub change: Change,
+    /// When something was last said there, or the user joined.
+    pub active_at: Millis,
+    /// What the user has set.
+    pub flags: Flags,
+}
+
+/// Below every place of the usual list.
+const USUAL: Place = Place { section: Section::Usual, at: 0, conversation: ConversationId(uuid::Uuid::nil()) };
 
 impl User {
     /// The store's inbox rows, read with the user.
     pub fn restore_inbox(&mut self, rows: impl IntoIterator<Item = (ConversationId, StoredInbox)>) {
         for (conversation, row) in rows {
-            if let Some(known) = self.conversations.get_mut(&conversation) {
-                self.by_change.remove(&known.inbox.last_change());
-                // A snapshot may be newer than the row.
-                known.inbox = known.inbox.highest(&row);
-                if known.joined && known.inbox.last_change() != Change::default() {
-                    self.by_change.insert(known.inbox.last_change(), conversation);
-                }
-            }
+            // A snapshot may be newer than the row.
+            self.change(conversation, |known| known.inbox = known.inbox.highest(&row));
         }
     }
 
-    /// Every conversation of the user must be asked for its head: the user was just loaded.
-    pub fn distrust(&mut self) {
-        self.unverified = self.conversations.iter().filter(|(_, known)| known.joined).map(|(id, _)| *id).collect();
+    // === where conversations stand
+
+    /// The user was just loaded: conversations must be asked where they stand. All of them, or those that have moved on
+    /// since the user was here, which is known if somebody has watched. What a first screen shows is asked first.
+    pub fn distrust(&mut self, moved: Option<&[ConversationId]>) {
+        self.questions.clear();
+        self.open_questions = 0;
+        self.asked = 0;
+        for known in self.conversations.values_mut() {
+            known.knowledge = Knowledge::Known;
+        }
+        let listed = self.index.listed.iter().rev().map(|place| place.conversation);
+        let doubtful: Vec<ConversationId> = match moved {
+            None => listed.collect(),
+            Some(moved) => {
+                let moved: BTreeSet<&ConversationId> = moved.iter().collect();
+                let is_large = |id: &ConversationId| self.conversations.get(id).is_some_and(|known| known.large);
+                listed.filter(|id| moved.contains(id) || is_large(id)).collect()
+            }
+        };
+        doubtful.into_iter().for_each(|conversation| self.question(conversation));
     }
 
-    /// The heads of large conversations must be asked for before an answer that shows them.
+    /// The heads of large conversations do not come by themselves: they are asked for again.
     pub fn distrust_large(&mut self) {
         let large = self.conversations.iter().filter(|(_, known)| known.joined && known.large);
-        self.unverified.extend(large.map(|(id, _)| *id));
+        let large: Vec<ConversationId> = large.map(|(id, _)| *id).collect();
+        large.into_iter().for_each(|conversation| self.question(conversation));
     }
 
-    /// Conversations whose head must be asked for.
-    pub fn unverified(&self) -> impl Iterator<Item = ConversationId> {
-        self.unverified.iter().copied()
-    }
-
-    /// Whether every head is known.
+    /// Whether the user has conversations whose heads do not come by themselves.
     #[must_use]
-    pub fn is_verified(&self) -> bool {
-        self.unverified.is_empty()
+    pub fn has_large(&self) -> bool {
+        self.conversations.values().any(|known| known.joined && known.large)
     }
 
-    /// A head was asked for and is known now. When all are, they are taken in the order of their last activity;
-    /// `change` hands out the next change number for each that is news.
-    pub fn verify(&mut self, known: HeadKnown, mut change: impl FnMut() -> Change) {
-        self.unverified.remove(&known.conversation);
-        if known.head.is_some() {
-            self.unknown.remove(&known.conversation);
-        } else {
-            self.unknown.insert(known.conversation);
+    /// The conversation must be asked where it stands.
+    pub(super) fn question(&mut self, conversation: ConversationId) {
+        if let Some(known) = self.conversations.get_mut(&conversation)
+            && known.joined
+            && !known.knowledge.is_open()
+        {
+            known.knowledge = Knowledge::Waiting;
+            self.open_questions += 1;
+            self.questions.push_back(conversation);
         }
-        self.answers.push(known);
-        if !self.unverified.is_empty() {
-            return;
-        }
-        let mut answers = std::mem::take(&mut self.answers);
-        answers.sort_by_key(|known| known.last_at);
-        for known in answers {
-            if let Some(membership) = self.conversations.get_mut(&known.conversation) {
-                membership.large = known.large;
-                membership.inbox.read_n = membership.inbox.read_n.max(known.read_n);
-            }
-            if let Some(head) = known.head {
-                self.raise(known.conversation, head, &mut change);
+    }
+
+    /// Asks these before all others.
+    pub fn ask_first(&mut self, conversations: &[ConversationId]) {
+        for conversation in conversations.iter().rev() {
+            if self.conversations.get(conversation).is_some_and(|known| known.knowledge == Knowledge::Waiting) {
+                self.questions.push_front(*conversation);
             }
         }
+    }
+
+    /// Conversations whose owners are to be asked now; not too many at once.
+    pub fn next_questions(&mut self) -> Vec<ConversationId> {
+        let mut next = Vec::new();
+        while self.asked < HEADS_ASKED_MAX
+            && let Some(conversation) = self.questions.pop_front()
+        {
+            if let Some(known) = self.conversations.get_mut(&conversation)
+                && known.knowledge == Knowledge::Waiting
+            {
+                known.knowledge = Knowledge::Asked;
+                self.asked += 1;
+                next.push(conversation);
+            }
+        }
+        next
+    }
+
+    /// Asks everything again whose answer is overdue: whoever was asked may be gone.
+    pub fn ask_again(&mut self) {
+        for (conversation, known) in &mut self.conversations {
+            if known.knowledge == Knowledge::Asked {
+                known.knowledge = Knowledge::Waiting;
+                self.questions.push_back(*conversation);
+            }
+        }
+        self.asked = 0;
+    }
+
+    /// The conversations that were not asked, or have not answered.
+    #[must_use]
+    pub fn unverified(&self) -> Vec<ConversationId> {
+        let open = self.conversations.iter().filter(|(_, known)| known.joined && known.knowledge.is_open());
+        open.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether every conversation has been asked.
+    #[must_use]
+    pub const fn is_verified(&self) -> bool {
+        self.open_questions == 0
+    }
+
+    /// Whether this one has been; one that the user is no member of need not be.
+    #[must_use]
+    pub fn knows_head(&self, conversation: &ConversationId) -> bool {
+        self.conversations.get(conversation).is_none_or(|known| !known.joined || !known.knowledge.is_open())
+    }
+
+    /// A conversation's owner has answered. `change` hands out the next change number if that is news.
+    pub fn verify(&mut self, answer: HeadKnown, change: impl FnOnce() -> Change) {
+        let Some(known) = self.conversations.get_mut(&answer.conversation).filter(|known| known.joined) else { return };
+        if known.knowledge.is_open() {
+            self.open_questions -= 1;
+            self.asked -= usize::from(known.knowledge == Knowledge::Asked);
+        }
+        known.knowledge = if answer.head.is_some() { Knowledge::Known } else { Knowledge::Unknown };
+        let Some(head) = answer.head else { return };
+        known.large = answer.large;
+        self.raise(answer.conversation, Moved { head, message_at: answer.message_at, read_n: answer.read_n }, change);
     }
 
     /// The conversation's later heads will not come by themselves.
@@ -98,68 +204,108 @@ impl User {
         }
     }
 
-    /// A conversation has moved on. Numbers only grow, so late news changes nothing.
-    pub fn raise(&mut self, conversation: ConversationId, head: Head, change: impl FnOnce() -> Change) {
-        let Some(known) = self.conversations.get_mut(&conversation).filter(|known| known.joined) else { return };
-        if head.seq <= known.inbox.last_seq {
-            return;
-        }
-        self.by_change.remove(&known.inbox.last_change());
-        known.inbox.last_seq = head.seq;
-        known.inbox.last_n = known.inbox.last_n.max(head.n);
-        let change = change();
-        known.inbox.set_change(change);
-        known.dirty = true;
-        self.by_change.insert(change, conversation);
+    /// A conversation has moved on, or the user has read of it. Numbers only grow, so late news changes nothing.
+    pub fn raise(&mut self, conversation: ConversationId, moved: Moved, change: impl FnOnce() -> Change) {
+        self.change(conversation, |known| {
+            if !known.joined {
+                return;
+            }
+            let before = known.inbox;
+            let inbox = &mut known.inbox;
+            inbox.last_seq = inbox.last_seq.max(moved.head.seq);
+            inbox.last_n = inbox.last_n.max(moved.head.n);
+            inbox.read_n = inbox.read_n.max(moved.read_n);
+            let is_news = inbox.last_seq > before.last_seq || inbox.read_n > before.read_n;
+            // Not news by itself: where nobody had noted it, it belongs to a message that is known.
+            inbox.message_at = inbox.message_at.max(moved.message_at);
+            if is_news {
+                inbox.set_change(change());
+            }
+            known.dirty |= *inbox != before;
+        });
     }
 
-    /// The user has read messages up to `n`: by sending one, they have read up to their own.
-    pub fn read_upto(&mut self, conversation: ConversationId, n: u64) {
-        if let Some(known) = self.conversations.get_mut(&conversation)
-            && n > known.inbox.read_n
-        {
-            known.inbox.read_n = n;
-            known.dirty = true;
-        }
+    /// The user has read messages up to `n`; whether that was news.
+    pub fn read_upto(&mut self, conversation: ConversationId, n: u64, change: impl FnOnce() -> Change) -> bool {
+        let mut is_news = false;
+        let moved = Moved { head: Head::default(), message_at: 0, read_n: n };
+        self.raise(conversation, moved, || {
+            is_news = true;
+            change()
+        });
+        is_news
     }
 
-    /// The heads that a new connection needs: of what it holds positions in, and of the most active others.
+    // === pages
+
+    /// The conversations that stand first in the list, as a new connection is told.
+    pub fn first(&self, count: usize) -> impl Iterator<Item = ConversationId> {
+        self.index.listed.range(USUAL..).rev().take(count).map(|place| place.conversation)
+    }
+
+    /// Where a conversation stands; `None` if the user is no member.
     #[must_use]
-    pub fn heads(&self, positions: &[ConversationId], others_max: usize) -> Heads {
-        let head = |id: &ConversationId| {
-            self.joined(id).map(|known| Head { seq: known.inbox.last_seq, n: known.inbox.last_n })
-        };
-        let asked = positions.iter().map(|id| (*id, head(id))).collect();
-        let unknown = positions.iter().filter(|id| self.unknown.contains(*id)).copied().collect();
-        let newest = self.by_change.values().rev().filter(|id| !positions.contains(id));
-        let others = newest.take(others_max).filter_map(|id| head(id).map(|head| (*id, head))).collect();
-        Heads { positions: asked, unknown, others }
+    pub fn head(&self, conversation: &ConversationId) -> Option<Head> {
+        let known = self.joined(conversation)?;
+        Some(Head { seq: known.inbox.last_seq, n: known.inbox.last_n })
     }
 
-    /// A page of the inbox below the change `cursor`, and where the next one begins.
+    /// Whether the user has marked it as unread.
     #[must_use]
-    pub fn page(&self, cursor: Option<Change>, limit: usize) -> (Vec<InboxView>, Option<Change>) {
-        const END: Change = Change { epoch: u64::MAX, count: u64::MAX };
-        let mut below = self.by_change.range(..cursor.unwrap_or(END)).rev();
-        let view = |id: &ConversationId| {
-            let known = self.joined(id)?;
-            Some(InboxView {
-                id: *id,
-                kind: known.kind,
-                head: known.inbox.last_seq,
-                n: known.inbox.last_n,
-                unread: known.inbox.last_n.saturating_sub(known.inbox.read_n),
-                change: known.inbox.last_change(),
-            })
-        };
-        let items: Vec<InboxView> = below.by_ref().filter_map(|(_, id)| view(id)).take(limit).collect();
-        let next = if below.next().is_some() { items.last().map(|item| item.change) } else { None };
-        (items, next)
+    pub fn is_marked_unread(&self, conversation: &ConversationId) -> bool {
+        self.joined(conversation).is_some_and(|known| known.preference().marked_unread)
     }
 
-    fn joined(&self, id: &ConversationId) -> Option<&Membership> {
+    /// Whether nobody can tell at the moment where it stands.
+    #[must_use]
+    pub fn is_unknown(&self, conversation: &ConversationId) -> bool {
+        self.joined(conversation).is_some_and(|known| known.knowledge == Knowledge::Unknown)
+    }
+
+    /// A page of the list below `below`.
+    #[must_use]
+    pub fn page(&self, filter: Filter, below: Option<Place>, limit: usize, now: Millis) -> Page {
+        let order = match filter {
+            Filter { unread: true, .. } => &self.index.unread,
+            Filter { muted: Some(true), .. } => &self.index.muted,
+            _ => &self.index.listed,
+        };
+        let section = if filter.archived {
+            (Bound::Unbounded, Bound::Excluded(USUAL))
+        } else {
+            (Bound::Included(USUAL), Bound::Unbounded)
+        };
+        let (bottom, top) = section;
+        // A cursor of another part of the list is a place all the same.
+        let top = match (below, top) {
+            (Some(below), Bound::Excluded(top)) => Bound::Excluded(below.min(top)),
+            (Some(below), _) => Bound::Excluded(below.max(USUAL)),
+            (None, top) => top,
+        };
+        let mut page = Page::default();
+        let mut places = order.range((bottom, top)).rev().peekable();
+        let mut looks = 0;
+        while page.picks.len() < limit && looks < INBOX_LOOKS_MAX {
+            let Some(place) = places.next() else { break };
+            looks += 1;
+            page.next = Some(*place);
+            let Some(known) = self.joined(&place.conversation) else { continue };
+            let pick = known.pick(place.conversation, now);
+            if filter.muted.is_none_or(|muted| muted == pick.flags.muted) {
+                page.picks.push(pick);
+            }
+        }
+        if places.peek().is_none() {
+            page.next = None;
+        }
+        page
+    }
+
+    pub(super) fn joined(&self, id: &ConversationId) -> Option<&Membership> {
         self.conversations.get(id).filter(|known| known.joined)
     }
+
+    // === flushing
 
     /// What must be flushed before the user is unloaded; afterwards nothing is dirty.
     pub fn flush(&mut self) -> Vec<(ConversationId, StoredInbox)> {
@@ -171,146 +317,23 @@ impl User {
             })
             .collect()
     }
+
+    /// Whether something must be.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.conversations.values().any(|known| known.dirty)
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use chappe_schema::{
-        event::{ConversationKind, Fact},
-        id::UserId,
-    };
-
-    fn conversation(n: u64) -> ConversationId {
-        ConversationId(uuid::Uuid::from_u128(n.into()))
-    }
-
-    /// A change of the first owner.
-    fn nth(count: u64) -> Change {
-        Change { epoch: 1, count }
-    }
-
-    /// A user with conversations 1 to `count`, their heads verified in this order.
-    fn user(count: u64) -> User {
-        let mut user = User::new(UserId::new("ada").unwrap());
-        for n in 1..=count {
-            let fact = Fact::UserJoined { conversation: conversation(n), kind: ConversationKind::Group, at: 1 };
-            let event = user.hear(&fact, 0).unwrap();
-            user.apply(&event);
-            let known = HeadKnown {
-                conversation: conversation(n),
-                head: Some(Head { seq: 1, n: 0 }),
-                read_n: 0,
-                last_at: 0,
-                large: n == 3,
-            };
-            user.verify(known, || nth(n));
+impl Membership {
+    /// The conversation as a page shows it.
+    pub(super) fn pick(&self, conversation: ConversationId, now: Millis) -> Pick {
+        Pick {
+            conversation,
+            kind: self.kind,
+            change: self.inbox.last_change(),
+            active_at: self.active_at(),
+            flags: self.preference().flags(self.inbox.last_n, self.inbox.message_at, now),
         }
-        user
-    }
-
-    fn order(user: &User) -> Vec<u128> {
-        user.page(None, 100).0.iter().map(|item| item.id.0.as_u128()).collect()
-    }
-
-    #[test]
-    fn the_last_active_stands_first() {
-        let mut user = user(4);
-        assert_eq!(order(&user), [4, 3, 2, 1]);
-        user.raise(conversation(2), Head { seq: 5, n: 3 }, || nth(9));
-        assert_eq!(order(&user), [2, 4, 3, 1]);
-        user.raise(conversation(1), Head { seq: 1, n: 0 }, || unreachable!("old news takes no number"));
-        let item = &user.page(None, 1).0[0];
-        assert_eq!((item.head, item.n, item.unread), (5, 3, 3));
-        user.read_upto(conversation(2), 2);
-        assert_eq!(user.page(None, 1).0[0].unread, 1);
-    }
-
-    /// A later owner counts from the beginning, and what it changes stands first all the same, here and after a load.
-    #[test]
-    fn the_order_is_kept_from_owner_to_owner() {
-        let mut user = user(3);
-        user.raise(conversation(1), Head { seq: 7, n: 3 }, || Change { epoch: 2 << 48, count: 1 });
-        assert_eq!(order(&user), [1, 3, 2]);
-        let rows = user.flush();
-        let mut again = User::from_snapshot(user.id.clone(), user.snapshot()).unwrap();
-        assert_eq!(order(&again), [1, 3, 2]);
-        let mut early = rows.clone();
-        (90..).zip(&mut early).for_each(|(count, (_, row))| row.set_change(nth(count)));
-        again.restore_inbox(early);
-        again.restore_inbox(rows);
-        assert_eq!(order(&again)[0], 1);
-        let (first, cursor) = again.page(None, 1);
-        assert_eq!(cursor, Some(first[0].change));
-        assert_eq!(again.page(cursor.unwrap().to_string().parse().ok(), 9).0.len(), 2);
-    }
-
-    #[test]
-    fn pages_follow_the_cursor_to_the_end() {
-        let user = user(5);
-        let (first, cursor) = user.page(None, 2);
-        let (second, next) = user.page(cursor, 2);
-        let (third, end) = user.page(next, 2);
-        assert_eq!((first.len(), second.len(), third.len(), end), (2, 2, 1, None));
-        assert_eq!(user.page(Some(first[1].change), 5).0.len(), 3);
-    }
-
-    #[test]
-    fn a_connection_gets_the_heads_it_asks_for_and_the_newest_others() {
-        let mut user = user(4);
-        let left = user.hear(&Fact::UserLeft { conversation: conversation(2), at: 9 }, 0).unwrap();
-        user.apply(&left);
-        let heads = user.heads(&[conversation(1), conversation(2), conversation(77)], 1);
-        assert_eq!(heads.positions[0], (conversation(1), Some(Head { seq: 1, n: 0 })));
-        assert_eq!((heads.positions[1].1, heads.positions[2].1), (None, None));
-        assert_eq!(heads.others, [(conversation(4), Head { seq: 1, n: 0 })]);
-        user.raise(conversation(2), Head { seq: 10, n: 1 }, || unreachable!("who left hears nothing"));
-    }
-
-    #[test]
-    fn after_a_load_the_order_is_that_of_the_last_activity() {
-        let mut user = user(3);
-        user.distrust();
-        let mut next = 10;
-        for (n, last_at) in [(3, 50), (1, 70), (2, 60)] {
-            let known = HeadKnown {
-                conversation: conversation(n),
-                head: Some(Head { seq: 9, n: 5 }),
-                read_n: 4,
-                last_at,
-                large: false,
-            };
-            user.verify(known, || Change::next(1, &mut next));
-        }
-        assert_eq!(order(&user), [1, 2, 3]);
-        assert_eq!(user.page(None, 1).0[0].unread, 1);
-        user.distrust();
-        for n in 1..=3 {
-            user.verify(
-                HeadKnown { conversation: conversation(n), head: None, read_n: 0, last_at: 0, large: false },
-                || unreachable!(),
-            );
-        }
-        assert_eq!(user.heads(&[conversation(2)], 0).unknown, [conversation(2)]);
-    }
-
-    #[test]
-    fn what_changed_is_flushed_once() {
-        let mut user = user(2);
-        assert_eq!(user.flush().len(), 2);
-        user.raise(conversation(1), Head { seq: 2, n: 1 }, || nth(10));
-        let rows = user.flush();
-        assert_eq!((rows.len(), rows[0].1.last_seq, rows[0].1.change), (1, 2, 10));
-        assert!(user.flush().is_empty());
-    }
-
-    #[test]
-    fn large_conversations_are_asked_again() {
-        let mut user = user(4);
-        assert!(user.is_verified());
-        user.distrust_large();
-        assert_eq!(user.unverified().collect::<Vec<_>>(), [conversation(3)]);
-        user.distrust();
-        assert_eq!(user.unverified().count(), 4);
     }
 }

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use chappe_schema::{
     event::ConversationKind,
-    id::{Change, UserId},
-    stored::{Corrupt, Kind, StoredMembership, StoredUser, conversation_id, seal, unseal},
+    id::{Change, CommandId, UserId},
+    stored::{Corrupt, Kind, StoredCommand, StoredMembership, StoredUser, command_id, conversation_id, seal, unseal},
 };
 
 use super::{
@@ -25,6 +25,8 @@ impl User {
                 at: known.at,
                 joined: known.joined,
                 inbox: Some(known.inbox),
+                joined_at: known.joined_at,
+                preference: known.preference.as_deref().map(|preference| (*preference).into()),
             })
             .collect();
         // The same state is the same bytes.
@@ -36,6 +38,9 @@ impl User {
             changes_reserved: self.changes_reserved,
             conversations,
             access: self.record.as_deref().map(Record::stored),
+            floor_epoch: self.left_floor.epoch,
+            floor: self.left_floor.count,
+            commands: self.commands.iter().map(|(id, hash)| stored_command(*id, *hash)).collect(),
         };
         seal(Kind::Snapshot, &stored)
     }
@@ -53,40 +58,29 @@ impl User {
         user.changes_reserved = stored.changes_reserved;
         user.snapshot_at = stored.seq;
         user.record = stored.access.map(Record::of_stored).transpose()?.map(Box::new);
+        user.left_floor = Change { epoch: stored.floor_epoch, count: stored.floor };
+        for one in stored.commands {
+            user.commands.push_back((command_id(&one.id)?, one.hash));
+        }
         for one in stored.conversations {
             let conversation = conversation_id(&one.conversation)?;
             let kind =
                 ConversationKind::from_number(one.kind).ok_or(Corrupt::Content("a stored number has no meaning"))?;
-            let inbox = one.inbox.unwrap_or_default();
-            let known = Membership { kind, at: one.at, joined: one.joined, large: false, inbox, dirty: false };
-            if known.joined && inbox.last_change() != Change::default() {
-                user.by_change.insert(inbox.last_change(), conversation);
-            }
+            let known = Membership {
+                at: one.at,
+                joined: one.joined,
+                joined_at: one.joined_at,
+                preference: one.preference.map(|preference| Box::new(preference.into())),
+                inbox: one.inbox.unwrap_or_default(),
+                ..Membership::former(kind)
+            };
+            user.index.put(None, known.entry(conversation));
             user.conversations.insert(conversation, known);
         }
         Ok(user)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use chappe_schema::{event::Fact, id::ConversationId, wire::Head};
-
-    #[test]
-    fn a_user_comes_back_from_a_snapshot() {
-        let mut user = User::new(UserId::new("ada").unwrap());
-        for n in 1..=3u128 {
-            let conversation = ConversationId(uuid::Uuid::from_u128(n));
-            let event =
-                user.hear(&Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 1 }, 4).unwrap();
-            user.apply(&event);
-            user.raise(conversation, Head { seq: n as u64, n: 1 }, || Change { epoch: 1, count: 10 - n as u64 });
-        }
-        let back = User::from_snapshot(user.id.clone(), user.snapshot()).unwrap();
-        assert_eq!(back.page(None, 10), user.page(None, 10));
-        assert_eq!((back.head, back.snapshot_at, back.last_at), (3, 3, 4));
-        assert_eq!(back.snapshot(), user.snapshot());
-        assert!(User::from_snapshot(user.id.clone(), user.snapshot().slice(1..)).is_err());
-    }
+fn stored_command(id: CommandId, hash: u64) -> StoredCommand {
+    StoredCommand { id: id.0.as_bytes().to_vec(), hash }
 }

@@ -1,14 +1,13 @@
 //! What a user is to the node that owns them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use chappe_schema::{
     access::{By, Token},
     event::{ConversationKind, Event, Fact},
     id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, Epoch, GatewayId, Millis, Seq, UserId},
+    inbox::{Place, Preference, Section},
+    limit::USER_COMMANDS_KEPT,
     reply::SessionView,
     stored::StoredInbox,
     wire::Actor,
@@ -18,7 +17,10 @@ use hashbrown::HashMap;
 use crate::pace::snapshot_events;
 use smallvec::SmallVec;
 
-use super::access::Record;
+use super::{
+    access::Record,
+    index::{Entry, Index},
+};
 
 /// A user as their owner knows them.
 #[derive(Debug)]
@@ -37,14 +39,18 @@ pub struct User {
     pub snapshot_at: Seq,
     /// Every conversation that the user is or was a member of.
     pub(super) conversations: HashMap<ConversationId, Membership, foldhash::fast::FixedState>,
-    /// The conversations of now by their last change.
-    pub(super) by_change: BTreeMap<Change, ConversationId>,
-    /// Conversations whose head was not yet asked of their owner, or must be asked again.
-    pub(super) unverified: BTreeSet<ConversationId>,
-    /// Answers about heads that wait until all are there.
-    pub(super) answers: Vec<super::HeadKnown>,
-    /// Conversations whose owner could not tell the head.
-    pub(super) unknown: BTreeSet<ConversationId>,
+    /// Their orders.
+    pub(super) index: Index,
+    /// Leavings up to this change were forgotten.
+    pub(super) left_floor: Change,
+    /// The last commands of the user's own, and their hashes.
+    pub(super) commands: VecDeque<(CommandId, u64)>,
+    /// Conversations that wait to be asked where they stand, in this order; some may have been asked since.
+    pub(super) questions: VecDeque<ConversationId>,
+    /// Conversations that wait for that or for the answer.
+    pub(super) open_questions: usize,
+    /// Those of them that were asked.
+    pub(super) asked: usize,
     /// Where the user's clients are.
     pub connections: SmallVec<[Client; 2]>,
     /// What stands against the user's tokens, if anything ever did.
@@ -74,7 +80,7 @@ pub struct Connection {
 }
 
 /// A conversation as one user has it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Membership {
     /// Direct or group.
     pub kind: ConversationKind,
@@ -82,12 +88,31 @@ pub struct Membership {
     pub at: Seq,
     /// Whether a member now.
     pub joined: bool,
+    /// When the joining was heard of.
+    pub joined_at: Millis,
+    /// What the user has set. Few conversations have anything.
+    pub preference: Option<Box<Preference>>,
     /// Whether the conversation's heads do not come here by themselves.
     pub large: bool,
+    /// Whether its owner has said where it stands.
+    pub knowledge: Knowledge,
     /// Where it stands.
     pub inbox: StoredInbox,
     /// Whether `inbox` differs from its row.
     pub dirty: bool,
+}
+
+/// What is known of where a conversation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Its owner has said it, and says whatever changes.
+    Known,
+    /// Its owner must be asked.
+    Waiting,
+    /// Its owner has been asked.
+    Asked,
+    /// Its owner could not tell.
+    Unknown,
 }
 
 impl User {
@@ -102,36 +127,49 @@ impl User {
             changes_reserved: 0,
             snapshot_at: 0,
             conversations: HashMap::default(),
-            by_change: BTreeMap::new(),
-            unverified: BTreeSet::new(),
-            answers: Vec::new(),
-            unknown: BTreeSet::new(),
+            index: Index::default(),
+            left_floor: Change::default(),
+            commands: VecDeque::new(),
+            questions: VecDeque::new(),
+            open_questions: 0,
+            asked: 0,
             connections: SmallVec::new(),
             record: None,
         }
     }
 
     /// The event that a fact of a conversation makes in the user's log; `None` when it was heard of before: facts are
-    /// delivered at least once.
+    /// delivered at least once. `change` hands out the next change number.
     #[must_use]
-    pub fn hear(&self, fact: &Fact, now: Millis) -> Option<Arc<Event>> {
-        let (Fact::UserJoined { conversation, at, .. } | Fact::UserLeft { conversation, at }) = fact else {
-            return None;
+    pub fn hear(&self, fact: &Fact, now: Millis, change: impl FnOnce() -> Change) -> Option<Arc<Event>> {
+        let (conversation, at) = match fact {
+            Fact::UserJoined { conversation, at, .. } | Fact::UserLeft { conversation, at, .. } => (*conversation, *at),
+            _ => return None,
         };
-        if self.conversations.get(conversation).is_some_and(|known| known.at >= *at) {
+        if self.conversations.get(&conversation).is_some_and(|known| known.at >= at) {
             return None;
         }
-        Some(Arc::new(Event {
+        let fact = match fact {
+            Fact::UserJoined { kind, .. } => Fact::UserJoined { conversation, kind: *kind, at, change: change() },
+            _ => Fact::UserLeft { conversation, at, change: change() },
+        };
+        let id = CommandId::of_fact(conversation, at);
+        Some(Arc::new(Event { id, hash: at, ..self.event(fact, now) }))
+    }
+
+    /// The next event of the user's log, but for its id.
+    pub(super) fn event(&self, fact: Fact, now: Millis) -> Event {
+        Event {
             seq: self.head + 1,
             n: 0,
             sender: self.id.clone(),
             device: None,
-            id: CommandId::of_fact(*conversation, *at),
+            id: CommandId(uuid::Uuid::nil()),
             target: 0,
             created_at: now.max(self.last_at),
-            hash: *at,
-            fact: fact.clone(),
-        }))
+            hash: 0,
+            fact,
+        }
     }
 
     /// Takes the next event of the user's log. Total: whatever a log holds can be applied.
@@ -141,30 +179,29 @@ impl User {
     pub fn apply(&mut self, event: &Event) {
         assert_eq!(event.seq, self.head + 1, "event {} applied to a user at {}", event.seq, self.head);
         match &event.fact {
-            Fact::UserJoined { conversation, kind, at } => {
-                let known = self.conversations.entry(*conversation).or_insert(Membership {
-                    kind: *kind,
-                    at: 0,
-                    joined: true,
-                    large: false,
-                    inbox: StoredInbox::default(),
-                    dirty: false,
-                });
-                if *at >= known.at {
-                    known.at = *at;
-                    known.joined = true;
-                    self.unverified.insert(*conversation);
+            Fact::UserJoined { conversation, kind, at, change } => {
+                let known = self.conversations.get(conversation);
+                if known.is_none_or(|known| *at >= known.at) {
+                    self.join(*conversation, *kind, *at, *change, event.created_at);
                 }
             }
-            Fact::UserLeft { conversation, at } => {
-                if let Some(known) = self.conversations.get_mut(conversation)
-                    && *at >= known.at
-                {
-                    known.at = *at;
-                    known.joined = false;
-                    self.by_change.remove(&known.inbox.last_change());
-                    self.unverified.remove(conversation);
+            Fact::UserLeft { conversation, at, change } => {
+                let known = self.conversations.get(conversation);
+                if known.is_some_and(|known| *at >= known.at) {
+                    self.leave(*conversation, *at, *change);
                 }
+            }
+            Fact::UserPreference { conversation, preference, change } => {
+                if self.joined(conversation).is_some() {
+                    self.change(*conversation, |known| {
+                        known.preference = (!preference.is_default()).then(|| Box::new(*preference));
+                        known.changed(*change);
+                    });
+                }
+                if self.commands.len() >= USER_COMMANDS_KEPT {
+                    self.commands.pop_front();
+                }
+                self.commands.push_back((event.id, event.hash));
             }
             Fact::ChangesReserved { upto } => self.changes_reserved = self.changes_reserved.max(*upto),
             // Facts of conversations' logs have no business here; they change nothing.
@@ -172,6 +209,40 @@ impl User {
         }
         self.head = event.seq;
         self.last_at = event.created_at;
+    }
+
+    fn join(&mut self, conversation: ConversationId, kind: ConversationKind, at: Seq, change: Change, now: Millis) {
+        self.conversations.entry(conversation).or_insert_with(|| Membership::former(kind));
+        self.change(conversation, |known| {
+            (known.at, known.joined_at) = (at, now);
+            known.joined = true;
+            known.changed(change);
+        });
+        // Its owner knows where it stands.
+        self.question(conversation);
+    }
+
+    fn leave(&mut self, conversation: ConversationId, at: Seq, change: Change) {
+        let mut open = Knowledge::Known;
+        self.change(conversation, |known| {
+            (known.at, known.joined) = (at, false);
+            // Whoever joins again begins anew.
+            known.preference = None;
+            open = std::mem::replace(&mut known.knowledge, Knowledge::Known);
+            known.changed(change);
+        });
+        self.open_questions -= usize::from(open.is_open());
+        self.asked -= usize::from(open == Knowledge::Asked);
+        self.forget_left();
+    }
+
+    /// Changes what is known of a conversation, and its place in every order with it.
+    pub(super) fn change(&mut self, conversation: ConversationId, change: impl FnOnce(&mut Membership)) {
+        if let Some(known) = self.conversations.get_mut(&conversation) {
+            let before = known.entry(conversation);
+            change(known);
+            self.index.put(before, known.entry(conversation));
+        }
     }
 
     /// Registers a client; false when the user has `max` already. One that is known has a newer token.
@@ -203,8 +274,9 @@ impl User {
     pub fn bytes(&self) -> usize {
         size_of::<Self>()
             + self.conversations.allocation_size()
-            + self.by_change.len() * 48
-            + self.unverified.len() * 24
+            + self.index.heap_bytes()
+            + self.questions.capacity() * size_of::<ConversationId>()
+            + self.commands.capacity() * size_of::<(CommandId, u64)>()
             + if self.connections.spilled() { self.connections.capacity() * size_of::<Client>() } else { 0 }
             + self.record.as_ref().map_or(0, |record| record.bytes())
     }
@@ -229,58 +301,64 @@ impl Client {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn conversation(n: u128) -> ConversationId {
-        ConversationId(uuid::Uuid::from_u128(n))
-    }
-
-    fn joined(n: u128, at: Seq) -> Fact {
-        Fact::UserJoined { conversation: conversation(n), kind: ConversationKind::Group, at }
-    }
-
-    fn left(n: u128, at: Seq) -> Fact {
-        Fact::UserLeft { conversation: conversation(n), at }
-    }
-
-    fn hear(user: &mut User, fact: Fact) -> bool {
-        let event = user.hear(&fact, 7);
-        if let Some(event) = &event {
-            user.apply(event);
+impl Membership {
+    /// Of a conversation in which the user is not yet.
+    pub(super) fn former(kind: ConversationKind) -> Self {
+        Self {
+            kind,
+            at: 0,
+            joined: false,
+            joined_at: 0,
+            preference: None,
+            large: false,
+            knowledge: Knowledge::Known,
+            inbox: StoredInbox::default(),
+            dirty: false,
         }
-        event.is_some()
     }
 
-    #[test]
-    fn facts_heard_again_or_late_change_nothing() {
-        let mut user = User::new(UserId::new("ada").unwrap());
-        assert!(hear(&mut user, joined(1, 1)));
-        assert!(!hear(&mut user, joined(1, 1)));
-        assert!(hear(&mut user, left(1, 5)));
-        assert!(!hear(&mut user, joined(1, 3)));
-        assert!(!user.conversations[&conversation(1)].joined);
-        assert!(hear(&mut user, joined(1, 6)));
-        assert!(user.conversations[&conversation(1)].joined);
-        assert_eq!(user.head, 3);
-        assert!(!hear(&mut user, Fact::ChangesReserved { upto: 9 }));
+    /// What the user has set.
+    #[must_use]
+    pub fn preference(&self) -> Preference {
+        self.preference.as_deref().copied().unwrap_or_default()
     }
 
-    #[test]
-    fn connections_are_bounded_and_forgotten() {
-        let mut user = User::new(UserId::new("ada").unwrap());
-        let at = |gateway, slot, issued_at| Client {
-            connection: Connection { gateway: GatewayId(gateway), slot: ConnectionSlot(slot) },
-            device: None,
-            token: Token { issued_at, ..Token::default() },
-            since: 1,
+    /// When something was last said there, or the user joined.
+    #[must_use]
+    pub fn active_at(&self) -> Millis {
+        self.inbox.message_at.max(self.joined_at)
+    }
+
+    /// The change stands in the user's log: it needs no row.
+    fn changed(&mut self, change: Change) {
+        if change > self.inbox.last_change() {
+            self.inbox.set_change(change);
+        }
+    }
+
+    /// How it stands in the index.
+    pub(super) fn entry(&self, conversation: ConversationId) -> Option<Entry> {
+        let change = self.inbox.last_change();
+        if !self.joined {
+            // Not before the first joining.
+            return (self.at > 0).then_some(Entry::Left { conversation, change });
+        }
+        let preference = self.preference();
+        let section = match preference {
+            _ if preference.is_archived(self.inbox.last_n, self.inbox.message_at) => Section::Archived,
+            Preference { pinned: true, .. } => Section::Pinned,
+            _ => Section::Usual,
         };
-        assert!(user.connect(at(1, 1, 5), 2) && user.connect(at(2, 1, 5), 2) && !user.connect(at(2, 2, 5), 2));
-        assert!(user.connect(at(1, 1, 6), 2), "a registration that is repeated is no second connection");
-        user.forget(|known| known.gateway == GatewayId(2));
-        assert_eq!(user.connections.as_slice(), [at(1, 1, 6)], "a repeated registration brings a newer token");
-        user.forget(|known| known == at(1, 1, 6).connection);
-        assert!(user.connections.is_empty());
+        let place = Place { section, at: self.active_at(), conversation };
+        let unread = preference.marked_unread || self.inbox.last_n > self.inbox.read_n;
+        Some(Entry::Joined { place, unread, muted: preference.muted_until != 0, change })
+    }
+}
+
+impl Knowledge {
+    /// Whether an answer is still to come.
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Waiting | Self::Asked)
     }
 }

@@ -52,7 +52,8 @@ impl Bench {
     fn comes(&mut self, gateway: GatewayId, slot: u32, actor: Actor) -> Result<(), Code> {
         self.asked += 1;
         let correlation = Correlation(self.asked);
-        let connecting = Connecting { correlation, actor, connection: ConnectionSlot(slot), positions: Vec::new() };
+        let connecting =
+            Connecting { correlation, actor, connection: ConnectionSlot(slot), positions: Vec::new(), cursor: None };
         self.mail(Mail::Gateway(gateway, ToNode::Connect(lane(), Arc::new(connecting))));
         self.settle();
         let heard = self.heard.0.lock();
