@@ -22,8 +22,6 @@ pub enum Bug {
     UnfencedForgotten,
     /// The winner of a slot is the row that was written first, whatever its epoch.
     EpochNotCompared,
-    /// A row of a newer owner is taken like any other.
-    NewerOwnerIgnored,
     /// Adopted rows count as committed at once and are not written again.
     AdoptedNotWritten,
     /// Adopted rows look as if they were new.
@@ -78,7 +76,6 @@ impl Bug {
         Self::FenceOnlyLast,
         Self::UnfencedForgotten,
         Self::EpochNotCompared,
-        Self::NewerOwnerIgnored,
         Self::AdoptedNotWritten,
         Self::AdoptedAsFresh,
         Self::DuplicateNotLookedUp,

@@ -4,7 +4,7 @@
 //! commands, or *adopted* ones, of events that it found in its own recovery. A row names the *origin* of its event (the
 //! epoch under which that was written first) and the origin of the event one slot below, in its owner's log. The rules:
 //!
-//! 1. A row of a newer epoch than one's own: somebody else owns the entity by now ([`Trouble::Superseded`]).
+//! 1. A row or a snapshot of a newer epoch than one's own: somebody else owns the entity by now ([`Trouble::Superseded`]).
 //! 2. Per slot the highest epoch wins.
 //! 3. The base is the highest seq that anybody knew to be committed: that of the snapshot, or the watermark of any row.
 //!    Up to there everything is committed, and a slot that is missing is a loss ([`Trouble::Missing`]).
@@ -39,6 +39,8 @@ pub struct Basis {
     pub snapshot_seq: Seq,
     /// The origin of the event at that seq.
     pub snapshot_origin: Epoch,
+    /// The epoch of the owner that wrote the snapshot.
+    pub snapshot_owner: Epoch,
     /// Whether every row that is there counts as committed: a store with a single writer that synced at its opening.
     pub trusting: bool,
 }
@@ -114,7 +116,8 @@ struct Slot {
 /// See [`Trouble`].
 pub fn resolve(basis: Basis, rows: Vec<LogRow>) -> Result<Resolved, Trouble> {
     let own = basis.own_epoch;
-    let newest = rows.iter().map(|row| row.epoch).max().filter(|epoch| *epoch > own && !is(Bug::NewerOwnerIgnored));
+    // A snapshot tells of a newer owner too, whose rows it may stand for.
+    let newest = rows.iter().map(|row| row.epoch).chain([basis.snapshot_owner]).max().filter(|epoch| *epoch > own);
     if let Some(newest) = newest {
         return Err(Trouble::Superseded { epoch: newest, own });
     }
@@ -214,7 +217,7 @@ mod tests {
     const OWN: Epoch = 9;
 
     fn basis() -> Basis {
-        Basis { own_epoch: OWN, snapshot_seq: 0, snapshot_origin: 0, trusting: false }
+        Basis { own_epoch: OWN, snapshot_seq: 0, snapshot_origin: 0, snapshot_owner: 0, trusting: false }
     }
 
     /// Slots and commands of committed, standing and adopted events, and why it stopped.
@@ -244,6 +247,9 @@ mod tests {
     fn a_row_of_a_newer_epoch_ends_the_session() {
         let rows = [fresh(OWN + 1, 7, 1, 0, 1), fresh(1, 1, 2, 0, 0)];
         check(basis(), &rows, Err(Trouble::Superseded { epoch: OWN + 1, own: OWN }));
+        // Or its snapshot, which may be all that is left of it.
+        let after = Basis { snapshot_seq: 3, snapshot_owner: OWN + 2, ..basis() };
+        check(after, &[], Err(Trouble::Superseded { epoch: OWN + 2, own: OWN }));
     }
 
     #[test]

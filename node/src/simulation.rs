@@ -22,6 +22,7 @@ pub use crate::session::{
 };
 use crate::{
     session::tenant::{Heard, Home, Tenant},
+    shard::supervision::fault::{self, Moment},
     shard::{Abroad, Mail, Parts, Settings, Shard, mailbox::Mailbox, shard_of_partition},
     store::{Shared, nothing::Nothing},
 };
@@ -133,6 +134,17 @@ impl Stepped {
                 break;
             }
         }
+    }
+
+    /// The handling of some entity panics, after so many others, before it has begun or when it is done. Of this thread's
+    /// nodes whichever comes to it first.
+    pub fn stumble(passes: usize, before: bool) {
+        fault::plant(passes, if before { Moment::Before } else { Moment::After });
+    }
+
+    /// Nothing panics any more that was to and has not; whether there was such a thing.
+    pub fn steady() -> bool {
+        fault::dig_up()
     }
 
     /// Whether nothing waits for its turn.

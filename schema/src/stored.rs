@@ -572,6 +572,10 @@ pub struct StoredConversation {
     /// Deletions and mentions that somebody may not have read yet.
     #[prost(message, optional, tag = "18")]
     pub marks: Option<StoredMarks>,
+    /// The epoch of the owner that wrote it: one above its reader's tells the reader that it is superseded. 0 where there is
+    /// one owner for ever.
+    #[prost(uint64, tag = "30")]
+    pub written_by: u64,
 }
 
 /// The last message of a conversation, as a list shows it.
@@ -655,6 +659,10 @@ pub struct StoredUser {
     /// The last commands of the user's own.
     #[prost(message, repeated, tag = "8")]
     pub commands: Vec<StoredCommand>,
+    /// The epoch of the owner that wrote it: one above its reader's tells the reader that it is superseded. 0 where there is
+    /// one owner for ever.
+    #[prost(uint64, tag = "30")]
+    pub written_by: u64,
 }
 
 /// A command that a user's log knows.

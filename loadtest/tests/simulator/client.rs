@@ -6,7 +6,7 @@ use chappe_loadtest::history::{Conversation, User};
 use chappe_schema::{
     body::Body,
     command::Command,
-    error::Error,
+    error::{Code, Error},
     id::{CommandId, ConversationId, Millis, Seq, UserId},
     reply::Reply,
 };
@@ -27,6 +27,8 @@ pub struct Client {
     own: Vec<(usize, Seq)>,
     /// Whether new things are begun.
     pub active: bool,
+    /// Sends that were asked once and by the usual way, by conversation: in what order, and at which seq they stand.
+    placed: BTreeMap<(usize, u64), Seq>,
 }
 
 /// Something that was asked.
@@ -41,6 +43,9 @@ pub struct Asked {
     /// Not asked before then.
     pub pause: Millis,
     pub on_its_way: bool,
+    /// Whether it was asked once, by the usual way: then it keeps its place among those.
+    pub orderly: bool,
+    asked: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +73,15 @@ pub enum Came {
     Over(Reply),
     /// It was refused for good.
     Refused(Error),
+    /// Nobody can tell whether it was done, and it is given up.
+    Unknown,
     /// Asked again later.
     Again,
 }
 
 impl Client {
     pub fn new(user: UserId, named: User) -> Self {
-        Self { user, named, asked: BTreeMap::new(), next: 0, own: Vec::new(), active: true }
+        Self { user, named, asked: BTreeMap::new(), next: 0, own: Vec::new(), active: true, placed: BTreeMap::new() }
     }
 
     /// The next thing that the user does, if they have time for it. `id` is made the way clients make theirs.
@@ -132,7 +139,17 @@ impl Client {
 
     pub fn ask(&mut self, id: CommandId, command: Command, conversation: usize, what: Kind, now: Millis) -> u64 {
         self.next += 1;
-        let asked = Asked { id, command, conversation, what, patience: 0, pause: now, on_its_way: false };
+        let asked = Asked {
+            id,
+            command,
+            conversation,
+            what,
+            patience: 0,
+            pause: now,
+            on_its_way: false,
+            orderly: true,
+            asked: false,
+        };
         self.asked.insert(self.next, asked);
         self.next
     }
@@ -152,6 +169,11 @@ impl Client {
                     self.own.push((asked.conversation, sent.seq));
                 }
                 Some((asked, Came::Over(reply)))
+            }
+            // What broke in the middle may have been done.
+            Some(Err(error)) if error.code == Code::Internal => {
+                let asked = self.asked.remove(&number)?;
+                Some((asked, Came::Unknown))
             }
             Some(Err(error)) if !error.code.row().retryable => {
                 let asked = self.asked.remove(&number)?;
@@ -173,6 +195,8 @@ impl Client {
             let is_late = asked.on_its_way && now >= asked.patience;
             if (!asked.on_its_way && now >= asked.pause || is_late) && !blocked.contains(&asked.conversation) {
                 asked.on_its_way = true;
+                asked.orderly &= !asked.asked;
+                asked.asked = true;
                 asked.patience = now + 12_500;
                 due.push((*number, asked.clone()));
             } else if !asked.on_its_way {
@@ -180,5 +204,25 @@ impl Client {
             }
         }
         due
+    }
+
+    /// A command takes another way than usual, or is asked twice: nobody promises its place any more.
+    pub fn hurried(&mut self, number: u64) {
+        if let Some(asked) = self.asked.get_mut(&number) {
+            asked.orderly = false;
+        }
+    }
+
+    /// Whether a send that was asked once stands before one that was asked earlier, or behind one that was asked later.
+    pub fn out_of_order(&mut self, number: u64, asked: &Asked, seq: Seq) -> Option<String> {
+        if !asked.orderly {
+            return None;
+        }
+        let at = (asked.conversation, number);
+        let before = self.placed.range((at.0, 0)..at).next_back().map(|(_, seq)| *seq);
+        let after = self.placed.range(at..(at.0 + 1, 0)).next().map(|(_, seq)| *seq);
+        self.placed.insert(at, seq);
+        let wrong = before.is_some_and(|before| before > seq) || after.is_some_and(|after| after < seq);
+        wrong.then(|| format!("{}: what was asked in order stands at {before:?}, {seq}, {after:?}", asked.id))
     }
 }

@@ -35,17 +35,43 @@ pub enum Fault {
     Drain(usize),
     /// A node is said to be down that is not.
     Slander(usize, u64),
+    /// A node is cut off from the cluster, slow to reach the store, and one gateway hears of no change: the node goes on
+    /// being asked after others have taken over.
+    Zombie(usize, usize, u64),
+    /// A busy partition is to move, and its giver or its receiver is troubled in the middle of it.
+    BrokenMove(Trouble),
+    /// Most of what goes to the store is lost, and the owner of a conversation dies again and again.
+    Tempest(u64),
+    /// The handling of some entity panics.
+    Stumble(usize, bool),
 }
+
+/// What troubles a move, after so many milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Trouble {
+    /// The receiver's answers are lost, and the giver dies later.
+    Unheard(u64),
+    /// The giver hears nothing from the cluster.
+    Uninformed(u64),
+    /// The giver reaches the store slowly, and the receiver's answers are lost.
+    Slow(u64),
+    /// The receiver dies.
+    Dead(u64),
+}
+
+/// How many there are to choose from, some twice.
+const KINDS: u32 = 20;
 
 /// The faults of a run that lasts so many milliseconds, by time.
 pub fn draw(rng: &mut StdRng, lasts: u64) -> Vec<(u64, Fault)> {
     // Each run has a favourite or two, so that some are of one kind only and others mixed.
-    let kinds: Vec<u32> = (0..14).collect();
+    let kinds: Vec<u32> = (0..KINDS).collect();
     let favourites: Vec<u32> = kinds.choose_multiple(rng, 3).copied().collect();
-    let count = rng.random_range(3..9);
+    let count = rng.random_range(3..12);
     let mut faults: Vec<(u64, Fault)> = (0..count)
         .map(|_| {
-            let kind = if rng.random_bool(0.6) { favourites[rng.random_range(0..3)] } else { rng.random_range(0..14) };
+            let kind =
+                if rng.random_bool(0.6) { favourites[rng.random_range(0..3)] } else { rng.random_range(0..KINDS) };
             (rng.random_range(0..lasts), one(rng, kind))
         })
         .collect();
@@ -74,6 +100,18 @@ fn one(rng: &mut StdRng, kind: u32) -> Fault {
         }
         11 => Fault::Drain(node),
         12 => Fault::Slander(node, short),
-        _ => Fault::Moves,
+        13 => Fault::Moves,
+        14 | 15 => Fault::Zombie(node, rng.random_range(0..GATEWAYS), rng.random_range(2_000..9_000)),
+        16 | 17 => {
+            let after = rng.random_range(0..400);
+            Fault::BrokenMove(match rng.random_range(0..4) {
+                0 => Trouble::Unheard(after),
+                1 => Trouble::Uninformed(after),
+                2 => Trouble::Slow(after),
+                _ => Trouble::Dead(after),
+            })
+        }
+        18 => Fault::Tempest(rng.random_range(2_000..6_000)),
+        _ => Fault::Stumble(rng.random_range(0..60), rng.random_bool(0.5)),
     }
 }

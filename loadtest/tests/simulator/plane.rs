@@ -23,7 +23,7 @@ pub struct Plane {
 
 /// Timing of a cluster in a hurry: a seed lasts a minute or two.
 const TIMING: Timing = Timing {
-    missed_down: 1_000,
+    missed_down: 400,
     missed: 8_000,
     grace: 3_000,
     asleep: 1_000,

@@ -42,7 +42,7 @@ use uuid::Uuid;
 
 use super::{
     client::{Asked, Came, Client, Kind},
-    faults::{self, Fault},
+    faults::{self, Fault, Trouble},
     plane::Plane,
 };
 
@@ -88,14 +88,52 @@ enum Event_ {
     Tick,
     Fault(Fault),
     Heal(Fault),
-    ToNode { gateway: usize, node: usize, life: u32, message: ToNode },
-    ToGateway { gateway: usize, node: usize, life: u32, batch: Vec<ToGateway> },
-    Peer { from: usize, to: SessionId, word: Between },
-    MapToNode { node: usize, life: u32, map: Map },
-    MapToGateway { gateway: usize, map: Map },
-    Propose { node: usize, life: u32, command: Proposal },
-    Answer { node: usize, life: u32, command: Proposal, outcome: Outcome },
+    ToNode {
+        gateway: usize,
+        node: usize,
+        life: u32,
+        message: ToNode,
+    },
+    ToGateway {
+        gateway: usize,
+        node: usize,
+        life: u32,
+        batch: Vec<ToGateway>,
+    },
+    Peer {
+        from: usize,
+        to: SessionId,
+        word: Between,
+    },
+    MapToNode {
+        node: usize,
+        life: u32,
+        map: Map,
+    },
+    MapToGateway {
+        gateway: usize,
+        map: Map,
+    },
+    Propose {
+        node: usize,
+        life: u32,
+        command: Proposal,
+    },
+    Answer {
+        node: usize,
+        life: u32,
+        command: Proposal,
+        outcome: Outcome,
+    },
     Health(usize, Health),
+    /// A gateway is told that its way to a session is broken.
+    Lost(usize, SessionId),
+    /// An owner of a conversation dies, and comes back soon.
+    Strike(usize, u64),
+    /// A node is troubled on its way to the store.
+    Slow(usize, u64),
+    /// One node does not hear another.
+    Deaf(usize, usize, u64),
 }
 
 struct NodeHost {
@@ -116,6 +154,8 @@ struct GatewayHost {
     lanes: Lanes<(usize, u64)>,
     map: Map,
     alive: bool,
+    /// Whether it hears of changes of the map.
+    informed: bool,
 }
 
 /// The way between a gateway and a node, in order in both directions.
@@ -157,6 +197,7 @@ pub struct World {
     reads: u32,
     lives: u32,
     moves: usize,
+    stumbles: u32,
     wrong: Vec<String>,
     told: bool,
     /// Bytes for the entities of a shard: usually enough, sometimes so few that everything is put away at once.
@@ -178,6 +219,8 @@ impl GatewayPort for Port {
 /// Runs a seed from beginning to end.
 pub fn run(seed: u64, told: bool) -> Outcomes {
     chappe_node::pace::shorten(true);
+    // What an earlier run of this thread has planted is not this one's.
+    let _ = Stepped::steady();
     let mut world = World::new(seed, told);
     world.budget = if world.rng.random_bool(0.4) { 1_000 } else { 1 << 30 };
     world.begin();
@@ -211,6 +254,7 @@ impl World {
             lanes: Lanes::default(),
             map: Map::default(),
             alive: true,
+            informed: true,
         };
         let links = || (0..NODES).map(|_| Link::default()).collect();
         let user = |index: usize| UserId::new(&format!("user{index}")).expect("a name");
@@ -239,6 +283,7 @@ impl World {
             reads: 0,
             lives: GATEWAYS as u32,
             moves: 0,
+            stumbles: 0,
             wrong: Vec::new(),
             told,
             budget: 1 << 30,
@@ -252,6 +297,16 @@ impl World {
     fn say(&self, words: impl FnOnce() -> String) {
         if self.told {
             println!("{:>10.3} {}", self.now as f64 / 1e6, words());
+        }
+    }
+
+    /// Tells of a command that somebody wants to follow: `CHAPPE_SIM_WATCH` is a part of its id.
+    fn watch(&self, message: &ToNode, way: impl FnOnce() -> String) {
+        if let (true, ToNode::Command(lane, asked)) = (self.told, message)
+            && let Ok(wanted) = std::env::var("CHAPPE_SIM_WATCH")
+            && asked.id.to_string().contains(&wanted)
+        {
+            self.say(|| format!("      {}: {} {lane:?}", asked.id, way()));
         }
     }
 
@@ -324,8 +379,11 @@ impl World {
     /// All faults end, and nothing new is begun.
     fn heal(&mut self) {
         self.say(|| "healing".to_owned());
+        let is_fault = |event: &Event_| {
+            matches!(event, Event_::Fault(_) | Event_::Strike(..) | Event_::Slow(..) | Event_::Deaf(..))
+        };
         let faults: Vec<(u64, u64)> =
-            self.queue.iter().filter(|(_, event)| matches!(event, Event_::Fault(_))).map(|(at, _)| *at).collect();
+            self.queue.iter().filter(|(_, event)| is_fault(event)).map(|(at, _)| *at).collect();
         for at in faults {
             self.queue.remove(&at);
         }
@@ -452,6 +510,7 @@ impl World {
             Event_::Fault(fault) => self.begin_fault(fault),
             Event_::Heal(fault) => self.end_fault(fault),
             Event_::ToNode { gateway, node, life, message } => {
+                self.watch(&message, || format!("gateway {gateway} -> node {node}"));
                 let from = self.gateways[gateway].id;
                 if self.links[gateway][node].life == life
                     && let Some(stepped) = &self.nodes[node].node
@@ -513,6 +572,19 @@ impl World {
                 }
             }
             Event_::Health(node, health) => self.plane.health(self.nodes[node].uid, health),
+            Event_::Lost(gateway, session) => {
+                let now = self.ms();
+                self.gateways[gateway].lanes.lost(session, now);
+            }
+            Event_::Strike(node, ms) => self.begin_fault(Fault::Crash(node, ms)),
+            Event_::Slow(node, ms) => {
+                self.nodes[node].store.set_way(Way::Slow);
+                self.after(ms * 1000, Event_::Heal(Fault::NoStore(node, false, ms)));
+            }
+            Event_::Deaf(from, to, ms) => {
+                self.no_peer.push((from, to));
+                self.after(ms * 1000, Event_::Heal(Fault::NoPeer(from, to, ms)));
+            }
         }
     }
 
@@ -602,6 +674,11 @@ impl World {
             }
             for (number, asked) in self.clients[client].due(now) {
                 self.ask(client, number, &asked);
+                // Some clients cannot wait, and ask again at once.
+                if self.rng.random_bool(0.08) {
+                    self.clients[client].hurried(number);
+                    self.ask(client, number, &asked);
+                }
             }
         }
     }
@@ -642,8 +719,9 @@ impl World {
     /// Asks through some gateway, mostly the same.
     fn ask(&mut self, client: usize, number: u64, asked: &Asked) {
         let mut gateway = client % GATEWAYS;
-        if !self.gateways[gateway].alive || self.rng.random_bool(0.02) {
+        if !self.gateways[gateway].alive || self.rng.random_bool(0.08) {
             gateway = (gateway + 1) % GATEWAYS;
+            self.clients[client].hurried(number);
         }
         if !self.gateways[gateway].alive {
             return;
@@ -668,6 +746,16 @@ impl World {
         let reply = match came {
             Came::Over(reply) => reply,
             Came::Again => return,
+            Came::Unknown => {
+                match asked.what {
+                    Kind::Send { .. } => self.note(What::Unknown { id: asked.id.0 }),
+                    // Whoever must have read asks again.
+                    Kind::Read { last: true, after, .. } => self.begin_read(client, asked.conversation, after, true),
+                    Kind::Create => self.wrong.push("a creation broke in the middle".to_owned()),
+                    Kind::Change { .. } | Kind::Read { .. } => {}
+                }
+                return;
+            }
             Came::Refused(error) => {
                 self.say(|| format!("      {} was refused: {error}", asked.id));
                 match asked.what {
@@ -681,7 +769,12 @@ impl World {
             }
         };
         match (asked.what, reply) {
-            (Kind::Send { .. }, Reply::Sent(sent)) => self.note(What::Ack { id: asked.id.0, seq: sent.seq }),
+            (Kind::Send { .. }, Reply::Sent(sent)) => {
+                self.note(What::Ack { id: asked.id.0, seq: sent.seq });
+                if let Some(wrong) = self.clients[client].out_of_order(number, &asked, sent.seq) {
+                    self.wrong.push(wrong);
+                }
+            }
             (Kind::Change { .. }, Reply::Changed { seq, changed: true }) => {
                 self.note(What::ChangeAck { id: asked.id.0, seq });
             }
@@ -712,6 +805,7 @@ impl World {
                 }
             }
             ToGateway::Moved { lane, owner } => {
+                self.say(|| format!("      gateway {gateway}: {lane:?} is refused"));
                 let now = self.ms();
                 let mut sendings = Vec::new();
                 self.gateways[gateway].lanes.moved(lane, owner, now, &mut |sending| sendings.push(sending));
@@ -723,7 +817,7 @@ impl World {
 
     fn gateway_sees(&mut self, gateway: usize, map: Map) {
         let host = &mut self.gateways[gateway];
-        if !host.alive || map.version() <= host.map.version() {
+        if !host.alive || !host.informed || map.version() <= host.map.version() {
             return;
         }
         host.map = map;
@@ -747,6 +841,11 @@ impl World {
                 .and_then(|uid| self.nodes.iter().position(|host| host.uid == uid));
             // Whoever was there is gone; its successor is found in the map.
             let Some(node) = node else { continue };
+            if !self.links[gateway][node].up {
+                // What cannot be sent is lost, and that is said.
+                self.after(20_000, Event_::Lost(gateway, session));
+                continue;
+            }
             let life = self.links[gateway][node].life;
             self.travel(gateway, node, 0, Event_::ToNode { gateway, node, life, message });
         }
@@ -850,7 +949,7 @@ impl World {
     fn begin_fault(&mut self, fault: Fault) {
         self.say(|| format!("fault: {fault:?}"));
         format!("{fault:?}").hash(&mut self.trace);
-        let notice = self.rng.random_range(700..1_500) * 1000;
+        let notice = self.rng.random_range(200..900) * 1000;
         let lasts = match fault {
             Fault::Crash(node, ms) => {
                 self.nodes[node].node = None;
@@ -946,8 +1045,78 @@ impl World {
                 self.after(1, Event_::Health(node, Health::Down));
                 ms
             }
+            Fault::Zombie(node, gateway, ms) => {
+                self.nodes[node].no_plane = true;
+                self.nodes[node].store.set_way(Way::Slow);
+                self.gateways[gateway].informed = false;
+                self.after(1, Event_::Health(node, Health::Down));
+                ms
+            }
+            Fault::BrokenMove(trouble) => {
+                self.break_a_move(trouble);
+                0
+            }
+            Fault::Tempest(ms) => {
+                let tempest = Weather { loss: 0.5, reply_loss: 0.2, ..Weather::stormy() };
+                self.replicas.set_weather(tempest);
+                for blow in 0..4 {
+                    if let Some(owner) = self.owner_of_something() {
+                        self.after(blow * ms * 250, Event_::Strike(owner, 150));
+                    }
+                }
+                ms
+            }
+            Fault::Stumble(passes, before) => {
+                // An entity that panics three times in a minute is withdrawn for longer than a run lasts.
+                if self.stumbles < 2 {
+                    self.stumbles += 1;
+                    Stepped::stumble(passes, before);
+                }
+                0
+            }
         };
         self.after(lasts * 1000, Event_::Heal(fault));
+    }
+
+    /// A node that owns a conversation.
+    fn owner_of_something(&mut self) -> Option<usize> {
+        let index = self.rng.random_range(0..CONVERSATIONS);
+        let partition = EntityId::Conversation(self.conversations[index].0).partition();
+        let (session, _) = self.plane.map().owner(partition)?;
+        self.node_of(session)
+    }
+
+    fn break_a_move(&mut self, trouble: Trouble) {
+        let map = self.plane.map().clone();
+        let index = self.rng.random_range(0..CONVERSATIONS);
+        let partition = EntityId::Conversation(self.conversations[index].0).partition();
+        let Some((from, expect)) = map.owner(partition) else { return };
+        let others: Vec<SessionId> = map.sessions().map(|(id, _)| id).filter(|id| *id != from).collect();
+        let Some(to) = others.choose(&mut self.rng).copied() else { return };
+        let (Some(giver), Some(receiver)) = (self.node_of(from), self.node_of(to)) else { return };
+        if map.planned(partition).is_some() {
+            return;
+        }
+        self.moves += 1;
+        let (now, plan) = (self.ms(), map.next_plan());
+        let moves = vec![Move { partition, expect, from, to }];
+        let outcome = self.plane.propose(&Proposal::PlanMoves { plan, moves }, now);
+        self.say(|| format!("plan {plan}: {outcome:?}"));
+        self.announce();
+        match trouble {
+            Trouble::Unheard(after) => {
+                self.after(after * 1000, Event_::Deaf(receiver, giver, 4_000));
+                self.after((after + 4_500) * 1000, Event_::Strike(giver, 2_000));
+            }
+            Trouble::Uninformed(after) => {
+                self.after(after * 1000, Event_::Fault(Fault::NoPlane(giver, 3_000)));
+            }
+            Trouble::Slow(after) => {
+                self.after(1, Event_::Slow(giver, 5_000));
+                self.after(after * 1000, Event_::Deaf(receiver, giver, 4_000));
+            }
+            Trouble::Dead(after) => self.after(after * 1000, Event_::Strike(receiver, 1_000)),
+        }
     }
 
     fn plan_moves(&mut self) {
@@ -1009,7 +1178,17 @@ impl World {
             Fault::NoPeer(one, other, _) => {
                 self.no_peer.retain(|pair| *pair != (one, other) && *pair != (other, one));
             }
-            Fault::NoLeader(_) | Fault::Moves => {}
+            Fault::NoLeader(_) | Fault::Moves | Fault::BrokenMove(_) | Fault::Stumble(..) => {}
+            Fault::Zombie(node, gateway, _) => {
+                self.nodes[node].no_plane = false;
+                self.nodes[node].store.set_way(Way::Open);
+                self.gateways[gateway].informed = true;
+                self.after(100_000, Event_::Health(node, Health::Up));
+                let (life, map) = (self.nodes[node].life, self.plane.map().clone());
+                self.after(5_000, Event_::MapToNode { node, life, map: map.clone() });
+                self.after(5_000, Event_::MapToGateway { gateway, map });
+            }
+            Fault::Tempest(_) => self.replicas.set_weather(Weather::default()),
             Fault::GatewayCrash(gateway, _) if self.gateways[gateway].alive => {}
             Fault::GatewayCrash(gateway, _) => {
                 self.lives += 1;

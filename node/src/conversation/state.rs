@@ -47,6 +47,8 @@ pub struct Conversation {
     pub floor: Seq,
     /// The epoch under which the last event was written first.
     pub origin: Epoch,
+    /// The epoch of the owner whose memory this is, and whose snapshots; read from a snapshot, that of its writer.
+    pub owner: Epoch,
     /// Direct or group.
     pub kind: ConversationKind,
     /// Fixed at creation.
@@ -116,6 +118,7 @@ impl Conversation {
             created_at: 0,
             floor: 0,
             origin: 0,
+            owner: 0,
             kind: ConversationKind::Group,
             encryption: Encryption::None,
             creation_hash: 0,

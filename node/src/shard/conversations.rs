@@ -59,9 +59,10 @@ pub(super) struct ConversationSlot {
     projecting: BTreeMap<Seq, Seq>,
     /// The id block on its way to the store.
     id_block: Option<Seq>,
-    /// Mutations that wait, in order, for the id blocks to be asked: the first one's question is on its way.
+    /// Mutations that wait, in order, for the id blocks to be asked, the first one first.
     asking_id: VecDeque<(GatewayId, Arc<Asked>)>,
-    /// Whether that question is on its way.
+    /// Whether a question is on its way: one at a time. It may be about another than the first, if that came back to the
+    /// front meanwhile; then its answer counts for nothing.
     is_asking: bool,
 }
 
@@ -81,8 +82,8 @@ impl std::ops::DerefMut for ConversationSlot {
 /// A look into the store for a client.
 pub(super) enum Reading {
     Page(GatewayId, Correlation, Box<Read>, ConversationId),
-    /// The first of those that wait in `asking_id`; the last seq that had a durable block when it was asked.
-    Id(ConversationId, Seq),
+    /// A command that waits in `asking_id`, by whom it was asked; the last seq that had a durable block at that time.
+    Id(ConversationId, (GatewayId, Correlation), Seq),
 }
 
 impl ConversationSlot {
@@ -287,15 +288,20 @@ impl Shard {
             Verdict::NeedId(since) => {
                 let upto = state.hot.as_ref().map_or(0, |hot| hot.ids.durable().0);
                 let (user, command_id) = (asked.actor.user.clone(), asked.id);
-                slot.slot.looks += 1;
+                let key = (from, asked.correlation);
                 // Whoever asks again stays in front.
                 slot.asking_id.push_front((from, asked));
-                slot.is_asking = true;
+                // Else it is asked when the present question is answered.
+                let is_next = !std::mem::replace(&mut slot.is_asking, true);
+                slot.slot.looks += u32::from(is_next);
                 self.kept();
+                if !is_next {
+                    return;
+                }
                 let token = self.token();
                 let done = self.answer(move |found| StoreMail::Id { token, found });
                 self.store.find_id(id.into(), user, command_id, since, done);
-                self.reads.insert(token, Reading::Id(id, upto));
+                self.reads.insert(token, Reading::Id(id, key, upto));
             }
             Verdict::NeedHot => {
                 slot.slot.phase = Phase::Loading;
@@ -649,10 +655,14 @@ impl Shard {
     }
 
     pub(super) fn id_found(&mut self, token: u64, found: Result<Option<StoredId>, store::Error>) {
-        let Some(Reading::Id(id, upto)) = self.reads.remove(&token) else { return };
+        let Some(Reading::Id(id, key, upto)) = self.reads.remove(&token) else { return };
         self.looked(id);
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         slot.is_asking = false;
+        let is_first = slot.asking_id.front().is_some_and(|(from, asked)| (*from, asked.correlation) == key);
+        if !is_first {
+            return self.judge_those_behind(id);
+        }
         let Some((from, asked)) = slot.asking_id.pop_front() else { return };
         match found {
             Ok(found) => {
@@ -1115,7 +1125,13 @@ fn rebuild(
         Some((_, bytes)) => Conversation::from_snapshot(id, bytes)?,
         None => Conversation::absent(id),
     };
-    let basis = recovery::Basis { own_epoch, snapshot_seq: state.head, snapshot_origin: state.origin, trusting };
+    let basis = recovery::Basis {
+        own_epoch,
+        snapshot_seq: state.head,
+        snapshot_origin: state.origin,
+        snapshot_owner: state.owner,
+        trusting,
+    };
     let mut resolved = recovery::resolve(basis, recovered.rows)?;
     if is(Bug::AdoptedNotWritten) {
         // As if whatever is found were committed.
@@ -1139,7 +1155,7 @@ fn rebuild(
     for found in resolved.standing.iter().chain(&resolved.adopted) {
         state.apply(&found.event);
     }
-    state.origin = resolved.origin;
+    (state.origin, state.owner) = (resolved.origin, own_epoch);
     let bytes = state.bytes();
     let Resolved { committed: events, standing, adopted, committed_origin, .. } = resolved;
     Ok(Rebuilt { state, committed, committed_origin, standing, adopted, events, bytes })

@@ -21,12 +21,7 @@ use chappe_schema::{
 };
 use hashbrown::{HashMap, HashSet};
 
-use super::{
-    News, Phase, Report, Shard, Slot,
-    conversations::ConversationSlot,
-    tenure::{Tenure, Tenures},
-    users::UserSlot,
-};
+use super::{News, Phase, Report, Shard, Slot, conversations::ConversationSlot, tenure::Tenure, users::UserSlot};
 use crate::{
     conversation::Conversation,
     planted::{Bug, is},
@@ -96,13 +91,18 @@ impl Delta {
     /// streamed seq is discarded.
     #[must_use]
     pub(crate) fn confirm(&self, streamed: &HashMap<EntityId, (Seq, Bytes)>) -> Vec<Handed> {
-        let stands = self.confirmed.iter().filter_map(|(entity, seq)| {
-            let (streamed_at, bytes) = streamed.get(entity)?;
-            (streamed_at == seq || is(Bug::StaleShown)).then(|| Handed {
+        if is(Bug::StaleShown) {
+            // As if what was shown were what stands.
+            let handed = |(entity, (seq, bytes)): (&EntityId, &(Seq, Bytes))| Handed {
                 entity: entity.clone(),
                 seq: *seq,
                 bytes: bytes.clone(),
-            })
+            };
+            return streamed.iter().map(handed).collect();
+        }
+        let stands = self.confirmed.iter().filter_map(|(entity, seq)| {
+            let (streamed_at, bytes) = streamed.get(entity)?;
+            (streamed_at == seq).then(|| Handed { entity: entity.clone(), seq: *seq, bytes: bytes.clone() })
         });
         stands.chain(self.changed.iter().cloned()).collect()
     }
@@ -169,10 +169,11 @@ impl Shard {
         let now = self.now;
         match entity {
             EntityId::Conversation(id) => {
-                let Ok(state) = Conversation::from_snapshot(id, bytes) else { return };
+                let Ok(mut state) = Conversation::from_snapshot(id, bytes) else { return };
                 if state.head != seq || self.conversations.contains_key(&id) {
                     return;
                 }
+                state.owner = epoch;
                 let mut slot = ConversationSlot::loading(now, (partition, epoch));
                 slot.slot.line.restart(seq, state.origin);
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
@@ -185,6 +186,7 @@ impl Shard {
                 if state.head != seq || self.users.contains_key(&id) {
                     return;
                 }
+                state.owner = epoch;
                 state.distrust(None);
                 let mut slot = UserSlot::loading(now, (partition, epoch));
                 slot.slot.line.restart(seq, state.origin);
@@ -347,7 +349,7 @@ impl Shard {
         let tenure = if self.confirms_at_once { Tenure::Open(session.epoch) } else { Tenure::Absent };
         self.session = session.id;
         self.store = store;
-        self.tenures = Tenures::all(tenure);
+        self.tenures.begin_anew(tenure);
         self.sealing.clear();
         self.withheld.clear();
         self.conversations.clear();

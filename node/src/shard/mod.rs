@@ -50,7 +50,7 @@ pub(crate) mod mailbox;
 mod measure;
 mod pump;
 mod resting;
-mod supervision;
+pub(crate) mod supervision;
 mod tenure;
 mod users;
 

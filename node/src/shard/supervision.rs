@@ -49,10 +49,10 @@ impl Shard {
         // Nobody sees what is half changed: the state is dropped, and everything else is either of the shard's own
         // books, which are kept in whole steps, or mended below.
         let done = catch_unwind(AssertUnwindSafe(|| {
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             fault::pass(fault::Moment::Before);
             let done = work(self);
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulation"))]
             fault::pass(fault::Moment::After);
             done
         }));
@@ -125,13 +125,13 @@ pub(super) enum Lost {
     Withdrawn,
 }
 
-/// Lets tests of supervision make any guarded work panic.
-#[cfg(test)]
-pub(super) mod fault {
+/// Lets tests of supervision, and simulations, make any guarded work panic.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod fault {
     use std::cell::Cell;
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub(in crate::shard) enum Moment {
+    pub(crate) enum Moment {
         Before,
         After,
     }
@@ -141,12 +141,12 @@ pub(super) mod fault {
     }
 
     /// The work after so many others panics, before it has begun or when it is done.
-    pub(in crate::shard) fn plant(passes: usize, moment: Moment) {
+    pub(crate) fn plant(passes: usize, moment: Moment) {
         PLANTED.set(Some((passes, moment)));
     }
 
     /// Whether what was planted is still there, which is then taken away.
-    pub(in crate::shard) fn dig_up() -> bool {
+    pub(crate) fn dig_up() -> bool {
         PLANTED.take().is_some()
     }
 

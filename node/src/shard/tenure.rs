@@ -74,6 +74,13 @@ impl Tenures {
         Self { all: vec![tenure; partitions()].into(), parked: HashMap::new(), lanes: HashMap::new() }
     }
 
+    /// Another session: what the former one owned is forgotten. What gateways were refused is not: what still arrives of those
+    /// attempts is refused by this session too, or a later question would overtake an earlier one (seed 92).
+    pub(super) fn begin_anew(&mut self, tenure: Tenure) {
+        self.all.fill(tenure);
+        self.parked.clear();
+    }
+
     pub(super) fn at(&self, partition: Partition) -> Tenure {
         self.all.get(usize::from(partition.0)).copied().unwrap_or_default()
     }
@@ -161,6 +168,9 @@ mod tests {
         assert_eq!(tenures.standing(GatewayId(2), lane(0)), Standing::Current, "another gateway's is another lane");
         assert_eq!(tenures.standing(GATEWAY, lane(1)), Standing::Current, "its queue was sent again");
         assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Outdated, "what is still on its way is late");
+        tenures.refuse(GATEWAY, lane(1));
+        tenures.begin_anew(Tenure::Absent);
+        assert_eq!(tenures.standing(GATEWAY, lane(1)), Standing::Refused, "also by the node's next session");
         tenures.forget(GATEWAY);
         assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Current);
     }

@@ -701,7 +701,13 @@ fn rebuild(
         Some((_, bytes)) => User::from_snapshot(id.clone(), bytes)?,
         None => User::new(id.clone()),
     };
-    let basis = recovery::Basis { own_epoch: epoch, snapshot_seq: user.head, snapshot_origin: user.origin, trusting };
+    let basis = recovery::Basis {
+        own_epoch: epoch,
+        snapshot_seq: user.head,
+        snapshot_origin: user.origin,
+        snapshot_owner: user.owner,
+        trusting,
+    };
     let resolved = recovery::resolve(basis, recovered.rows)?;
     let Resolved { committed, committed_origin, standing, adopted, origin, .. } = resolved;
     for event in &committed {
@@ -711,7 +717,7 @@ fn rebuild(
     for found in standing.iter().chain(&adopted) {
         user.apply(&found.event);
     }
-    user.origin = origin;
+    (user.origin, user.owner) = (origin, epoch);
     user.restore_inbox(recovered.inbox);
     user.distrust(missed);
     let bytes = user.bytes();

@@ -731,7 +731,13 @@ fn a_zombie_is_told(harness: &mut dyn Harness) {
     let found = recover(harness, &entity);
     let order: Vec<_> = found.rows.iter().map(|row| (row.events[0].seq, row.epoch)).collect();
     assert!(order.is_sorted(), "{order:?}");
-    let basis = Basis { own_epoch: session(harness).epoch, snapshot_seq: 0, snapshot_origin: 0, trusting: false };
+    let basis = Basis {
+        own_epoch: session(harness).epoch,
+        snapshot_seq: 0,
+        snapshot_origin: 0,
+        snapshot_owner: 0,
+        trusting: false,
+    };
     let resolved = resolve(basis, found.rows).unwrap();
     assert_eq!(resolved.committed, [message(1, "a")]);
     assert_eq!(resolved.adopted, [Found { event: mine, origin: second.epoch }]);
@@ -762,7 +768,8 @@ fn a_late_row_changes_nothing_that_is_committed(harness: &mut dyn Harness) {
     assert_eq!(append(harness, late.to_vec()), [Written::Unknown]);
     harness.succeed();
     let second = session(harness);
-    let basis = Basis { own_epoch: second.epoch, snapshot_seq: 0, snapshot_origin: 0, trusting: false };
+    let basis =
+        Basis { own_epoch: second.epoch, snapshot_seq: 0, snapshot_origin: 0, snapshot_owner: 0, trusting: false };
     let found = resolve(basis, recover(harness, &entity).rows).unwrap();
     assert_eq!(found.committed.len() + found.adopted.len(), 1, "nothing is there yet");
     // The client's retry: the same command, now at another place.

@@ -42,6 +42,9 @@ use super::{
 /// How many there are.
 const REPLICAS: usize = 3;
 
+/// What a slow way takes more, at most.
+const SLOW: Micros = 1_000_000;
+
 /// How many must answer, for reads as for writes: any two quorums share a replica.
 const QUORUM: usize = 2;
 
@@ -83,6 +86,8 @@ pub enum Way {
     Cut = 1,
     /// Everything gets there, and nothing comes back.
     Mute = 2,
+    /// Everything takes up to a second more, each way.
+    Slow = 3,
 }
 
 /// One session's store.
@@ -148,7 +153,7 @@ struct Row {
 }
 
 enum Parcel {
-    Request { operation: u64, statement: usize, replica: usize, request: Arc<Request>, replied: bool },
+    Request { operation: u64, statement: usize, replica: usize, request: Arc<Request>, replied: bool, slow: bool },
     Reply { operation: u64, statement: usize, replica: usize, answer: Answer },
     Timeout { operation: u64 },
 }
@@ -360,8 +365,10 @@ impl Replicas {
         if !down {
             for request in std::mem::take(&mut world.replicas[replica].hints) {
                 let delay = world.late();
-                world
-                    .send(delay, Parcel::Request { operation: NOBODY, statement: 0, replica, request, replied: false });
+                world.send(
+                    delay,
+                    Parcel::Request { operation: NOBODY, statement: 0, replica, request, replied: false, slow: false },
+                );
             }
         }
     }
@@ -407,11 +414,22 @@ impl World {
                     continue;
                 }
                 let late = slow || (request.is_write() && self.rng.random_bool(self.weather.lateness));
-                let delay = if late { self.late() } else { self.rng.random_range(self.weather.delay.clone()) };
+                let mut delay = if late { self.late() } else { self.rng.random_range(self.weather.delay.clone()) };
+                if way == Way::Slow as u8 {
+                    delay += self.rng.random_range(0..SLOW);
+                }
+                let slowly = way == Way::Slow as u8;
                 let replied = !mute && way != Way::Mute as u8 && !self.rng.random_bool(self.weather.reply_loss);
                 self.send(
                     delay,
-                    Parcel::Request { operation, statement, replica, request: Arc::clone(&request), replied },
+                    Parcel::Request {
+                        operation,
+                        statement,
+                        replica,
+                        request: Arc::clone(&request),
+                        replied,
+                        slow: slowly,
+                    },
                 );
             }
         }
@@ -430,7 +448,7 @@ impl World {
     fn arrive(&mut self, order: u64, parcel: Parcel) -> Option<Box<dyn FnOnce()>> {
         (self.now, order).hash(&mut self.trace);
         match parcel {
-            Parcel::Request { operation, statement, replica, request, replied } => {
+            Parcel::Request { operation, statement, replica, request, replied, slow } => {
                 if self.replicas[replica].down {
                     if request.is_write() {
                         self.replicas[replica].hints.push(request);
@@ -439,7 +457,10 @@ impl World {
                 }
                 let answer = self.serve(replica, &request);
                 if replied {
-                    let delay = self.rng.random_range(self.weather.delay.clone());
+                    let mut delay = self.rng.random_range(self.weather.delay.clone());
+                    if slow {
+                        delay += self.rng.random_range(0..SLOW);
+                    }
                     self.send(delay, Parcel::Reply { operation, statement, replica, answer });
                 }
                 None
@@ -1036,8 +1057,13 @@ mod tests {
                 return None;
             }
             let found = (0..5).find_map(|_| ask(replicas, |done| store.recover(entity(), 0, done)).ok())?;
-            let basis =
-                Basis { own_epoch: store.session().epoch, snapshot_seq: 0, snapshot_origin: 0, trusting: false };
+            let basis = Basis {
+                own_epoch: store.session().epoch,
+                snapshot_seq: 0,
+                snapshot_origin: 0,
+                snapshot_owner: 0,
+                trusting: false,
+            };
             let origins: BTreeMap<(Seq, CommandId), Epoch> =
                 found.rows.iter().map(|row| ((row.events[0].seq, row.events[0].id), row.origin)).collect();
             let resolved = match resolve(basis, found.rows) {

@@ -35,6 +35,7 @@ impl User {
             seq: self.head,
             last_at: self.last_at,
             origin: self.origin,
+            written_by: self.owner,
             changes_reserved: self.changes_reserved,
             conversations,
             access: self.record.as_deref().map(Record::stored),
@@ -55,6 +56,7 @@ impl User {
         user.head = stored.seq;
         user.last_at = stored.last_at;
         user.origin = stored.origin;
+        user.owner = stored.written_by;
         user.changes_reserved = stored.changes_reserved;
         user.snapshot_at = stored.seq;
         user.record = stored.access.map(Record::of_stored).transpose()?.map(Box::new);

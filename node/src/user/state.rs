@@ -33,6 +33,8 @@ pub struct User {
     pub last_at: Millis,
     /// The epoch under which that event was written first.
     pub origin: Epoch,
+    /// The epoch of the owner whose memory this is, and whose snapshots; read from a snapshot, that of its writer.
+    pub owner: Epoch,
     /// Change numbers up to here may have been handed out by blocks of the log.
     pub changes_reserved: u64,
     /// The seq of the last durable (or submitted) snapshot.
@@ -124,6 +126,7 @@ impl User {
             head: 0,
             last_at: 0,
             origin: 0,
+            owner: 0,
             changes_reserved: 0,
             snapshot_at: 0,
             conversations: HashMap::default(),
