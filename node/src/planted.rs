@@ -40,8 +40,6 @@ pub enum Bug {
     StaleShown,
     /// What was shown under a plan that was aborted is opened.
     AbortedPlanOpened,
-    /// A giver says what stands before what is on its way has ended.
-    CutEarly,
     /// A giver that is cut off lets out what the log confirms.
     CutReleases,
     /// After an aborted move slots that were on their way are given out again.
@@ -54,8 +52,6 @@ pub enum Bug {
     SessionRevived,
     /// A gateway's later questions overtake one that was refused.
     LaneOutOfOrder,
-    /// What still arrives of an earlier attempt counts.
-    OldAttemptCounts,
     /// A commit that nobody knows the outcome of is taken for a failure: the giver goes on.
     CommitUnknownResumes,
     /// Reads show what is not committed yet.
@@ -85,14 +81,12 @@ impl Bug {
         Self::SnapshotAhead,
         Self::StaleShown,
         Self::AbortedPlanOpened,
-        Self::CutEarly,
         Self::CutReleases,
         Self::SlotsAgainAfterAbort,
         Self::RecoveryOverUnfinished,
         Self::RetryDiffers,
         Self::SessionRevived,
         Self::LaneOutOfOrder,
-        Self::OldAttemptCounts,
         Self::CommitUnknownResumes,
         Self::ReadsUncommitted,
         Self::HandsUncommitted,

@@ -113,7 +113,7 @@ impl Client {
                 let target = own[rng.random_range(0..own.len())];
                 (Command::MessageDelete { conversation, seq: target }, Kind::Change { target, hash: None })
             }
-            14..24 => return Some(self.read(now, index, conversation, 0, u32::MAX, false)),
+            14..34 => return Some(self.read(now, index, conversation, 0, u32::MAX, false)),
             _ => {
                 let body = Body::parse(&text).expect("a body");
                 let hash = chappe_loadtest::history::hash(text.as_bytes());

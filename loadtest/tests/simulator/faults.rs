@@ -35,9 +35,9 @@ pub enum Fault {
     Drain(usize),
     /// A node is said to be down that is not.
     Slander(usize, u64),
-    /// A node is cut off from the cluster, slow to reach the store, and one gateway hears of no change: the node goes on
-    /// being asked after others have taken over.
-    Zombie(usize, usize, u64),
+    /// A node is cut off from the cluster, and one gateway hears of no change: the node goes on being asked after others
+    /// have taken over. It is slow to reach the store, or everybody else is.
+    Zombie(usize, usize, bool, u64),
     /// A busy partition is to move, and its giver or its receiver is troubled in the middle of it.
     BrokenMove(Trouble),
     /// Most of what goes to the store is lost, and the owner of a conversation dies again and again.
@@ -51,10 +51,12 @@ pub enum Fault {
 pub enum Trouble {
     /// The receiver's answers are lost, and the giver dies later.
     Unheard(u64),
-    /// The giver hears nothing from the cluster.
-    Uninformed(u64),
+    /// The giver does not hear how its commit ended.
+    Uninformed,
     /// The giver reaches the store slowly, and the receiver's answers are lost.
     Slow(u64),
+    /// The giver reaches the store slowly.
+    Late,
     /// The receiver dies.
     Dead(u64),
 }
@@ -101,13 +103,16 @@ fn one(rng: &mut StdRng, kind: u32) -> Fault {
         11 => Fault::Drain(node),
         12 => Fault::Slander(node, short),
         13 => Fault::Moves,
-        14 | 15 => Fault::Zombie(node, rng.random_range(0..GATEWAYS), rng.random_range(2_000..9_000)),
+        14 | 15 => {
+            Fault::Zombie(node, rng.random_range(0..GATEWAYS), rng.random_bool(0.5), rng.random_range(2_000..9_000))
+        }
         16 | 17 => {
-            let after = rng.random_range(0..400);
-            Fault::BrokenMove(match rng.random_range(0..4) {
-                0 => Trouble::Unheard(after),
-                1 => Trouble::Uninformed(after),
-                2 => Trouble::Slow(after),
+            let after = rng.random_range(10..150);
+            Fault::BrokenMove(match rng.random_range(0..6) {
+                0 | 1 => Trouble::Unheard(after),
+                2 => Trouble::Uninformed,
+                3 => Trouble::Slow(after),
+                4 => Trouble::Late,
                 _ => Trouble::Dead(after),
             })
         }

@@ -106,8 +106,7 @@ fn every_planted_bug_is_found() {
             None => println!("{bug:?}: NOT FOUND"),
         }
     }
-    let missed = score.iter().filter(|(_, found)| found.is_none()).count();
-    assert!(missed <= 12, "{missed} planted bugs were not found");
+    assert!(score.iter().all(|(_, found)| found.is_some()), "a planted bug was not found");
     assert!(only.is_some() || score.len() >= 20);
 }
 

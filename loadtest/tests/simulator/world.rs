@@ -147,6 +147,10 @@ struct NodeHost {
     backlog: Vec<Event_>,
     store: Replicas,
     no_plane: bool,
+    /// It says what it wants to the cluster, and hears nothing.
+    no_news: bool,
+    /// That begins with its next commit.
+    deaf_on_commit: bool,
 }
 
 struct GatewayHost {
@@ -247,6 +251,8 @@ impl World {
                 backlog: Vec::new(),
                 store: replicas.from_elsewhere(),
                 no_plane: false,
+                no_news: false,
+                deaf_on_commit: false,
             })
             .collect();
         let gateway = |index: usize| GatewayHost {
@@ -394,6 +400,9 @@ impl World {
                 self.end_fault(fault);
             }
         }
+        for host in &mut self.nodes {
+            (host.no_news, host.deaf_on_commit) = (false, false);
+        }
         for client in &mut self.clients {
             client.active = false;
         }
@@ -540,6 +549,7 @@ impl World {
                 let host = &self.nodes[node];
                 if host.life == life
                     && !host.no_plane
+                    && !host.no_news
                     && let Some(stepped) = &host.node
                 {
                     stepped.map_changed(map);
@@ -549,6 +559,12 @@ impl World {
             Event_::Propose { node, life, command } => {
                 if self.nodes[node].no_plane || self.nodes[node].life != life {
                     return;
+                }
+                if matches!(command, Proposal::CommitMoves { .. })
+                    && std::mem::take(&mut self.nodes[node].deaf_on_commit)
+                {
+                    self.nodes[node].no_news = true;
+                    self.after(3_000_000, Event_::Heal(Fault::BrokenMove(Trouble::Uninformed)));
                 }
                 let now = self.ms();
                 let before = self.plane.map().version();
@@ -567,7 +583,8 @@ impl World {
                 if host.life == life
                     && let Some(stepped) = &host.node
                 {
-                    let outcome = if host.no_plane { Outcome::Unknown } else { outcome };
+                    let is_cut = host.no_plane || host.no_news;
+                    let outcome = if is_cut { Outcome::Unknown } else { outcome };
                     stepped.answered(command, outcome);
                 }
             }
@@ -1045,17 +1062,18 @@ impl World {
                 self.after(1, Event_::Health(node, Health::Down));
                 ms
             }
-            Fault::Zombie(node, gateway, ms) => {
+            Fault::Zombie(node, gateway, is_slow, ms) => {
                 self.nodes[node].no_plane = true;
-                self.nodes[node].store.set_way(Way::Slow);
+                for other in 0..NODES {
+                    if (other == node) == is_slow {
+                        self.nodes[other].store.set_way(Way::Slow);
+                    }
+                }
                 self.gateways[gateway].informed = false;
                 self.after(1, Event_::Health(node, Health::Down));
                 ms
             }
-            Fault::BrokenMove(trouble) => {
-                self.break_a_move(trouble);
-                0
-            }
+            Fault::BrokenMove(trouble) => return self.break_a_move(trouble),
             Fault::Tempest(ms) => {
                 let tempest = Weather { loss: 0.5, reply_loss: 0.2, ..Weather::stormy() };
                 self.replicas.set_weather(tempest);
@@ -1108,9 +1126,8 @@ impl World {
                 self.after(after * 1000, Event_::Deaf(receiver, giver, 4_000));
                 self.after((after + 4_500) * 1000, Event_::Strike(giver, 2_000));
             }
-            Trouble::Uninformed(after) => {
-                self.after(after * 1000, Event_::Fault(Fault::NoPlane(giver, 3_000)));
-            }
+            Trouble::Uninformed => self.nodes[giver].deaf_on_commit = true,
+            Trouble::Late => self.after(1, Event_::Slow(giver, 4_000)),
             Trouble::Slow(after) => {
                 self.after(1, Event_::Slow(giver, 5_000));
                 self.after(after * 1000, Event_::Deaf(receiver, giver, 4_000));
@@ -1178,10 +1195,17 @@ impl World {
             Fault::NoPeer(one, other, _) => {
                 self.no_peer.retain(|pair| *pair != (one, other) && *pair != (other, one));
             }
-            Fault::NoLeader(_) | Fault::Moves | Fault::BrokenMove(_) | Fault::Stumble(..) => {}
-            Fault::Zombie(node, gateway, _) => {
+            Fault::BrokenMove(_) => {
+                for node in 0..NODES {
+                    self.nodes[node].no_news = false;
+                    let (life, map) = (self.nodes[node].life, self.plane.map().clone());
+                    self.after(5_000, Event_::MapToNode { node, life, map });
+                }
+            }
+            Fault::NoLeader(_) | Fault::Moves | Fault::Stumble(..) => {}
+            Fault::Zombie(node, gateway, ..) => {
                 self.nodes[node].no_plane = false;
-                self.nodes[node].store.set_way(Way::Open);
+                self.nodes.iter().for_each(|host| host.store.set_way(Way::Open));
                 self.gateways[gateway].informed = true;
                 self.after(100_000, Event_::Health(node, Health::Up));
                 let (life, map) = (self.nodes[node].life, self.plane.map().clone());

@@ -352,9 +352,9 @@ impl Shard {
                 self.guarded_for(Some(InHand::Command(gateway, correlation)), || id.into(), begin);
             }
             Release::Target(seq) => {
-                if let Some(slot) = self.conversations.get_mut(&id) {
-                    slot.looks += 1;
-                }
+                let Some(slot) = self.conversations.get_mut(&id) else { return };
+                slot.looks += 1;
+                let epoch = slot.epoch;
                 let request = PageRequest {
                     entity: id.into(),
                     from: seq,
@@ -364,7 +364,7 @@ impl Shard {
                     limit: 1,
                     bytes_max: usize::MAX,
                 };
-                let done = self.answer(move |page| StoreMail::Target { conversation: id, seq, page });
+                let done = self.answer(move |page| StoreMail::Target { conversation: id, epoch, seq, page });
                 self.store.page(request, done);
             }
             Release::Head(user, known) => self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
@@ -890,7 +890,7 @@ impl Shard {
         let owes = self.unannounced.contains(&EntityId::Conversation(id));
         let Rebuilt { state, committed, committed_origin, standing, adopted, events, bytes } = rebuilt;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let is_new_to_watch = slot.slot.bytes == 0;
+        let (is_new_to_watch, epoch) = (slot.slot.bytes == 0, slot.epoch);
         slot.slot.line.restart(committed, committed_origin);
         let found = |Found { event, origin }| {
             let announce = is_announced(&event.fact);
@@ -898,7 +898,7 @@ impl Shard {
         };
         if !standing.is_empty() {
             slot.slot.line.stand(standing.into_iter().map(found).collect());
-            self.pump.issue(Ticket::Flight(id.into()));
+            self.pump.issue(Ticket::Flight(id.into(), epoch));
         }
         adopted.into_iter().map(found).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {

@@ -21,7 +21,12 @@ use chappe_schema::{
 };
 use hashbrown::{HashMap, HashSet};
 
-use super::{News, Phase, Report, Shard, Slot, conversations::ConversationSlot, tenure::Tenure, users::UserSlot};
+use super::{
+    News, Phase, Report, Shard, Slot,
+    conversations::{ConversationSlot, Reading},
+    tenure::Tenure,
+    users::UserSlot,
+};
 use crate::{
     conversation::Conversation,
     planted::{Bug, is},
@@ -204,6 +209,12 @@ impl Shard {
         self.sealing.retain(|sealing| sealing.partition != partition);
         self.tenures.set(partition, Tenure::Absent);
         self.withheld.retain(|ticket| ticket.partition() != partition);
+        self.pump.forget(|ticket| ticket.partition() == partition);
+        self.reads.retain(|_, reading| match reading {
+            Reading::Id(id, ..) => EntityId::Conversation(*id).partition() != partition,
+            // What a clean fence read has let out may be shown late.
+            Reading::Page(..) => true,
+        });
         let conversations: Vec<ConversationId> = of(&self.conversations, partition);
         for id in conversations {
             self.telling.remove(&id);
@@ -276,7 +287,7 @@ impl Shard {
         let mut index = 0;
         while let Some(Sealing { partition, plan, since }) = self.sealing.get(index) {
             let (partition, plan, waited) = (*partition, *plan, self.now.saturating_sub(*since));
-            if waited >= SEAL_MS_MAX || self.is_quiet(partition) || is(Bug::CutEarly) {
+            if waited >= SEAL_MS_MAX || self.is_quiet(partition) {
                 self.sealing.swap_remove(index);
                 self.cut(partition, plan);
             } else {

@@ -102,13 +102,31 @@ pub(crate) enum Mail {
 
 /// The store's answers.
 pub(crate) enum StoreMail {
-    Written { group: u64, outcomes: Vec<Written> },
+    Written {
+        group: u64,
+        outcomes: Vec<Written>,
+    },
     Confirmed(Confirmation),
-    Recovered(EntityId, Result<Recovered, store::Error>),
-    Page { token: u64, page: Result<Page, store::Error> },
-    Target { conversation: ConversationId, seq: Seq, page: Result<Page, store::Error> },
-    Id { token: u64, found: Result<Option<StoredId>, store::Error> },
-    Projected { token: u64, result: Result<(), store::Error> },
+    /// With the epoch of the tenure that asked.
+    Recovered(EntityId, Epoch, Result<Recovered, store::Error>),
+    Page {
+        token: u64,
+        page: Result<Page, store::Error>,
+    },
+    Target {
+        conversation: ConversationId,
+        epoch: Epoch,
+        seq: Seq,
+        page: Result<Page, store::Error>,
+    },
+    Id {
+        token: u64,
+        found: Result<Option<StoredId>, store::Error>,
+    },
+    Projected {
+        token: u64,
+        result: Result<(), store::Error>,
+    },
 }
 
 /// From shard to shard, of one node or of several. Between nodes anything may get lost: whoever needs an answer asks
@@ -275,7 +293,7 @@ enum UserRelease {
 impl Ticket {
     fn partition(&self) -> Partition {
         match self {
-            Self::Flight(entity) => entity.partition(),
+            Self::Flight(entity, _) => entity.partition(),
             Self::Conversation(id, _) => EntityId::Conversation(*id).partition(),
             Self::User(release) => EntityId::User(release.user().clone()).partition(),
         }
@@ -297,8 +315,8 @@ impl UserRelease {
 /// What waits for a fence read.
 #[derive(Debug)]
 enum Ticket {
-    /// The flight of this entity is durable.
-    Flight(EntityId),
+    /// The flight of this entity is durable that it sent under this epoch.
+    Flight(EntityId, Epoch),
     Conversation(ConversationId, Release),
     User(UserRelease),
 }
@@ -349,7 +367,9 @@ pub(crate) struct Shard {
     local: VecDeque<PeerMail>,
     /// Entities with an open batch.
     flush: Vec<EntityId>,
-    groups: HashMap<u64, Vec<EntityId>, foldhash::fast::FixedState>,
+    /// Appends on their way, by entity and the epoch of its tenure: a partition may come back to the same session, and what
+    /// was sent before must not be taken for what is sent then (seed 535).
+    groups: HashMap<u64, Vec<(EntityId, Epoch)>, foldhash::fast::FixedState>,
     projections: Vec<(Projected, Projection)>,
     failed_projections: Vec<(Projected, Projection)>,
     projecting: HashMap<u64, (Vec<Projected>, Vec<Projection>), foldhash::fast::FixedState>,
@@ -598,16 +618,21 @@ impl Shard {
         match mail {
             StoreMail::Written { group, outcomes } => self.written(group, outcomes),
             StoreMail::Confirmed(confirmation) => self.confirmed(confirmation),
-            StoreMail::Recovered(entity, result) => {
+            StoreMail::Recovered(entity, epoch, result) => {
                 self.recoveries -= 1;
                 match entity {
+                    _ if self.epoch_of(&entity) != Some(epoch) => {}
                     EntityId::Conversation(id) => self.conversation_recovered(id, result),
                     EntityId::User(id) => self.user_recovered(&id, result),
                 }
                 self.recover_waiting();
             }
             StoreMail::Page { token, page } => self.page_read(token, page),
-            StoreMail::Target { conversation, seq, page } => self.target_found(conversation, seq, page),
+            StoreMail::Target { conversation, epoch, seq, page } => {
+                if self.epoch_of(&conversation.into()) == Some(epoch) {
+                    self.target_found(conversation, seq, page);
+                }
+            }
             StoreMail::Id { token, found } => self.id_found(token, found),
             StoreMail::Projected { token, result } => self.projected(token, result),
         }
@@ -751,7 +776,7 @@ impl Shard {
             return;
         }
         let token = self.token();
-        self.groups.insert(token, group.iter().map(|append| append.entity.clone()).collect());
+        self.groups.insert(token, group.iter().map(|append| (append.entity.clone(), append.epoch)).collect());
         let done = self.answer(move |outcomes| StoreMail::Written { group: token, outcomes });
         self.store.append(group, done);
     }
@@ -759,10 +784,14 @@ impl Shard {
     fn written(&mut self, group: u64, outcomes: Vec<Written>) {
         let Some(entities) = self.groups.remove(&group) else { return };
         let mut again = Vec::new();
-        for (entity, outcome) in entities.into_iter().zip(outcomes) {
+        for ((entity, epoch), outcome) in entities.into_iter().zip(outcomes) {
+            if self.epoch_of(&entity) != Some(epoch) {
+                // Of a tenure that is over: nothing waits for it.
+                continue;
+            }
             match outcome {
-                Written::Durable if self.confirms_at_once || is(Bug::AckBeforeFence) => self.commit(&entity),
-                Written::Durable => self.pump.issue(Ticket::Flight(entity)),
+                Written::Durable if self.confirms_at_once || is(Bug::AckBeforeFence) => self.commit(&entity, epoch),
+                Written::Durable => self.pump.issue(Ticket::Flight(entity, epoch)),
                 Written::Unknown => again.extend(self.flight(&entity)),
                 Written::NotWritten(reason) => self.not_written(&entity, &reason),
                 Written::Refused(reason) => self.die(format!("the store refused a write of {entity}: {reason}")),
@@ -780,9 +809,20 @@ impl Shard {
         }
     }
 
-    fn commit(&mut self, entity: &EntityId) {
+    /// The epoch under which an entity in memory is owned.
+    fn epoch_of(&self, entity: &EntityId) -> Option<Epoch> {
+        match entity {
+            EntityId::Conversation(id) => self.conversations.get(id).map(|slot| slot.epoch),
+            EntityId::User(id) => self.users.get(id).map(|slot| slot.epoch),
+        }
+    }
+
+    fn commit(&mut self, entity: &EntityId, epoch: Epoch) {
+        if self.epoch_of(entity) != Some(epoch) {
+            return;
+        }
         if !self.may_release(entity) && !is(Bug::CutReleases) {
-            return self.withheld.push(Ticket::Flight(entity.clone()));
+            return self.withheld.push(Ticket::Flight(entity.clone(), epoch));
         }
         match entity {
             EntityId::Conversation(id) => self.commit_conversation(*id),
@@ -832,7 +872,7 @@ impl Shard {
     /// Lets out what a clean fence read covers, unless its partition is cut.
     fn admit(&mut self, ticket: Ticket) {
         match ticket {
-            Ticket::Flight(entity) => self.commit(&entity),
+            Ticket::Flight(entity, epoch) => self.commit(&entity, epoch),
             Ticket::Conversation(id, _) if !self.may_release(&id.into()) && !is(Bug::CutReleases) => {
                 self.withheld.push(ticket)
             }
@@ -896,13 +936,14 @@ impl Shard {
     // === recovery
 
     fn recover(&mut self, entity: EntityId) {
+        let Some(epoch) = self.epoch_of(&entity) else { return };
         if self.recoveries >= RECOVERIES_MAX {
             self.recoveries_waiting.push_back(entity);
             return;
         }
         self.recoveries += 1;
         let back = entity.clone();
-        let done = self.answer(move |result| StoreMail::Recovered(back, result));
+        let done = self.answer(move |result| StoreMail::Recovered(back, epoch, result));
         self.store.recover(entity, prints_since(self.now), done);
     }
 

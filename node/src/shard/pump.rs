@@ -30,6 +30,11 @@ impl<T> Pump<T> {
         self.waiting.push_back((self.issued, item));
     }
 
+    /// These wait no longer.
+    pub(super) fn forget(&mut self, is_over: impl Fn(&T) -> bool) {
+        self.waiting.retain(|(_, item)| !is_over(item));
+    }
+
     /// Whether a read should be started now; the caller starts it at once. `anyway`: also when nothing waits for it.
     pub(super) fn start(&mut self, anyway: bool) -> bool {
         if self.reading.is_some() || (self.waiting.is_empty() && !anyway) {

@@ -111,7 +111,7 @@ impl Tenures {
         }
         let known =
             self.lanes.entry((from, lane.partition)).or_insert(Attempt { number: lane.attempt, refused: false });
-        if lane.attempt < known.number && !is(Bug::OldAttemptCounts) {
+        if lane.attempt < known.number {
             return Standing::Outdated;
         }
         if lane.attempt > known.number {

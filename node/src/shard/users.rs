@@ -503,7 +503,7 @@ impl Shard {
         let found = |Found { event, origin }| Pending { event, audience: None, announce: false, origin };
         if !standing.is_empty() {
             slot.slot.line.stand(standing.into_iter().map(found).collect());
-            self.pump.issue(Ticket::Flight(id.clone().into()));
+            self.pump.issue(Ticket::Flight(id.clone().into(), epoch));
         }
         adopted.into_iter().map(found).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {
