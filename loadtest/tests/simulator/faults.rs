@@ -62,7 +62,7 @@ pub enum Trouble {
 }
 
 /// How many there are to choose from, some twice.
-const KINDS: u32 = 20;
+const KINDS: u32 = 24;
 
 /// The faults of a run that lasts so many milliseconds, by time.
 pub fn draw(rng: &mut StdRng, lasts: u64) -> Vec<(u64, Fault)> {
@@ -103,10 +103,10 @@ fn one(rng: &mut StdRng, kind: u32) -> Fault {
         11 => Fault::Drain(node),
         12 => Fault::Slander(node, short),
         13 => Fault::Moves,
-        14 | 15 => {
-            Fault::Zombie(node, rng.random_range(0..GATEWAYS), rng.random_bool(0.5), rng.random_range(2_000..9_000))
+        14..=18 => {
+            Fault::Zombie(node, rng.random_range(0..GATEWAYS), rng.random_bool(0.7), rng.random_range(2_000..9_000))
         }
-        16 | 17 => {
+        19..=21 => {
             let after = rng.random_range(10..150);
             Fault::BrokenMove(match rng.random_range(0..6) {
                 0 | 1 => Trouble::Unheard(after),
@@ -116,7 +116,7 @@ fn one(rng: &mut StdRng, kind: u32) -> Fault {
                 _ => Trouble::Dead(after),
             })
         }
-        18 => Fault::Tempest(rng.random_range(2_000..6_000)),
+        22 => Fault::Tempest(rng.random_range(2_000..6_000)),
         _ => Fault::Stumble(rng.random_range(0..60), rng.random_bool(0.5)),
     }
 }

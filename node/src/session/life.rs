@@ -194,6 +194,9 @@ impl Life {
         let mut wanted = BTreeSet::new();
         for (partition, held) in &mut self.held {
             let Held::Opening(opening) = held else { continue };
+            if is(Bug::OpenBeforeFence) {
+                opening.former.clear();
+            }
             if is(Bug::FenceOnlyLast) {
                 let last = map.row(*partition).and_then(|row| row.former.first().copied());
                 if last.is_some_and(|last| !map.is_live(last) && !self.fenced.contains(&last)) {

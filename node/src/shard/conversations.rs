@@ -335,7 +335,7 @@ impl Shard {
         self.kept();
         match now {
             None => {}
-            Some(release) if self.confirms_at_once || is(Bug::ReadsUnfenced) => self.release_conversation(id, release),
+            Some(release) if self.confirms_at_once => self.release_conversation(id, release),
             Some(release) => self.pump.issue(Ticket::Conversation(id, release)),
         }
     }
@@ -1138,12 +1138,6 @@ fn rebuild(
         resolved.committed.extend(resolved.standing.drain(..).map(|found| found.event));
         resolved.committed.extend(resolved.adopted.drain(..).map(|found| found.event));
         resolved.committed_origin = resolved.origin;
-    }
-    if is(Bug::AdoptedAsFresh) {
-        for found in &mut resolved.adopted {
-            found.origin = own_epoch;
-            resolved.origin = own_epoch;
-        }
     }
     if let Some(hot) = &mut state.hot {
         hot.ids.recall(&recovered.prints);

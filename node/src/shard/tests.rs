@@ -580,6 +580,30 @@ fn a_fenced_session_acknowledges_nothing_any_more() {
     assert!(heard.iter().any(|message| matches!(message, ToGateway::Moved { .. })), "{heard:?}");
 }
 
+/// Seed 535 of the simulator: a partition goes and comes back within one session, and the log answers to its first tenure.
+#[test]
+fn an_answer_to_an_earlier_tenure_commits_nothing_of_this_one() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    let first = bench.ask("ada", send("1"));
+    assert_eq!(bench.store.held.lock().appends.len(), 1, "it is on its way");
+    let partition = EntityId::from(CONVERSATION).partition();
+    bench.mail(Mail::Tenure(TenureMail::Close(partition)));
+    let open = TenureMail::Open { partition, epoch: 5, handed: Vec::new(), warm: Vec::new() };
+    bench.mail(Mail::Tenure(open));
+    let second = bench.ask("ada", send("2"));
+    bench.reads();
+    assert_eq!(bench.store.held.lock().appends.len(), 2);
+    bench.append(Written::Durable);
+    while !bench.store.held.lock().confirms.is_empty() {
+        bench.confirm(Confirmation::Clean);
+    }
+    assert_eq!((bench.answer(first), bench.answer(second)), (None, None), "only the first tenure's row is durable");
+    bench.settle();
+    assert!(bench.answer(second).unwrap().is_ok());
+    assert_eq!(bench.answer(first), None, "asked again by its gateway, or never");
+}
+
 #[test]
 fn commands_that_come_together_are_appended_together() {
     let mut bench = Bench::new(false);
