@@ -4,6 +4,8 @@
 
 #[path = "system/access.rs"]
 mod access;
+#[path = "system/inbox.rs"]
+mod inbox;
 #[path = "system/operator.rs"]
 mod operator;
 #[path = "system/parity.rs"]

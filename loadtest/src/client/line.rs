@@ -22,8 +22,8 @@ pub enum Line<'a> {
     Resync(Position<'a>),
     /// Come back after so many milliseconds.
     GoingAway(u64),
-    /// The line is alive.
-    Heartbeat,
+    /// The line is alive; up to where the user's inbox is known, if the server says so.
+    Heartbeat(Option<&'a str>),
     /// A word this client does not know; later servers may say more.
     Unknown,
 }
@@ -68,6 +68,7 @@ impl<'a> Event<'a> {
 
     fn after_name(name: &'a [u8], mut fields: Fields<'a>) -> Option<Self> {
         let mut conversation = "";
+        let all = fields.clone_walk();
         // `seq` stands third; an ephemeral event has none, and then the walk ends with the object.
         for (key, value) in fields.by_ref() {
             match key {
@@ -76,7 +77,7 @@ impl<'a> Event<'a> {
                 _ => {}
             }
         }
-        Some(Self { name: text(name)?, conversation, seq: 0, rest: fields })
+        Some(Self { name: text(name)?, conversation, seq: 0, rest: all })
     }
 
     /// The raw JSON of another field.
@@ -131,7 +132,7 @@ impl<'a> Line<'a> {
             b"caught_up" => Self::CaughtUp(Position::parse(value)?),
             b"resync" => Self::Resync(Position::parse(value)?),
             b"going_away" => Self::GoingAway(number(field(value, "reconnect_after_ms")?)?),
-            b"heartbeat" => Self::Heartbeat,
+            b"heartbeat" => Self::Heartbeat(field(value, "cursor").and_then(text)),
             _ => Event::in_any_order(json).map_or(Self::Unknown, Self::Event),
         })
     }
@@ -303,6 +304,13 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_seq_is_read_whole_too() {
+        let json = br#"{"event":"inbox.changed","conversation":"0191-a","data":{"unread":3}}"#;
+        let Some(Line::Event(event)) = Line::parse(json) else { panic!("not an event") };
+        assert_eq!((event.name, event.seq, event.field("data")), ("inbox.changed", 0, Some(&br#"{"unread":3}"#[..])));
+    }
+
+    #[test]
     fn every_kind_of_line_is_known() {
         for (json, shown) in [
             (r#"{"id":2,"ok":{"seq":416}}"#, "Ok(2"),
@@ -312,7 +320,8 @@ mod tests {
             (r#"{"caught_up":{"conversation":"c","head":3}}"#, "CaughtUp("),
             (r#"{ "resync" : { "conversation" : "c" , "head" : 3 } }"#, "Resync("),
             (r#"{"going_away":{"reconnect_after_ms":8123}}"#, "GoingAway(8123"),
-            (r#"{"heartbeat":{}}"#, "Heartbeat"),
+            (r#"{"heartbeat":{}}"#, "Heartbeat(None"),
+            (r#"{"heartbeat":{"cursor":"1.2.3"}}"#, "Heartbeat(Some(\"1.2.3\""),
             (r#"{"seq":7,"id":"x","conversation":"c","event":"message.new"}"#, "Event("),
             (r#"{"error":{"code":"x"},"id":2}"#, "Error(Some(2)"),
             (r#"{"event":"typing.started","conversation":"c","data":{}}"#, "Event("),

@@ -8,6 +8,7 @@
 
 pub mod driver;
 pub mod http;
+mod inbox;
 pub mod line;
 mod pending;
 mod session;
@@ -35,6 +36,7 @@ use uuid::Uuid;
 
 pub use self::{
     driver::Handle,
+    inbox::Inbox,
     line::Event,
     pending::Sent,
     session::{Ack, Counters, Down, Failure, Handler, Refusal, Session},
@@ -133,6 +135,8 @@ pub enum News {
     Event(Happened),
     /// Connected, for the first time or again.
     Up,
+    /// The user's inbox has changed since the cursor that we keep: time to sync.
+    Behind,
     /// The connection is lost; `true`: for good.
     Down(Down, bool),
 }
@@ -228,6 +232,13 @@ impl Client {
             session.read_all(conversation, after, last, tag);
         });
         answered.await.unwrap_or(Err(Failure::Stopped))
+    }
+
+    /// Up to where we know our inbox: the stream says when there is more.
+    pub fn know_inbox(&self, inbox: &Inbox) {
+        if let Some(cursor) = inbox.cursor().map(str::to_owned) {
+            self.handle.call(move |_, session| session.know_inbox(&cursor));
+        }
     }
 
     /// Opens a conversation: its live events come from now on.
@@ -368,6 +379,10 @@ impl Handler for Courier {
         if let Some(Waiting::Read(answer)) = self.waiting.remove(&tag) {
             let _ = answer.send(result.map_err(Failure::clone));
         }
+    }
+
+    fn behind(&mut self, _: &mut Session) {
+        let _ = self.news.send(News::Behind);
     }
 
     fn down(&mut self, _: &mut Session, why: &Down, last: bool) {

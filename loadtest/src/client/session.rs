@@ -44,6 +44,8 @@ pub trait Handler: Send + 'static {
     fn delayed(&mut self, session: &mut Session, refusal: &Refusal) {}
     /// A read of history that the application asked for is over; the head it found.
     fn read(&mut self, session: &mut Session, tag: u64, result: Result<u64, &Failure>) {}
+    /// Something has changed in the user's inbox since the cursor that the application keeps.
+    fn behind(&mut self, session: &mut Session) {}
     /// About once a second, and when a pause is over.
     fn tick(&mut self, session: &mut Session, now: Instant) {}
     /// The connection is lost; the client comes back by itself unless `last`.
@@ -161,6 +163,8 @@ pub struct Session {
     token: Arc<str>,
     phase: Phase,
     generation: Arc<str>,
+    /// Up to where the application knows the user's inbox, if it keeps one.
+    inbox: Option<Box<str>>,
     heartbeat: Duration,
     requests: Ring,
     tracks: Tracks,
@@ -198,6 +202,7 @@ impl Session {
             token: token.into(),
             phase: Phase::Waiting,
             generation: "".into(),
+            inbox: None,
             heartbeat: Duration::from_secs(25),
             requests: Ring::default(),
             tracks: Tracks::default(),
@@ -303,6 +308,11 @@ impl Session {
         let index = self.track(conversation);
         let track = self.tracks.get(index);
         (track.known, track.cursor, track.generation) = (true, seq, generation.into());
+    }
+
+    /// Up to where the application knows the user's inbox: from now on it is told when there is more.
+    pub fn know_inbox(&mut self, cursor: &str) {
+        self.inbox = Some(cursor.into());
     }
 
     /// Reads all events above `after`, for the history alone; `last` when the system is quiet and the reading counts.
@@ -520,7 +530,8 @@ impl Session {
             }
             Line::Error(Some(id), error) => self.refused(id, Refusal::parse(error), handler),
             Line::Hello(hello) => self.introduce(hello),
-            Line::CaughtUp(_) | Line::Heartbeat | Line::Unknown => {}
+            Line::Heartbeat(Some(cursor)) => self.inbox_at(cursor, handler),
+            Line::CaughtUp(_) | Line::Heartbeat(None) | Line::Unknown => {}
             Line::Resync(position) => self.resync(position.conversation, position.head),
             Line::GoingAway(after_ms) => self.back_at = Some(Instant::now() + Duration::from_millis(after_ms)),
         }
@@ -535,10 +546,12 @@ impl Session {
         if let Some(ms) = line::field(hello, "heartbeat_ms").and_then(line::number) {
             self.heartbeat = Duration::from_millis(ms.max(100));
         }
-        let mut connect = format!(
-            r#"{{"id":{CONNECT_ID},"connect":{{"token":"{}","device":"{}","positions":{{"#,
-            self.token, self.options.device
-        );
+        let mut connect =
+            format!(r#"{{"id":{CONNECT_ID},"connect":{{"token":"{}","device":"{}","#, self.token, self.options.device);
+        if let Some(cursor) = &self.inbox {
+            connect += &format!(r#""cursor":"{cursor}","#);
+        }
+        connect += r#""positions":{"#;
         for (index, track) in self.tracks.iter().filter(|track| track.known).take(POSITIONS_MAX).enumerate() {
             let comma = if index > 0 { "," } else { "" };
             connect += &format!(r#"{comma}"{}":["{}",{}]"#, track.id, track.generation, track.cursor);
@@ -553,6 +566,7 @@ impl Session {
         struct Welcome {
             #[serde(default)]
             conversations: BTreeMap<String, Verdict>,
+            cursor: Option<String>,
         }
         #[derive(Deserialize, Default)]
         struct Verdict {
@@ -563,7 +577,8 @@ impl Session {
             #[serde(default)]
             head: u64,
         }
-        let verdicts = serde_json::from_slice::<Welcome>(ok).map(|welcome| welcome.conversations).unwrap_or_default();
+        let welcome = serde_json::from_slice::<Welcome>(ok).ok();
+        let (verdicts, cursor) = welcome.map(|welcome| (welcome.conversations, welcome.cursor)).unwrap_or_default();
         self.phase = Phase::Live;
         self.counters.connects += 1;
         let now = Instant::now();
@@ -597,6 +612,16 @@ impl Session {
             }
         }
         handler.ready(self);
+        if let Some(cursor) = cursor {
+            self.inbox_at(&cursor, handler);
+        }
+    }
+
+    /// The server knows the user's inbox up to this cursor.
+    fn inbox_at<H: Handler>(&mut self, cursor: &str, handler: &mut H) {
+        if self.inbox.as_deref().is_some_and(|known| known != cursor) {
+            handler.behind(self);
+        }
     }
 
     fn answered<H: Handler>(&mut self, pending: Pending, ok: &[u8], bytes: usize, handler: &mut H) {
