@@ -1,7 +1,7 @@
 //! Driving conversations.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -139,6 +139,18 @@ fn announcements(
         _ => Vec::new(),
     };
     Some(facts)
+}
+
+/// What a user's inbox learns of a conversation; nothing, if they are no member.
+fn known_head(state: &Conversation, user: &UserId) -> HeadKnown {
+    let member = state.member(user).ok();
+    HeadKnown {
+        conversation: state.id,
+        head: member.map(|_| Head { seq: state.head, n: state.n }),
+        read_n: member.map_or(0, |member| member.read_n),
+        message_at: state.message_at,
+        large: state.is_large(),
+    }
 }
 
 /// Whether an event has facts for users' own logs.
@@ -369,6 +381,9 @@ impl Shard {
             }
             Release::Head(user, known) => self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
             Release::Row(token, user, told) => self.tell_row(id, token, user, told),
+            Release::Mentioned(user, known, counts) => {
+                self.send_to_entity(&user.clone().into(), PeerMail::Mentioned { user, known, counts });
+            }
         }
     }
 
@@ -432,6 +447,7 @@ impl Shard {
                 Audience::Users(users) => users,
                 Audience::Listeners(about) => {
                     self.broadcast(id, &news);
+                    self.tell_mentioned(id, &news);
                     about
                 }
             };
@@ -459,6 +475,22 @@ impl Shard {
         }
         for (partition, users) in elsewhere {
             self.abroad.send(partition, PeerMail::News { news: Arc::clone(news), users });
+        }
+    }
+
+    /// Who is mentioned in a large conversation hears of it, though its news go to listeners only. A mention of everybody is
+    /// for whoever listens: nothing is done for each member and message.
+    fn tell_mentioned(&mut self, id: ConversationId, news: &News) {
+        let mentions = news.events.iter().filter_map(|event| match &event.fact {
+            Fact::MessageNew { mentions, .. } | Fact::MessageUpdated { mentions, .. } => mentions.as_ref(),
+            _ => None,
+        });
+        let mentioned: BTreeSet<&UserId> = mentions.flat_map(|mentions| &mentions.users).collect();
+        for user in mentioned {
+            let Some(state) = self.conversations.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
+            let (after, known) = (state.head, known_head(state, user));
+            let Some(counts) = state.standing(user).map(|standing| standing.counts) else { continue };
+            self.wait_conversation(id, after, Release::Mentioned(user.clone(), known, counts));
         }
     }
 
@@ -782,15 +814,7 @@ impl Shard {
     fn tell_head(&mut self, id: ConversationId, user: &UserId) {
         let Some(state) = self.conversations.get_mut(&id).and_then(|slot| slot.slot.ready()) else { return };
         let after = state.head;
-        // Who is no member learns nothing.
-        let member = state.member(user).ok();
-        let known = HeadKnown {
-            conversation: id,
-            head: member.map(|_| Head { seq: state.head, n: state.n }),
-            read_n: member.map_or(0, |member| member.read_n),
-            message_at: state.message_at,
-            large: state.is_large(),
-        };
+        let known = known_head(state, user);
         self.wait_conversation(id, after, Release::Head(user.clone(), known));
         self.drop_if_absent(id);
     }
@@ -1028,7 +1052,7 @@ impl Shard {
                 }
                 Release::Head(user, _) => self.park(id, Parked::Head(user)),
                 Release::Row(token, user, _) => self.park(id, Parked::Row(token, user)),
-                Release::Target(_) => {}
+                Release::Target(_) | Release::Mentioned(..) => {}
             }
         }
         for (from, asked, _) in targets.into_values().flatten() {

@@ -21,7 +21,7 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::{InHand, PeerMail, Phase, Shard, UserRelease, line::Pending, shard_of_partition, users::Parked};
-use crate::user::{Changed, Client, HeadKnown, MarkCommand, Marked, Pick, User};
+use crate::user::{Changed, Client, HeadKnown, MarkCommand, Marked, Moved, Pick, User};
 
 /// A request that waits until conversations have said where they stand.
 pub(super) struct Waiting {
@@ -285,6 +285,21 @@ impl Shard {
         }
     }
 
+    /// Rows that have not come: between nodes questions may get lost.
+    pub(super) fn ask_rows_again(&mut self) {
+        let missing = self.gatherings.iter().map(|(token, gathering)| {
+            let rows = gathering.rows().map(|pick| pick.conversation);
+            let missing = rows.filter(|row| !gathering.told.contains_key(row)).collect();
+            (*token, gathering.asked.actor.user.clone(), missing)
+        });
+        let missing: Vec<(u64, UserId, Vec<ConversationId>)> = missing.collect();
+        for (token, user, rows) in missing {
+            for (partition, conversations) in self.by_place(rows) {
+                self.send_to_partition(partition, PeerMail::AskRows { token, user: user.clone(), conversations });
+            }
+        }
+    }
+
     /// A conversation's owner has told a row.
     pub(super) fn row_told(&mut self, token: u64, user: &UserId, conversation: ConversationId, told: Told) {
         if let Told::Standing(standing) = &told {
@@ -397,6 +412,25 @@ impl Shard {
     }
 
     // === telling unasked
+
+    /// The user was mentioned where news do not come by themselves.
+    pub(super) fn is_mentioned(&mut self, id: &UserId, known: HeadKnown, counts: Counts) {
+        let Some(head) = known.head else { return };
+        let note = |shard: &mut Self| {
+            let Self { users, changes, .. } = shard;
+            // Whoever is not in memory asks large conversations anyway.
+            let Some(slot) = users.get_mut(id) else { return };
+            let epoch = slot.epoch;
+            let Some(user) = slot.slot.ready() else { return };
+            let moved = Moved { head, message_at: known.message_at, read_n: known.read_n };
+            user.raise(known.conversation, moved, || Change::next(epoch, changes));
+            let head = user.head;
+            shard.note_change(id);
+            let read = Some((known.read_n, counts));
+            shard.wait_user(id, head, UserRelease::Changed(id.clone(), known.conversation, read));
+        };
+        self.guarded(|| id.clone().into(), note);
+    }
 
     /// Tells the user's connections how a conversation is marked and read now.
     pub(super) fn push_changed(&mut self, id: &UserId, conversation: ConversationId, read: Option<(u64, Counts)>) {

@@ -147,6 +147,8 @@ pub(crate) enum PeerMail {
     AskRows { token: u64, user: UserId, conversations: Vec<ConversationId> },
     /// A conversation's owner answers.
     Row { token: u64, user: UserId, conversation: ConversationId, told: Told },
+    /// The user was mentioned in a large conversation, of which news do not come by themselves.
+    Mentioned { user: UserId, known: HeadKnown, counts: Counts },
     /// The user has read of a conversation; what is left.
     #[allow(dead_code)] // Sent by receipts, which come next.
     Read { user: UserId, conversation: ConversationId, read_n: u64, counts: Counts },
@@ -274,6 +276,7 @@ enum Release {
     Target(Seq),
     Head(UserId, HeadKnown),
     Row(u64, UserId, Told),
+    Mentioned(UserId, HeadKnown, Counts),
 }
 
 /// What waits for a user's commit.
@@ -608,6 +611,7 @@ impl Shard {
                 }
             }
             PeerMail::Row { token, user, conversation, told } => self.row_told(token, &user, conversation, told),
+            PeerMail::Mentioned { user, known, counts } => self.is_mentioned(&user, known, counts),
             PeerMail::Read { user, conversation, read_n, counts } => {
                 self.has_read(&user, conversation, Some((read_n, counts)));
             }
@@ -988,6 +992,7 @@ impl Shard {
             };
             self.guarded(|| user.clone().into(), ask);
         }
+        self.ask_rows_again();
         let telling: Vec<ConversationId> = self.telling.iter().copied().collect();
         for conversation in telling {
             self.tell_again(conversation);

@@ -489,6 +489,37 @@ fn a_device_that_was_away_hears_what_has_changed() {
     }
 }
 
+/// News of large conversations go to listeners only; whoever is mentioned hears of it all the same, everybody else does not.
+#[test]
+fn a_mention_in_a_large_conversation_is_told_to_whom_it_is_about() {
+    let names: Vec<String> = (0..300).map(|n| format!("user-{n:03}")).collect();
+    let mut bench = Bench::new(false);
+    bench.done("ada", create(place(1), &names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    (0..3).for_each(|n| bench.connect(&names[n], n as u32));
+    bench.settle();
+    bench.done("ada", say(place(1), "to nobody", &[])).unwrap();
+    let asked = bench.ask("ada", say(place(1), "to two", &["user-000", "user-001", "eve"]));
+    bench.reads();
+    assert_eq!((bench.answer(asked), bench.heard_of_marks(0).len()), (None, 0), "nothing before the log has it");
+    bench.settle();
+    for slot in [0, 1] {
+        let told = bench.heard_of_marks(slot);
+        let (read_n, counts) = told[0].read.unwrap();
+        assert_eq!((told.len(), read_n, counts.unread, counts.mentions), (1, 0, 2, 1));
+    }
+    assert!(bench.heard_of_marks(2).is_empty() && bench.delivered(0).is_empty());
+    // The device is behind by it, whether that was lost or not.
+    bench.mail(Mail::Tick);
+    assert!(bench.cursor(0).is_some() && bench.cursor(2).is_none());
+    // Who is no member any more hears nothing.
+    bench.done("ada", Command::MemberRemove { conversation: place(1), user: user("user-000") }).unwrap();
+    bench.done("ada", say(place(1), "to one", &["user-000", "user-001"])).unwrap();
+    assert_eq!((bench.heard_of_marks(0).len(), bench.heard_of_marks(1).len()), (1, 2));
+    // A list asks for large conversations itself, once a second.
+    bench.now.fetch_add(1_000, Ordering::Relaxed);
+    assert_eq!(bench.unread("user-002"), [(place(1), 3, 0)]);
+}
+
 /// Rows are the currency: the inbox of ten members costs next to none of them.
 #[test]
 fn rows_written_per_message_in_a_group_of_ten() {
