@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod consensus;
 pub mod control;
 pub mod link;
 pub mod ownership;
