@@ -19,7 +19,7 @@ use super::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Ownership {
-    map: Map,
+    pub(super) map: Map,
 }
 
 /// What became of a command.

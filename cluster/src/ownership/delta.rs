@@ -13,16 +13,16 @@ use super::{ClusterGeneration, ClusterId, Ended, Map, Plan, PlanId, Row, Session
 /// What turns one version of a map into a later one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delta {
-    from: u64,
-    to: u64,
-    identity: Option<(ClusterId, ClusterGeneration)>,
-    cluster_version: u16,
-    partitions: u32,
-    last_plan: PlanId,
-    sessions: BTreeMap<SessionId, Option<Session>>,
-    ended: BTreeMap<SessionId, Option<Ended>>,
-    rows: BTreeMap<Partition, Row>,
-    plans: BTreeMap<PlanId, Option<Plan>>,
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) identity: Option<(ClusterId, ClusterGeneration)>,
+    pub(super) cluster_version: u16,
+    pub(super) partitions: u32,
+    pub(super) last_plan: PlanId,
+    pub(super) sessions: BTreeMap<SessionId, Option<Session>>,
+    pub(super) ended: BTreeMap<SessionId, Option<Ended>>,
+    pub(super) rows: BTreeMap<Partition, Row>,
+    pub(super) plans: BTreeMap<PlanId, Option<Plan>>,
 }
 
 /// A delta that does not begin at the version at hand. The reader asks for a whole map.

@@ -6,6 +6,7 @@
 //! - [`apply`]: what it makes of a command, and why it refuses one
 //! - [`map`]: what is read of it: the owner of a partition, sessions, plans, what is still to be fenced
 //! - [`delta`]: how a reader's map follows, change by change
+//! - [`bytes`]: how commands and maps are stored and sent
 //!
 //! Three things hold, whatever is proposed. **I1**: a partition's epoch grows at every change of its owner. **I2**: its
 //! owner changes only when the old session has expired, or when the live owner itself commits a planned move that it
@@ -18,6 +19,7 @@ use chappe_schema::id::Epoch;
 use serde::{Deserialize, Serialize};
 
 pub mod apply;
+pub mod bytes;
 pub mod command;
 pub mod delta;
 pub mod map;

@@ -551,6 +551,32 @@ fn a_map_of_a_new_founding_follows_too() {
     assert_eq!(&reader, anew.map());
 }
 
+/// What is stored is read by every later program: these bytes may not change their meaning.
+#[test]
+fn the_bytes_of_a_command_are_those_of_the_first_release() {
+    let command = Command::ExpireAndAssign {
+        session: Some(0x0003_0000_0000_0007),
+        minute: Some(5),
+        assignments: vec![Assignment { partition: Partition(9), expect: 300, to: 2 }],
+    };
+    let bytes = [0x1a, 0x14, 0x09, 7, 0, 0, 0, 0, 0, 3, 0, 0x10, 5, 0x1a, 7, 0x08, 9, 0x10, 0xac, 0x02, 0x20, 2];
+    assert_eq!(&command.to_bytes()[..], bytes);
+    assert_eq!(Command::from_bytes(&bytes), Ok(command));
+    for wrong in [&bytes[..9], &[0x62, 0][..], &[], &[0xff; 7]] {
+        assert!(Command::from_bytes(wrong).is_err());
+    }
+}
+
+/// A snapshot of a cluster of 4096 partitions is one short message.
+#[test]
+fn a_map_is_about_a_hundred_kilobytes() {
+    let (log, _) = Log::dealt(4096, 50);
+    let bytes = log.map().to_bytes();
+    println!("{} bytes", bytes.len());
+    assert!(bytes.len() < 120_000);
+    assert_eq!(Map::from_bytes(&bytes).as_ref(), Ok(log.map()));
+}
+
 // === Any sequence of commands ===
 
 /// A command made from random numbers: near what stands, so that many are accepted, and often beside it.
@@ -624,6 +650,7 @@ proptest! {
         let mut given: Vec<u64> = Vec::new();
         for (at, dice) in rolls.iter().enumerate() {
             let command = command_from(log.map(), dice);
+            prop_assert_eq!(&Command::from_bytes(&command.to_bytes()).unwrap(), &command);
             let before = log.map().clone();
             let index = log.next;
             let result = log.apply(&command);
@@ -634,6 +661,8 @@ proptest! {
             }
 
             let delta = log.map().diff(&before);
+            let update = Update::Changes(delta.clone());
+            prop_assert_eq!(Update::from_bytes(&update.to_bytes()), Ok(update));
             composed = Some(match composed.take() {
                 Some(earlier) => earlier.then(&delta).unwrap(),
                 None => delta,
@@ -655,6 +684,9 @@ proptest! {
         prop_assert_eq!(&follower, &log.state);
         let text = serde_json::to_string(&log.state).unwrap();
         prop_assert_eq!(&serde_json::from_str::<Ownership>(&text).unwrap(), &log.state);
+        prop_assert_eq!(&Ownership::from_bytes(&log.state.to_bytes()).unwrap(), &log.state);
+        let update = Update::Whole(log.map().clone());
+        prop_assert_eq!(Update::from_bytes(&update.to_bytes()), Ok(update));
     }
 }
 
