@@ -40,6 +40,12 @@ pub enum Kind {
     Note = 6,
     /// Prints of the ids of one block.
     IdPrints = 7,
+    /// One entry of Raft's log.
+    RaftEntry = 32,
+    /// The state that Raft replicates, at one entry.
+    RaftSnapshot = 33,
+    /// What a node remembers of its part in Raft: its name, its group, its vote.
+    RaftNote = 34,
 }
 
 /// Why stored bytes cannot be used. Such bytes are never served.

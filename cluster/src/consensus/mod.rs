@@ -1,3 +1,381 @@
-//! Raft around the replicated state. Nothing outside sees it: a node holds a `ControlPlane`.
+//! Raft around the map of owners. Outside of this room nobody knows that it is Raft: a node holds a [`Consensus`] as its
+//! [`ControlPlane`].
+//!
+//! In reading order:
+//!
+//! - [`bootstrap`]: how a node finds its cluster, or begins one, so that there are never two
+//! - [`voters`]: which nodes vote
+//! - [`pace`]: how fast it beats, and why
+//! - [`transport`]: how nodes ask each other; [`memory`] in one process
+//! - [`log`]: what is on the disk
+//! - [`thread`]: its own thread and runtime, so that load does not fake a death
+//!
+//! and behind them `machine` (the replicated state as Raft drives it), `board` (where the newest map hangs), `reign` (the
+//! loop that leads when this node does), `follow` (how a node without a vote hears of maps), `propose`, `network`, `wire`, `stored`.
+//!
+//! Every node runs Raft; those that are not among its members take no part and cost nothing. A node that becomes a voter is first
+//! a learner. Nodes without a vote, and all gateways, follow the map from the voters.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use chappe_schema::id::{NodeUid, SessionId};
+use parking_lot::Mutex;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use self::{
+    board::Board,
+    bootstrap::Group,
+    log::{Log, disk::Disk},
+    machine::Machine,
+    network::Network,
+    pace::Pace,
+    propose::Pledge,
+    reign::Event,
+    transport::{Reply, Request, Transport},
+    types::{Metrics, Raft},
+    voters::Seat,
+    wire::{Ask, Say, Status},
+};
+use crate::{
+    control::{ControlPlane, Done, Health, Outcome, Watcher},
+    ownership::{Command, Map},
+};
+
+mod board;
 pub mod bootstrap;
+mod follow;
+pub mod log;
+mod machine;
+#[cfg(any(test, feature = "simulation"))]
+pub mod memory;
+mod network;
+pub mod pace;
+mod propose;
+mod reign;
+mod stored;
+pub mod thread;
+pub mod transport;
+mod types;
 pub mod voters;
+mod wire;
+
+/// What a node says of itself.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its number, and what fails together with it.
+    pub seat: Seat,
+    /// How fast the cluster beats.
+    pub pace: Pace,
+    /// How many partitions a cluster that it begins has: a power of two.
+    pub partitions: u32,
+    /// The version that a cluster which it begins speaks at first.
+    pub version: u16,
+}
+
+/// A node's part in the cluster's decisions. Clones are the same.
+#[derive(Clone)]
+pub struct Consensus {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: NodeUid,
+    settings: Settings,
+    transport: Arc<dyn Transport>,
+    board: Arc<Board>,
+    /// What was found on the disk, until it is taken up.
+    found: Mutex<Option<(Log, Option<bytes::Bytes>, mpsc::UnboundedReceiver<Event>)>>,
+    on_disk: Option<Group>,
+    running: OnceLock<Running>,
+    events: mpsc::UnboundedSender<Event>,
+    /// Whether this node leads, and hears keepalives.
+    reigns: AtomicBool,
+    rumour: Mutex<Rumour>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Running {
+    group: Group,
+    raft: Raft,
+}
+
+/// Who leads and who votes, as others said; for a node that takes no part itself.
+#[derive(Clone, Debug, Default)]
+struct Rumour {
+    term: u64,
+    leader: Option<NodeUid>,
+    voters: Vec<NodeUid>,
+}
+
+impl Consensus {
+    /// Reads what the disk knows. A node that starts for the first time gets its name here, and has it for as long as it has
+    /// its disk.
+    ///
+    /// # Errors
+    /// When the disk cannot be read or written.
+    pub async fn open(disk: Arc<dyn Disk>, transport: Arc<dyn Transport>, settings: Settings) -> io::Result<Self> {
+        let found = log::load(Arc::clone(&disk))?;
+        let node = match found.node {
+            Some(node) => node,
+            None => {
+                let node = NodeUid(rand::random());
+                log::name(&*disk, node).await?;
+                node
+            }
+        };
+        let (events, received) = mpsc::unbounded_channel();
+        let shared = Shared {
+            node,
+            settings,
+            transport,
+            board: Arc::default(),
+            found: Mutex::new(Some((found.log, found.snapshot, received))),
+            on_disk: found.group,
+            running: OnceLock::new(),
+            events,
+            reigns: AtomicBool::new(false),
+            rumour: Mutex::default(),
+            tasks: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Takes part in a group: what the disk knows of another one is forgotten. With `begin` this node is its first and only
+    /// voter. To be called once, as `bootstrap` has decided.
+    ///
+    /// # Errors
+    /// When the disk fails, or holds what cannot be read.
+    pub async fn enter(&self, group: Group, begin: bool) -> io::Result<()> {
+        let shared = &self.shared;
+        let Some((log, snapshot, events)) = shared.found.lock().take() else {
+            return Err(io::Error::other("a node enters its group once"));
+        };
+        let same = shared.on_disk == Some(group);
+        if !same {
+            log.enter(group).await?;
+        }
+        let board = Arc::clone(&shared.board);
+        let machine = Machine::new(Arc::clone(log.disk()), board, snapshot.filter(|_| same))?;
+        let network = Network { group, transport: Arc::clone(&shared.transport) };
+        let seat = &shared.settings.seat;
+        let config = shared.settings.pace.config(seat.ordinal).validate().map_err(io::Error::other)?;
+        let raft = Raft::new(shared.node.0, Arc::new(config), network, log, machine).await.map_err(io::Error::other)?;
+        if begin && !raft.is_initialized().await.map_err(io::Error::other)? {
+            let first = BTreeMap::from([(shared.node.0, seat.clone())]);
+            raft.initialize(first).await.map_err(io::Error::other)?;
+        }
+        let _ = shared.running.set(Running { group, raft });
+        let mut tasks = vec![tokio::spawn(reign::drive(Arc::clone(shared), events))];
+        tasks.extend((0..follow::STREAMS).map(|stream| tokio::spawn(follow::stream(Arc::clone(shared), stream))));
+        *shared.tasks.lock() = tasks;
+        Ok(())
+    }
+
+    /// The group that the disk knew when it was read.
+    #[must_use]
+    pub fn group_on_disk(&self) -> Option<Group> {
+        self.shared.on_disk
+    }
+
+    /// The group that this node takes part in, once it does.
+    #[must_use]
+    pub fn group(&self) -> Option<Group> {
+        self.shared.running.get().map(|running| running.group)
+    }
+
+    /// Answers another node, or a gateway. The future is to be run to its end, whether or not the other still waits.
+    pub async fn serve(&self, from: NodeUid, request: Request) -> Reply {
+        Reply(self.shared.serve(from, request).await)
+    }
+
+    /// Ends this node's part: nothing is decided or answered here any more.
+    pub async fn stop(&self) {
+        for task in std::mem::take(&mut *self.shared.tasks.lock()) {
+            task.abort();
+        }
+        self.shared.reigns.store(false, Ordering::Relaxed);
+        if let Some(running) = self.shared.running.get() {
+            // It was stopping by itself.
+            let _ = running.raft.shutdown().await;
+        }
+    }
+
+    /// Waits until Raft cannot go on, because its disk failed, and says why. A node that it happens to ends its process: what
+    /// it had voted for or taken over it cannot tell any more.
+    pub async fn failed(&self) -> String {
+        loop {
+            let fatal = self.shared.running.get().and_then(|running| {
+                let metrics = running.raft.metrics();
+                let state = metrics.borrow().running_state.clone();
+                state.err().filter(|fatal| !matches!(fatal, openraft::error::Fatal::Stopped))
+            });
+            match fatal {
+                Some(fatal) => return fatal.to_string(),
+                None => tokio::time::sleep(std::time::Duration::from_millis(250)).await,
+            }
+        }
+    }
+
+    /// What a dashboard shows of it.
+    #[must_use]
+    pub fn vitals(&self) -> Option<Vitals> {
+        let metrics = self.shared.metrics()?;
+        Some(Vitals {
+            term: metrics.current_term,
+            leads: self.shared.reigns.load(Ordering::Relaxed),
+            leader: self.shared.leader(),
+            votes: metrics.membership_config.voter_ids().any(|voter| voter == self.shared.node.0),
+            voters: metrics.membership_config.voter_ids().map(NodeUid).collect(),
+            applied: metrics.last_applied.map_or(0, |applied| applied.index),
+            last: metrics.last_log_index.unwrap_or(0),
+            snapshot: metrics.snapshot.map_or(0, |snapshot| snapshot.index),
+        })
+    }
+}
+
+/// A node's part in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vitals {
+    /// Raft's term.
+    pub term: u64,
+    /// Whether this node leads, is heard by a majority, and knows all that was decided before.
+    pub leads: bool,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeUid>,
+    /// Whether it votes.
+    pub votes: bool,
+    /// Who votes, as far as it knows.
+    pub voters: Vec<NodeUid>,
+    /// The last entry that it has applied.
+    pub applied: u64,
+    /// The last entry that it has.
+    pub last: u64,
+    /// The last entry of its snapshot.
+    pub snapshot: u64,
+}
+
+impl ControlPlane for Consensus {
+    fn node(&self) -> NodeUid {
+        self.shared.node
+    }
+
+    fn propose(&self, command: Command, done: Done) {
+        match self.shared.running.get() {
+            Some(_) => self.shared.tell(Event::Propose { command, pledge: Pledge(Some(done)) }),
+            None => done(Outcome::Unavailable),
+        }
+    }
+
+    fn map(&self) -> Map {
+        self.shared.board.map()
+    }
+
+    fn watch(&self, watcher: Watcher) {
+        self.shared.board.watch(watcher);
+    }
+
+    fn leader(&self) -> Option<NodeUid> {
+        self.shared.leader()
+    }
+
+    fn keepalive(&self, session: SessionId, minute: u64) {
+        self.shared.tell(Event::Keepalive { session, minute });
+    }
+
+    fn health(&self, node: NodeUid, health: Health) {
+        self.shared.tell(Event::Health { node, health });
+    }
+}
+
+impl Shared {
+    fn tell(&self, event: Event) {
+        // Nobody listens when the node is on its way out; a proposal's pledge is kept all the same.
+        let _ = self.events.send(event);
+    }
+
+    fn metrics(&self) -> Option<Metrics> {
+        self.running.get().map(|running| running.raft.metrics().borrow().clone())
+    }
+
+    fn is_voter(&self) -> bool {
+        self.metrics().is_some_and(|metrics| metrics.membership_config.voter_ids().any(|voter| voter == self.node.0))
+    }
+
+    fn leader(&self) -> Option<NodeUid> {
+        let rumour = self.rumour.lock().clone();
+        let own = self.metrics().and_then(|metrics| {
+            let leader = metrics.current_leader.filter(|_| self.is_voter())?;
+            (metrics.current_term >= rumour.term).then_some(NodeUid(leader))
+        });
+        own.or(rumour.leader)
+    }
+
+    fn status(&self) -> Status {
+        let Some(metrics) = self.metrics() else { return Status::default() };
+        let rumour = self.rumour.lock().clone();
+        let voters: Vec<NodeUid> = metrics.membership_config.voter_ids().map(NodeUid).collect();
+        Status {
+            group: self.running.get().map(|running| running.group),
+            term: metrics.current_term.max(rumour.term),
+            leader: self.leader(),
+            voters: if voters.is_empty() { rumour.voters } else { voters },
+        }
+    }
+
+    /// Remembers what another node said of the cluster.
+    fn hear(&self, status: &Status) {
+        let mut rumour = self.rumour.lock();
+        if status.term < rumour.term || Some(status.group) != self.running.get().map(|running| Some(running.group)) {
+            return;
+        }
+        if status.leader.is_some() || status.term > rumour.term {
+            rumour.leader = status.leader;
+        }
+        rumour.term = status.term;
+        if !status.voters.is_empty() {
+            rumour.voters.clone_from(&status.voters);
+        }
+    }
+
+    async fn serve(&self, from: NodeUid, request: Request) -> Say {
+        let Request { group, ask } = request;
+        if let Ask::Status = ask {
+            return Say::Status(self.status());
+        }
+        let Some(running) = self.running.get().filter(|running| Some(running.group) == group) else {
+            return Say::Elsewhere;
+        };
+        match ask {
+            // An error of these ends Raft here, and the node with it.
+            Ask::Append(request) => running.raft.append_entries(request).await.map_or(Say::Elsewhere, Say::Append),
+            Ask::Vote(request) => running.raft.vote(request).await.map_or(Say::Elsewhere, Say::Vote),
+            Ask::Snapshot(request) => {
+                running.raft.install_snapshot(request).await.map_or(Say::Elsewhere, Say::Snapshot)
+            }
+            Ask::Propose(command) => self.serve_proposal(command).await,
+            Ask::Keepalive { session, minute } => {
+                if !self.reigns.load(Ordering::Relaxed) {
+                    return Say::NotLeader(self.leader());
+                }
+                tracing::trace!(event = "keepalive", %from, session, minute);
+                self.tell(Event::Heard { session, minute });
+                Say::Heard
+            }
+            Ask::MapSince(version) => {
+                let _ = tokio::time::timeout(follow::HELD, self.board.newer(version)).await;
+                Say::Map { update: self.board.since(version), status: self.status() }
+            }
+            Ask::Status => Say::Status(self.status()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

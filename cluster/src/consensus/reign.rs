@@ -1,0 +1,272 @@
+//! The loop that drives a node's part: it sends proposals and keepalives on their way, and while this node leads it does what
+//! [`Leader`] and [`Electorate`] decide.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use chappe_schema::id::{Millis, NodeUid, SessionId};
+use openraft::ChangeMembers;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+
+use super::{
+    Shared,
+    propose::Pledge,
+    types::Metrics,
+    voters::{Electorate, Resident, Seat},
+    wire::{Ask, Reply, Request, Say},
+};
+use crate::{
+    control::{Health, leader::Leader},
+    ownership::{Command, Founding, Map, Session},
+};
+
+/// What the loop hears.
+pub(super) enum Event {
+    /// This node proposes.
+    Propose { command: Command, pledge: Pledge },
+    /// A session of this node is alive.
+    Keepalive { session: SessionId, minute: u64 },
+    /// A session of any node is alive; said to this node because it leads.
+    Heard { session: SessionId, minute: u64 },
+    /// What SWIM says.
+    Health { node: NodeUid, health: Health },
+    /// The leader's proposal has an outcome.
+    Settled { reign: u64 },
+    /// The change of voters is made, or is not.
+    Voted { reign: u64 },
+}
+
+/// How often the leader looks whether there is something to do.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often it looks whether the voters are the right ones.
+const VOTERS_MS: Millis = 2_000;
+
+/// How long a change of voters may take: a snapshot and the log have to travel.
+const CHANGE: Duration = Duration::from_secs(30);
+
+/// How long a keepalive may be on its way.
+const KEEPALIVE: Duration = Duration::from_secs(1);
+
+/// From an election to its end.
+struct Reign {
+    number: u64,
+    term: u64,
+    leader: Leader,
+    electorate: Electorate,
+    voters_looked_at: Millis,
+    voters_change: bool,
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    began: Instant,
+    reign: Option<Reign>,
+    reigns: u64,
+    down: BTreeSet<NodeUid>,
+}
+
+pub(super) async fn drive(shared: Arc<Shared>, mut events: mpsc::UnboundedReceiver<Event>) {
+    let mut driver = Driver { shared, began: Instant::now(), reign: None, reigns: 0, down: BTreeSet::new() };
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // In this order, always: a flood of events does not keep the leader from leading, and a simulation repeats itself.
+        tokio::select! {
+            biased;
+            _ = ticks.tick() => driver.tick(),
+            event = events.recv() => match event {
+                Some(event) => driver.hear(event),
+                None => return,
+            },
+        }
+    }
+}
+
+impl Driver {
+    fn now(&self) -> Millis {
+        self.began.elapsed().as_millis() as Millis
+    }
+
+    fn hear(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Propose { command, pledge } => {
+                let shared = Arc::clone(&self.shared);
+                tokio::spawn(async move { pledge.keep(shared.propose(command).await) });
+            }
+            Event::Keepalive { session, minute } => match &mut self.reign {
+                Some(reign) => reign.leader.keepalive(session, minute, now),
+                None => {
+                    tokio::spawn(send_keepalive(Arc::clone(&self.shared), session, minute));
+                }
+            },
+            Event::Heard { session, minute } => {
+                if let Some(reign) = &mut self.reign {
+                    reign.leader.keepalive(session, minute, now);
+                }
+            }
+            Event::Health { node, health } => {
+                match health {
+                    Health::Up => self.down.remove(&node),
+                    Health::Down => self.down.insert(node),
+                };
+                if let Some(reign) = &mut self.reign {
+                    reign.leader.health(node, health);
+                }
+            }
+            Event::Settled { reign: number } => {
+                if let Some(reign) = self.reign.as_mut().filter(|reign| reign.number == number) {
+                    reign.leader.settled();
+                    self.tick();
+                }
+            }
+            Event::Voted { reign: number } => {
+                if let Some(reign) = self.reign.as_mut().filter(|reign| reign.number == number) {
+                    reign.voters_change = false;
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let Some(metrics) = self.shared.metrics() else { return };
+        let now = self.now();
+        let map = self.shared.board.map();
+        let leads = self.leads(&metrics);
+        if self.reign.as_ref().is_some_and(|reign| !leads || reign.term != metrics.current_term) {
+            tracing::info!(event = "reign_ended", term = metrics.current_term);
+            self.reign = None;
+        }
+        if leads && self.reign.is_none() {
+            tracing::info!(event = "reign_began", term = metrics.current_term, map = map.version());
+            self.reigns += 1;
+            self.reign = Some(Reign {
+                number: self.reigns,
+                term: metrics.current_term,
+                leader: Leader::new(self.shared.settings.pace.timing, now, &map, self.down.iter().copied()),
+                electorate: Electorate::default(),
+                voters_looked_at: now,
+                voters_change: false,
+            });
+        }
+        self.shared.reigns.store(leads, Ordering::Relaxed);
+        self.lead(now, &map);
+        self.look_at_voters(now, &map, &metrics);
+    }
+
+    /// Whether this node leads, is heard by a majority, and has applied all that was committed before its election.
+    fn leads(&self, metrics: &Metrics) -> bool {
+        let heard = |ms: u64| ms < 2 * self.shared.settings.pace.election;
+        metrics.state.is_leader()
+            && metrics.current_leader == Some(self.shared.node.0)
+            && metrics.millis_since_quorum_ack.is_some_and(heard)
+            && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == metrics.current_term)
+    }
+
+    fn lead(&mut self, now: Millis, map: &Map) {
+        let Some(reign) = &mut self.reign else { return };
+        let command = if map.cluster().is_some() { reign.leader.next(now, map) } else { founding(&self.shared) };
+        let Some(command) = command else { return };
+        tracing::info!(event = "leader_proposes", command = name(&command));
+        let (shared, number) = (Arc::clone(&self.shared), reign.number);
+        tokio::spawn(async move {
+            if let Some(answer) = shared.write(command).await
+                && let Err(refused) = answer.result
+            {
+                tracing::info!(event = "leader_refused", %refused);
+            }
+            shared.tell(Event::Settled { reign: number });
+        });
+    }
+
+    fn look_at_voters(&mut self, now: Millis, map: &Map, metrics: &Metrics) {
+        let Some(reign) = &mut self.reign else { return };
+        let due = now.saturating_sub(reign.voters_looked_at) >= VOTERS_MS;
+        // While two sets of voters decide together, the change before is not done yet.
+        let joint = metrics.membership_config.membership().get_joint_config().len() > 1;
+        if !due || reign.voters_change || joint || map.cluster().is_none() {
+            return;
+        }
+        reign.voters_looked_at = now;
+        let membership = metrics.membership_config.membership();
+        let seat = |voter: u64| (NodeUid(voter), membership.get_node(&voter).cloned().unwrap_or_default());
+        let voters: BTreeMap<NodeUid, Seat> = membership.voter_ids().map(seat).collect();
+        let resident = |(_, session): (SessionId, &Session)| {
+            let seat = Seat { ordinal: session.ordinal, zone: session.zone.clone() };
+            let up = session.node == self.shared.node || !self.down.contains(&session.node);
+            (session.node, Resident { seat, up, drain: session.drain })
+        };
+        let residents = map.sessions().map(resident).collect();
+        let Some(next) = reign.electorate.next(now, &voters, &residents) else { return };
+        tracing::info!(event = "voters_change", from = ?voters.keys(), to = ?next.keys());
+        reign.voters_change = true;
+        let (shared, number) = (Arc::clone(&self.shared), reign.number);
+        tokio::spawn(async move {
+            if let Err(why) = change_voters(&shared, &voters, next).await {
+                tracing::warn!(event = "voters_unchanged", why);
+            }
+            shared.tell(Event::Voted { reign: number });
+        });
+    }
+}
+
+/// The first command of a cluster, from the node that begins it.
+fn founding(shared: &Shared) -> Option<Command> {
+    let group = shared.running.get()?.group;
+    Some(Command::Found(Founding {
+        cluster: group.cluster,
+        generation: group.generation,
+        partitions: shared.settings.partitions,
+        version: shared.settings.version,
+    }))
+}
+
+async fn send_keepalive(shared: Arc<Shared>, session: SessionId, minute: u64) {
+    let group = shared.running.get().map(|running| running.group);
+    let Some(leader) = shared.leader().filter(|leader| *leader != shared.node) else { return };
+    let asked = shared.transport.ask(leader, Request { group, ask: Ask::Keepalive { session, minute } });
+    if let Ok(Ok(Reply(Say::NotLeader(other)))) = timeout(KEEPALIVE, asked).await {
+        shared.doubt(leader, other);
+    }
+}
+
+/// New voters are learners first, until they have what the others have; then the set is changed in one joint step, and who is not in
+/// it any more is forgotten.
+async fn change_voters(
+    shared: &Shared,
+    voters: &BTreeMap<NodeUid, Seat>,
+    next: BTreeMap<NodeUid, Seat>,
+) -> Result<(), String> {
+    let Some(running) = shared.running.get() else { return Ok(()) };
+    let raft = &running.raft;
+    for (node, seat) in next.iter().filter(|(node, _)| !voters.contains_key(node)) {
+        let learning = timeout(CHANGE, raft.add_learner(node.0, seat.clone(), true));
+        learning.await.map_err(|_| "a new voter does not catch up".to_owned())?.map_err(|error| error.to_string())?;
+    }
+    let set = ChangeMembers::ReplaceAllVoters(next.keys().map(|node| node.0).collect());
+    let changed = timeout(CHANGE, raft.change_membership(set, false));
+    changed.await.map_err(|_| "the change is not decided".to_owned())?.map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Found(_) => "found",
+        Command::RegisterSession(_) => "register_session",
+        Command::ExpireAndAssign { .. } => "expire_and_assign",
+        Command::PlanMoves { .. } => "plan_moves",
+        Command::CommitMoves { .. } => "commit_moves",
+        Command::AbortMoves { .. } => "abort_moves",
+        Command::SetDrain { .. } => "set_drain",
+        Command::SplitPartitions { .. } => "split_partitions",
+        Command::MarkFenced { .. } => "mark_fenced",
+        Command::SetClusterVersion { .. } => "set_cluster_version",
+    }
+}
