@@ -59,6 +59,8 @@ mod network;
 pub mod pace;
 mod propose;
 mod reign;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod stored;
 pub mod thread;
 pub mod transport;
@@ -153,6 +155,12 @@ impl Consensus {
     /// # Errors
     /// When the disk fails, or holds what cannot be read.
     pub async fn enter(&self, group: Group, begin: bool) -> io::Result<()> {
+        let alone = || BTreeMap::from([(self.shared.node.0, self.shared.settings.seat.clone())]);
+        self.enter_with(group, begin.then(alone)).await
+    }
+
+    /// Enters; as one of these first voters, if the group has none yet.
+    async fn enter_with(&self, group: Group, first: Option<BTreeMap<u64, Seat>>) -> io::Result<()> {
         let shared = &self.shared;
         let Some((log, snapshot, events)) = shared.found.lock().take() else {
             return Err(io::Error::other("a node enters its group once"));
@@ -164,11 +172,11 @@ impl Consensus {
         let board = Arc::clone(&shared.board);
         let machine = Machine::new(Arc::clone(log.disk()), board, snapshot.filter(|_| same))?;
         let network = Network { group, transport: Arc::clone(&shared.transport) };
-        let seat = &shared.settings.seat;
-        let config = shared.settings.pace.config(seat.ordinal).validate().map_err(io::Error::other)?;
+        let config = shared.settings.pace.config(shared.settings.seat.ordinal).validate().map_err(io::Error::other)?;
         let raft = Raft::new(shared.node.0, Arc::new(config), network, log, machine).await.map_err(io::Error::other)?;
-        if begin && !raft.is_initialized().await.map_err(io::Error::other)? {
-            let first = BTreeMap::from([(shared.node.0, seat.clone())]);
+        if let Some(first) = first
+            && !raft.is_initialized().await.map_err(io::Error::other)?
+        {
             raft.initialize(first).await.map_err(io::Error::other)?;
         }
         let _ = shared.running.set(Running { group, raft });

@@ -1,11 +1,14 @@
 //! A disk in memory that forgets at a crash what was not synced, for simulations and tests.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::disk::{Batch, Disk, Done};
+use super::{
+    super::memory::Random,
+    disk::{Batch, Disk, Done},
+};
 
 /// What survives. Clones are the same disk.
 #[derive(Clone, Default)]
@@ -20,6 +23,8 @@ struct State {
     /// Which mount may write: what a crashed one still sends goes nowhere.
     mount: u64,
     syncs: u64,
+    /// Microseconds that a sync takes, from and to; and what decides.
+    slow: Option<((u64, u64), Random)>,
     /// A planted bug: syncs that are claimed and not done.
     lies: bool,
 }
@@ -50,6 +55,11 @@ impl Platter {
     pub fn wipe(&self) {
         self.crash();
         self.state.lock().synced.clear();
+    }
+
+    /// Syncs take so many microseconds, from and to; what is written meanwhile is lost in a crash. To be used within a runtime.
+    pub fn slow(&self, takes: (u64, u64), seed: u64) {
+        self.state.lock().slow = Some((takes, Random::new(seed)));
     }
 
     /// From now on syncs are claimed and not done: a planted bug, for tests that must find it.
@@ -93,10 +103,24 @@ impl Disk for Mounted {
             return;
         }
         state.pending.push(batch);
-        if let Some(done) = done {
+        let Some(done) = done else { return };
+        let Some(((least, most), random)) = &mut state.slow else {
             state.sync();
             drop(state);
+            return done(Ok(()));
+        };
+        let takes = Duration::from_micros(*least + random.below(most.saturating_sub(*least) + 1));
+        let (platter, mount) = (self.platter.clone(), self.mount);
+        tokio::spawn(async move {
+            tokio::time::sleep(takes).await;
+            {
+                let mut state = platter.state.lock();
+                if state.mount != mount {
+                    return;
+                }
+                state.sync();
+            }
             done(Ok(()));
-        }
+        });
     }
 }
