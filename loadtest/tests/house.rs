@@ -29,6 +29,7 @@ const HOUSED: &[&str] = &[
     "jsonwebtoken",
     "metrics_exporter_prometheus",
     "mimalloc",
+    "openraft",
     "plotters",
     "prost",
     "rustix",

@@ -1,4 +1,5 @@
-//! How a node without a vote follows the map: two streams, each asking one voter after the other for what is newer. A voter that
+//! How a node that Raft does not tell of changes follows the map (it has no vote, or had one and missed that it has not any
+//! more): two streams, each asking one voter after the other for what is newer. A voter that
 //! is cut off from the rest holds up one question of one stream.
 
 use std::{sync::Arc, time::Duration};
@@ -19,12 +20,12 @@ pub(super) const HELD: Duration = Duration::from_secs(1);
 /// How long an answer may take beyond that.
 const LATE: Duration = Duration::from_secs(1);
 
-/// After a failure, and between two looks whether this node still has a vote.
+/// After a failure, and between two looks whether this node is still told by Raft.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) async fn stream(shared: Arc<Shared>, number: usize) {
     for turn in number.. {
-        if shared.is_voter() {
+        if shared.is_served() {
             sleep(PAUSE).await;
             continue;
         }

@@ -26,7 +26,8 @@ pub struct Hub {
 
 struct Inner {
     nodes: BTreeMap<NodeUid, (u64, Consensus)>,
-    lives: u64,
+    /// The newest life of each node.
+    lives: BTreeMap<NodeUid, u64>,
     /// Where nothing passes from the first to the second.
     cut: BTreeSet<(NodeUid, NodeUid)>,
     /// Where what is sent waits.
@@ -76,7 +77,7 @@ impl Hub {
     pub fn new(seed: u64) -> Self {
         let inner = Inner {
             nodes: BTreeMap::new(),
-            lives: 0,
+            lives: BTreeMap::new(),
             cut: BTreeSet::new(),
             held: BTreeSet::new(),
             delay: (50, 500),
@@ -90,14 +91,15 @@ impl Hub {
     #[must_use]
     pub fn port(&self, node: NodeUid) -> Port {
         let mut inner = self.inner.lock();
-        inner.lives += 1;
-        Port { hub: self.clone(), node, life: inner.lives }
+        let life = inner.lives.entry(node).or_default();
+        *life += 1;
+        Port { hub: self.clone(), node, life: *life }
     }
 
     /// From now on the node can be asked.
     pub fn attach(&self, node: NodeUid, consensus: Consensus) {
         let mut inner = self.inner.lock();
-        let life = inner.lives;
+        let life = inner.lives.get(&node).copied().unwrap_or_default();
         inner.nodes.insert(node, (life, consensus));
     }
 

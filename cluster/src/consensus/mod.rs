@@ -25,6 +25,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use chappe_schema::id::{NodeUid, SessionId};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -92,9 +93,8 @@ struct Shared {
     settings: Settings,
     transport: Arc<dyn Transport>,
     board: Arc<Board>,
-    /// What was found on the disk, until it is taken up.
-    found: Mutex<Option<(Log, Option<bytes::Bytes>, mpsc::UnboundedReceiver<Event>)>>,
-    on_disk: Option<Group>,
+    /// Until the node enters its group.
+    waiting: Mutex<Option<(Home, mpsc::UnboundedReceiver<Event>)>>,
     running: OnceLock<Running>,
     events: mpsc::UnboundedSender<Event>,
     /// Whether this node leads, and hears keepalives.
@@ -116,37 +116,62 @@ struct Rumour {
     voters: Vec<NodeUid>,
 }
 
-impl Consensus {
-    /// Reads what the disk knows. A node that starts for the first time gets its name here, and has it for as long as it has
-    /// its disk.
+/// What a node's disk knows of its part: the node's name first of all, which its way to the others is made for.
+pub struct Home {
+    node: NodeUid,
+    group: Option<Group>,
+    log: Log,
+    snapshot: Option<Bytes>,
+}
+
+impl Home {
+    /// Reads a disk. A node that starts for the first time gets its name here, and has it for as long as it has its disk.
     ///
     /// # Errors
-    /// When the disk cannot be read or written.
-    pub async fn open(disk: Arc<dyn Disk>, transport: Arc<dyn Transport>, settings: Settings) -> io::Result<Self> {
+    /// When the disk cannot be read or written, or holds what was not written.
+    pub async fn open(disk: Arc<dyn Disk>) -> io::Result<Self> {
+        Self::open_as(disk, NodeUid(rand::random())).await
+    }
+
+    async fn open_as(disk: Arc<dyn Disk>, name: NodeUid) -> io::Result<Self> {
         let found = log::load(Arc::clone(&disk))?;
-        let node = match found.node {
-            Some(node) => node,
-            None => {
-                let node = NodeUid(rand::random());
-                log::name(&*disk, node).await?;
-                node
-            }
-        };
+        if found.node.is_none() {
+            log::name(&*disk, name).await?;
+        }
+        Ok(Self { node: found.node.unwrap_or(name), group: found.group, log: found.log, snapshot: found.snapshot })
+    }
+
+    /// Who the node is.
+    #[must_use]
+    pub fn node(&self) -> NodeUid {
+        self.node
+    }
+
+    /// The group that it took part in.
+    #[must_use]
+    pub fn group(&self) -> Option<Group> {
+        self.group
+    }
+}
+
+impl Consensus {
+    /// A node that takes no part yet: it answers others that it knows no cluster.
+    #[must_use]
+    pub fn new(home: Home, transport: Arc<dyn Transport>, settings: Settings) -> Self {
         let (events, received) = mpsc::unbounded_channel();
         let shared = Shared {
-            node,
+            node: home.node,
             settings,
             transport,
             board: Arc::default(),
-            found: Mutex::new(Some((found.log, found.snapshot, received))),
-            on_disk: found.group,
+            waiting: Mutex::new(Some((home, received))),
             running: OnceLock::new(),
             events,
             reigns: AtomicBool::new(false),
             rumour: Mutex::default(),
             tasks: Mutex::default(),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 
     /// Takes part in a group: what the disk knows of another one is forgotten. With `begin` this node is its first and only
@@ -162,10 +187,10 @@ impl Consensus {
     /// Enters; as one of these first voters, if the group has none yet.
     async fn enter_with(&self, group: Group, first: Option<BTreeMap<u64, Seat>>) -> io::Result<()> {
         let shared = &self.shared;
-        let Some((log, snapshot, events)) = shared.found.lock().take() else {
+        let Some((Home { log, snapshot, group: before, .. }, events)) = shared.waiting.lock().take() else {
             return Err(io::Error::other("a node enters its group once"));
         };
-        let same = shared.on_disk == Some(group);
+        let same = before == Some(group);
         if !same {
             log.enter(group).await?;
         }
@@ -184,12 +209,6 @@ impl Consensus {
         tasks.extend((0..follow::STREAMS).map(|stream| tokio::spawn(follow::stream(Arc::clone(shared), stream))));
         *shared.tasks.lock() = tasks;
         Ok(())
-    }
-
-    /// The group that the disk knew when it was read.
-    #[must_use]
-    pub fn group_on_disk(&self) -> Option<Group> {
-        self.shared.on_disk
     }
 
     /// The group that this node takes part in, once it does.
@@ -219,14 +238,17 @@ impl Consensus {
     /// it had voted for or taken over it cannot tell any more.
     pub async fn failed(&self) -> String {
         loop {
-            let fatal = self.shared.running.get().and_then(|running| {
-                let metrics = running.raft.metrics();
-                let state = metrics.borrow().running_state.clone();
-                state.err().filter(|fatal| !matches!(fatal, openraft::error::Fatal::Stopped))
-            });
-            match fatal {
-                Some(fatal) => return fatal.to_string(),
-                None => tokio::time::sleep(std::time::Duration::from_millis(250)).await,
+            tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+            let Some(running) = self.shared.running.get() else { continue };
+            let metrics = running.raft.metrics();
+            // When it panicked it could not say so.
+            let gone = metrics.has_changed().is_err();
+            let state = metrics.borrow().running_state.clone();
+            match state {
+                Err(openraft::error::Fatal::Stopped) => continue,
+                Err(fatal) => return fatal.to_string(),
+                Ok(()) if gone => return "a bug has stopped it".to_owned(),
+                Ok(()) => {}
             }
         }
     }
@@ -237,7 +259,8 @@ impl Consensus {
         let metrics = self.shared.metrics()?;
         Some(Vitals {
             term: metrics.current_term,
-            leads: self.shared.reigns.load(Ordering::Relaxed),
+            // The loop that reigns may not have heard yet that another does.
+            leads: metrics.state.is_leader() && self.shared.reigns.load(Ordering::Relaxed),
             leader: self.shared.leader(),
             votes: metrics.membership_config.voter_ids().any(|voter| voter == self.shared.node.0),
             voters: metrics.membership_config.voter_ids().map(NodeUid).collect(),
@@ -308,12 +331,22 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
+    /// None while it takes no part, or none any more.
     fn metrics(&self) -> Option<Metrics> {
-        self.running.get().map(|running| running.raft.metrics().borrow().clone())
+        let metrics = self.running.get()?.raft.metrics();
+        let alive = metrics.has_changed().is_ok();
+        let metrics = metrics.borrow().clone();
+        (alive && metrics.running_state.is_ok()).then_some(metrics)
     }
 
     fn is_voter(&self) -> bool {
         self.metrics().is_some_and(|metrics| metrics.membership_config.voter_ids().any(|voter| voter == self.node.0))
+    }
+
+    /// Whether Raft tells this node what is decided: it has a vote, and a leader. One that lost its vote while it was away does
+    /// not know, and nobody tells it.
+    fn is_served(&self) -> bool {
+        self.is_voter() && self.metrics().is_some_and(|metrics| metrics.current_leader.is_some())
     }
 
     fn leader(&self) -> Option<NodeUid> {

@@ -11,7 +11,7 @@ use chappe_schema::id::{Millis, NodeUid, SessionId};
 use openraft::ChangeMembers;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -37,9 +37,9 @@ pub(super) enum Event {
     /// What SWIM says.
     Health { node: NodeUid, health: Health },
     /// The leader's proposal has an outcome.
-    Settled { reign: u64 },
+    Settled { reign: u64, answered: bool },
     /// The change of voters is made, or is not.
-    Voted { reign: u64 },
+    Voted { reign: u64, deaf: Vec<NodeUid> },
 }
 
 /// How often the leader looks whether there is something to do.
@@ -49,7 +49,10 @@ const TICK: Duration = Duration::from_millis(100);
 const VOTERS_MS: Millis = 2_000;
 
 /// How long a change of voters may take: a snapshot and the log have to travel.
-const CHANGE: Duration = Duration::from_secs(30);
+const CHANGE: Duration = Duration::from_secs(10);
+
+/// How long a node is not asked again to become a voter that did not learn the log.
+const DEAF_MS: Millis = 60_000;
 
 /// How long a keepalive may be on its way.
 const KEEPALIVE: Duration = Duration::from_secs(1);
@@ -62,6 +65,8 @@ struct Reign {
     electorate: Electorate,
     voters_looked_at: Millis,
     voters_change: bool,
+    /// Nodes that did not learn the log, and when that was seen.
+    deaf: BTreeMap<NodeUid, Millis>,
 }
 
 struct Driver {
@@ -121,22 +126,29 @@ impl Driver {
                     reign.leader.health(node, health);
                 }
             }
-            Event::Settled { reign: number } => {
+            Event::Settled { reign: number, answered } => {
                 if let Some(reign) = self.reign.as_mut().filter(|reign| reign.number == number) {
                     reign.leader.settled();
-                    self.tick();
+                    // What failed is tried again in a while, lest nothing else be done.
+                    if answered {
+                        self.tick();
+                    }
                 }
             }
-            Event::Voted { reign: number } => {
+            Event::Voted { reign: number, deaf } => {
                 if let Some(reign) = self.reign.as_mut().filter(|reign| reign.number == number) {
                     reign.voters_change = false;
+                    reign.deaf.extend(deaf.into_iter().map(|node| (node, now)));
                 }
             }
         }
     }
 
     fn tick(&mut self) {
-        let Some(metrics) = self.shared.metrics() else { return };
+        let Some(metrics) = self.shared.metrics() else {
+            self.reign = None;
+            return self.shared.reigns.store(false, Ordering::Relaxed);
+        };
         let now = self.now();
         let map = self.shared.board.map();
         let leads = self.leads(&metrics);
@@ -154,6 +166,7 @@ impl Driver {
                 electorate: Electorate::default(),
                 voters_looked_at: now,
                 voters_change: false,
+                deaf: BTreeMap::new(),
             });
         }
         self.shared.reigns.store(leads, Ordering::Relaxed);
@@ -177,12 +190,13 @@ impl Driver {
         tracing::info!(event = "leader_proposes", command = name(&command));
         let (shared, number) = (Arc::clone(&self.shared), reign.number);
         tokio::spawn(async move {
-            if let Some(answer) = shared.write(command).await
-                && let Err(refused) = answer.result
-            {
+            let answer = shared.write(command).await;
+            if let Some(refused) = answer.as_ref().and_then(|answer| answer.result.as_ref().err()) {
                 tracing::info!(event = "leader_refused", %refused);
             }
-            shared.tell(Event::Settled { reign: number });
+            // What is refused would be refused again, until the map is another.
+            let answered = answer.is_some_and(|answer| answer.result.is_ok());
+            shared.tell(Event::Settled { reign: number, answered });
         });
     }
 
@@ -198,9 +212,11 @@ impl Driver {
         let membership = metrics.membership_config.membership();
         let seat = |voter: u64| (NodeUid(voter), membership.get_node(&voter).cloned().unwrap_or_default());
         let voters: BTreeMap<NodeUid, Seat> = membership.voter_ids().map(seat).collect();
+        reign.deaf.retain(|_, since| now.saturating_sub(*since) < DEAF_MS);
         let resident = |(_, session): (SessionId, &Session)| {
             let seat = Seat { ordinal: session.ordinal, zone: session.zone.clone() };
-            let up = session.node == self.shared.node || !self.down.contains(&session.node);
+            let heard = !self.down.contains(&session.node) && !reign.deaf.contains_key(&session.node);
+            let up = session.node == self.shared.node || heard;
             (session.node, Resident { seat, up, drain: session.drain })
         };
         let residents = map.sessions().map(resident).collect();
@@ -209,10 +225,12 @@ impl Driver {
         reign.voters_change = true;
         let (shared, number) = (Arc::clone(&self.shared), reign.number);
         tokio::spawn(async move {
-            if let Err(why) = change_voters(&shared, &voters, next).await {
+            let changed = change_voters(&shared, &voters, next).await;
+            let deaf = changed.err().map_or_else(Vec::new, |(why, deaf)| {
                 tracing::warn!(event = "voters_unchanged", why);
-            }
-            shared.tell(Event::Voted { reign: number });
+                deaf
+            });
+            shared.tell(Event::Voted { reign: number, deaf });
         });
     }
 }
@@ -237,23 +255,49 @@ async fn send_keepalive(shared: Arc<Shared>, session: SessionId, minute: u64) {
     }
 }
 
-/// New voters are learners first, until they have what the others have; then the set is changed in one joint step, and who is not in
-/// it any more is forgotten.
+/// New voters are learners first, until they have what the leader has; then the set is changed in one joint step, and who is
+/// not in it any more is forgotten. Returns the nodes that did not learn: a vote is given to nobody who was not heard.
 async fn change_voters(
     shared: &Shared,
     voters: &BTreeMap<NodeUid, Seat>,
     next: BTreeMap<NodeUid, Seat>,
-) -> Result<(), String> {
+) -> Result<(), (String, Vec<NodeUid>)> {
     let Some(running) = shared.running.get() else { return Ok(()) };
     let raft = &running.raft;
-    for (node, seat) in next.iter().filter(|(node, _)| !voters.contains_key(node)) {
-        let learning = timeout(CHANGE, raft.add_learner(node.0, seat.clone(), true));
-        learning.await.map_err(|_| "a new voter does not catch up".to_owned())?.map_err(|error| error.to_string())?;
+    let failed = |error: &dyn std::error::Error| (error.to_string(), Vec::new());
+    let new: Vec<NodeUid> = next.keys().copied().filter(|node| !voters.contains_key(node)).collect();
+    for node in &new {
+        let seat = next.get(node).cloned().unwrap_or_default();
+        // Not waiting: Raft takes a learner for caught up whose distance is small, be it heard or not.
+        let added = timeout(CHANGE, raft.add_learner(node.0, seat, false)).await;
+        added.map_err(|late| failed(&late))?.map_err(|error| failed(&error))?;
+    }
+    let goal = raft.metrics().borrow().last_log_index.unwrap_or_default();
+    let deaf = learned(shared, &new, goal).await;
+    if !deaf.is_empty() {
+        let forget = ChangeMembers::RemoveNodes(deaf.iter().map(|node| node.0).collect());
+        let forgotten = timeout(CHANGE, raft.change_membership(forget, false)).await;
+        forgotten.map_err(|late| failed(&late))?.map_err(|error| failed(&error))?;
+        return Err((format!("{deaf:?} did not learn the log"), deaf));
     }
     let set = ChangeMembers::ReplaceAllVoters(next.keys().map(|node| node.0).collect());
-    let changed = timeout(CHANGE, raft.change_membership(set, false));
-    changed.await.map_err(|_| "the change is not decided".to_owned())?.map_err(|error| error.to_string())?;
+    let changed = timeout(CHANGE, raft.change_membership(set, false)).await;
+    changed.map_err(|late| failed(&late))?.map_err(|error| failed(&error))?;
     Ok(())
+}
+
+/// Waits until these learners have the log up to `goal`; those that have not when time is up.
+async fn learned(shared: &Shared, new: &[NodeUid], goal: u64) -> Vec<NodeUid> {
+    let until = Instant::now() + CHANGE;
+    loop {
+        let replication = shared.metrics().and_then(|metrics| metrics.replication).unwrap_or_default();
+        let has = |node: &NodeUid| replication.get(&node.0).copied().flatten().is_some_and(|last| last.index >= goal);
+        let deaf: Vec<NodeUid> = new.iter().copied().filter(|node| !has(node)).collect();
+        if deaf.is_empty() || Instant::now() >= until {
+            return deaf;
+        }
+        sleep(TICK).await;
+    }
 }
 
 fn name(command: &Command) -> &'static str {

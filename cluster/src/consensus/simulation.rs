@@ -48,9 +48,9 @@ use chappe_schema::id::{Millis, NodeUid};
 use tokio::runtime::Runtime;
 
 use super::{
-    Consensus, Settings, Vitals,
+    Consensus, Home, Settings, Vitals,
     bootstrap::Group,
-    log::{self, simulated::Platter},
+    log::simulated::Platter,
     memory::{Hub, Random},
     pace::Pace,
     voters::Seat,
@@ -280,8 +280,7 @@ impl Simulation {
         let voters = first.then(|| self.first.clone());
         let (disk, settings) = (Arc::new(node.platter.mount()), node.settings.clone());
         let started = self.runtime.block_on(async move {
-            log::name(&*disk, uid).await?;
-            let life = Consensus::open(disk, Arc::new(hub.port(uid)), settings).await?;
+            let life = Consensus::new(Home::open_as(disk, uid).await?, Arc::new(hub.port(uid)), settings);
             hub.attach(uid, life.clone());
             life.enter_with(group, voters).await?;
             std::io::Result::Ok(life)
