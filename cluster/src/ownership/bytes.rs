@@ -383,6 +383,8 @@ struct RowBytes {
     epoch: u64,
     #[prost(uint64, repeated, tag = "4")]
     former: Vec<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    by: Option<u64>,
 }
 
 impl From<&Delta> for DeltaBytes {
@@ -399,6 +401,7 @@ impl From<&Delta> for DeltaBytes {
             owner: row.owner,
             epoch: row.epoch,
             former: row.former.clone(),
+            by: row.by.map(|plan| plan.0),
         });
         Self {
             from: delta.from,
@@ -429,8 +432,8 @@ impl TryFrom<DeltaBytes> for Delta {
         let sessions = bytes.sessions.into_iter().map(|(id, session)| Ok((id, Some(session.try_into()?))));
         let ended = bytes.ended.into_iter().map(|(id, ended)| (id, Some(ended.into())));
         let rows = bytes.rows.into_iter().map(|row| {
-            let RowBytes { partition: number, owner, epoch, former } = row;
-            Ok((partition(number)?, Row { owner, epoch, former }))
+            let RowBytes { partition: number, owner, epoch, former, by } = row;
+            Ok((partition(number)?, Row { owner, epoch, by: by.map(PlanId), former }))
         });
         let plans = bytes.plans.iter().map(|plan| {
             let moves = plan.moves.iter().map(|planned| Move::try_from(planned).map(|moved| (moved.partition, moved)));
