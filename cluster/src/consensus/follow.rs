@@ -4,11 +4,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chappe_schema::id::NodeUid;
 use tokio::time::{sleep, timeout};
 
 use super::{
     Shared,
-    wire::{Ask, Reply, Request, Say},
+    bootstrap::Group,
+    wire::{Ask, Reply, Request, Say, Status},
 };
 
 /// Streams of one node.
@@ -31,25 +33,39 @@ pub(super) async fn stream(shared: Arc<Shared>, number: usize) {
         }
         let known = shared.rumour.lock().voters.clone();
         let asked = if known.is_empty() { shared.transport.peers() } else { known };
-        let answered = match asked.get(turn % asked.len().max(1)).filter(|node| **node != shared.node) {
-            Some(node) => {
-                let group = shared.running.get().map(|running| running.group);
-                let request = Request { group, ask: Ask::MapSince(shared.board.version()) };
-                timeout(HELD + LATE, shared.transport.ask(*node, request)).await
-            }
-            None => {
-                sleep(PAUSE).await;
-                continue;
-            }
+        let next = asked.get(turn % asked.len().max(1)).copied();
+        let Some(node) = next.filter(|node| *node != shared.node) else {
+            sleep(PAUSE).await;
+            continue;
         };
-        match answered {
+        let group = shared.running.get().map(|running| running.group);
+        let request = Request { group, ask: Ask::MapSince(shared.board.version()) };
+        match timeout(HELD + LATE, shared.transport.ask(node, request)).await {
             Ok(Ok(Reply(Say::Map { update, status }))) => {
                 shared.hear(&status);
                 if let Some(update) = update {
                     shared.board.follow(update);
                 }
             }
+            Ok(Ok(Reply(Say::Elsewhere))) => {
+                shared.compare(node).await;
+                sleep(PAUSE).await;
+            }
             _ => sleep(PAUSE).await,
+        }
+    }
+}
+
+impl Shared {
+    /// Asks a node that is of another group which one that is.
+    async fn compare(&self, node: NodeUid) {
+        let asked = self.transport.ask(node, Request { group: None, ask: Ask::Status });
+        let Ok(Ok(Reply(Say::Status(Status { group: Some(theirs), .. })))) = timeout(LATE, asked).await else { return };
+        let ours = self.running.get().map(|running| running.group);
+        let later = |ours: Group| ours.cluster == theirs.cluster && ours.generation < theirs.generation;
+        if ours.is_some_and(later) {
+            // Said once is enough.
+            let _ = self.superseded.set(theirs);
         }
     }
 }

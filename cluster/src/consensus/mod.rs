@@ -99,6 +99,8 @@ struct Shared {
     events: mpsc::UnboundedSender<Event>,
     /// Whether this node leads, and hears keepalives.
     reigns: AtomicBool,
+    /// A later founding of the cluster, in which this node has no part.
+    superseded: OnceLock<Group>,
     rumour: Mutex<Rumour>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -168,6 +170,7 @@ impl Consensus {
             running: OnceLock::new(),
             events,
             reigns: AtomicBool::new(false),
+            superseded: OnceLock::new(),
             rumour: Mutex::default(),
             tasks: Mutex::default(),
         };
@@ -234,12 +237,18 @@ impl Consensus {
         }
     }
 
-    /// Waits until Raft cannot go on, because its disk failed, and says why. A node that it happens to ends its process: what
-    /// it had voted for or taken over it cannot tell any more.
+    /// Waits until Raft cannot go on, because its disk failed or the cluster was founded anew without this node, and says why.
+    /// A node that it happens to ends its process: what it had voted for or taken over it cannot tell any more.
     pub async fn failed(&self) -> String {
         loop {
             tokio::time::sleep(std::time::Duration::from_millis(250)).await;
             let Some(running) = self.shared.running.get() else { continue };
+            if let Some(group) = self.shared.superseded.get() {
+                return format!(
+                    "the cluster was founded anew ({}), and this node is of the founding before",
+                    group.generation
+                );
+            }
             let metrics = running.raft.metrics();
             // When it panicked it could not say so.
             let gone = metrics.has_changed().is_err();

@@ -28,6 +28,14 @@ impl Thread {
         Ok(Self { handle, end: Some(end), thread: Some(thread) })
     }
 
+    /// Runs a future on it, and waits; for a `main` that starts up. Nothing if the thread ended first.
+    pub fn wait<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let (tell, told) = std::sync::mpsc::channel();
+        // Whoever waits is there until it hears.
+        self.handle.spawn(async move { drop(tell.send(future.await)) });
+        told.recv().ok()
+    }
+
     /// Its runtime, to spawn on.
     #[must_use]
     pub fn handle(&self) -> &Handle {

@@ -5,11 +5,13 @@
 //! is written at quorum: of two nodes that claim at the same time at least one sees the other's claim, and whoever sees another's
 //! gives way. That may be both; then an operator decides (`--force-new-cluster`). It is never neither.
 //!
-//! [`decide`] is pure; its callers gather the [`Evidence`] and do what it says.
+//! [`decide`] is pure; [`find`] gathers the [`Evidence`] and does what it says.
 
 use chappe_schema::id::NodeUid;
 
 use crate::ownership::{ClusterGeneration, ClusterId};
+
+pub mod find;
 
 /// A cluster and its founding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]

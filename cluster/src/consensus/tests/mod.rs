@@ -1,4 +1,5 @@
 //! Raft's storage against openraft's own suite; real voters in one process, crashed, paused and cut off.
 
+mod beginning;
 mod storage;
 mod voters;

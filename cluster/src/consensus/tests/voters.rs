@@ -205,9 +205,7 @@ fn folder(path: &Path) -> Folder {
 }
 
 fn on<T: Send + 'static>(thread: &Thread, future: impl Future<Output = T> + Send + 'static) -> T {
-    let (told, tell) = mpsc::channel();
-    thread.handle().spawn(async move { told.send(future.await).unwrap_or_else(|_| panic!("nobody waits")) });
-    tell.recv().unwrap()
+    thread.wait(future).unwrap()
 }
 
 #[test]
