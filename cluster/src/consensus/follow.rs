@@ -1,6 +1,6 @@
-//! How a node that Raft does not tell of changes follows the map (it has no vote, or had one and missed that it has not any
-//! more): two streams, each asking one voter after the other for what is newer. A voter that
-//! is cut off from the rest holds up one question of one stream.
+//! How the map is followed by whoever Raft does not tell of changes: a gateway, a node without a vote, and one that had a vote
+//! and missed that it has it no more. Two streams, each asking one voter after the other for what is newer: a voter that is cut
+//! off from the rest holds up one question of one stream.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,11 @@ use tokio::time::{sleep, timeout};
 use super::{
     Shared,
     bootstrap::Group,
+    view::View,
     wire::{Ask, Reply, Request, Say, Status},
 };
 
-/// Streams of one node.
+/// Streams of one process.
 pub(super) const STREAMS: usize = 2;
 
 /// How long the one asked waits for something newer.
@@ -25,47 +26,70 @@ const LATE: Duration = Duration::from_secs(1);
 /// After a failure, and between two looks whether this node is still told by Raft.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// A stream of a node.
 pub(super) async fn stream(shared: Arc<Shared>, number: usize) {
     for turn in number.. {
         if shared.is_served() {
             sleep(PAUSE).await;
             continue;
         }
-        let known = shared.rumour.lock().voters.clone();
-        let asked = if known.is_empty() { shared.transport.peers() } else { known };
-        let next = asked.get(turn % asked.len().max(1)).copied();
-        let Some(node) = next.filter(|node| *node != shared.node) else {
-            sleep(PAUSE).await;
-            continue;
-        };
-        let group = shared.running.get().map(|running| running.group);
-        let request = Request { group, ask: Ask::MapSince(shared.board.version()) };
-        match timeout(HELD + LATE, shared.transport.ask(node, request)).await {
-            Ok(Ok(Reply(Say::Map { update, status }))) => {
-                shared.hear(&status);
-                if let Some(update) = update {
-                    shared.board.follow(update);
-                }
-            }
-            Ok(Ok(Reply(Say::Elsewhere))) => {
-                shared.compare(node).await;
-                sleep(PAUSE).await;
-            }
-            _ => sleep(PAUSE).await,
+        if let Some(later) = shared.view.ask_next(turn, Some(shared.node)).await {
+            // A node belongs to its disk's group, for good. Said once is enough.
+            let _ = shared.view.superseded.set(later);
         }
     }
 }
 
-impl Shared {
-    /// Asks a node that is of another group which one that is.
-    async fn compare(&self, node: NodeUid) {
-        let asked = self.transport.ask(node, Request { group: None, ask: Ask::Status });
-        let Ok(Ok(Reply(Say::Status(Status { group: Some(theirs), .. })))) = timeout(LATE, asked).await else { return };
-        let ours = self.running.get().map(|running| running.group);
-        let later = |ours: Group| ours.cluster == theirs.cluster && ours.generation < theirs.generation;
-        if ours.is_some_and(later) {
-            // Said once is enough.
-            let _ = self.superseded.set(theirs);
+/// A stream of a process that only reads.
+pub(super) async fn observe(view: Arc<View>, number: usize) {
+    for turn in number.. {
+        if let Some(later) = view.ask_next(turn, None).await {
+            view.enter(later);
         }
+    }
+}
+
+impl View {
+    /// Asks the next node for a newer map, and pauses if there is none to ask. Returns a group that is later than this one.
+    async fn ask_next(&self, turn: usize, not: Option<NodeUid>) -> Option<Group> {
+        let known = self.rumour.lock().voters.clone();
+        let asked = if known.is_empty() { self.transport.peers() } else { known };
+        let node = asked.get(turn % asked.len().max(1)).copied().filter(|node| Some(*node) != not);
+        let Some(node) = node else {
+            sleep(PAUSE).await;
+            return None;
+        };
+        let request = Request { group: self.group(), ask: Ask::MapSince(self.board.version()) };
+        match timeout(HELD + LATE, self.transport.ask(node, request)).await {
+            Ok(Ok(Reply(Say::Map { update, status }))) => {
+                self.hear(&status);
+                if let Some(update) = update {
+                    self.board.follow(update);
+                }
+                None
+            }
+            Ok(Ok(Reply(Say::Elsewhere))) => {
+                let later = self.compare(node).await;
+                if later.is_none() {
+                    sleep(PAUSE).await;
+                }
+                later
+            }
+            _ => {
+                sleep(PAUSE).await;
+                None
+            }
+        }
+    }
+
+    /// Asks a node that is of another group which one that is, and returns it if it is a later founding, or the first that is
+    /// heard of.
+    async fn compare(&self, node: NodeUid) -> Option<Group> {
+        let asked = self.transport.ask(node, Request { group: None, ask: Ask::Status });
+        let Ok(Ok(Reply(Say::Status(Status { group: Some(theirs), .. })))) = timeout(LATE, asked).await else {
+            return None;
+        };
+        let later = |ours: Group| ours.cluster == theirs.cluster && ours.generation < theirs.generation;
+        self.group().is_none_or(later).then_some(theirs)
     }
 }

@@ -25,9 +25,11 @@ pub struct Hub {
 }
 
 struct Inner {
+    /// Who can be asked, and in which life.
     nodes: BTreeMap<NodeUid, (u64, Consensus)>,
-    /// The newest life of each node.
+    /// Who can ask: the life that a port was last made for, until it is detached.
     lives: BTreeMap<NodeUid, u64>,
+    ports: u64,
     /// Where nothing passes from the first to the second.
     cut: BTreeSet<(NodeUid, NodeUid)>,
     /// Where what is sent waits.
@@ -78,6 +80,7 @@ impl Hub {
         let inner = Inner {
             nodes: BTreeMap::new(),
             lives: BTreeMap::new(),
+            ports: 0,
             cut: BTreeSet::new(),
             held: BTreeSet::new(),
             delay: (50, 500),
@@ -91,9 +94,10 @@ impl Hub {
     #[must_use]
     pub fn port(&self, node: NodeUid) -> Port {
         let mut inner = self.inner.lock();
-        let life = inner.lives.entry(node).or_default();
-        *life += 1;
-        Port { hub: self.clone(), node, life: *life }
+        inner.ports += 1;
+        let life = inner.ports;
+        inner.lives.insert(node, life);
+        Port { hub: self.clone(), node, life }
     }
 
     /// From now on the node can be asked.
@@ -105,7 +109,9 @@ impl Hub {
 
     /// The node is gone, and all that it has sent with it.
     pub fn detach(&self, node: NodeUid) -> Option<Consensus> {
-        self.inner.lock().nodes.remove(&node).map(|(_, consensus)| consensus)
+        let mut inner = self.inner.lock();
+        inner.lives.remove(&node);
+        inner.nodes.remove(&node).map(|(_, consensus)| consensus)
     }
 
     /// Nothing passes from `from` to `to` until [`Hub::open`].
@@ -167,7 +173,7 @@ impl Hub {
     }
 
     fn lives(&self, node: NodeUid, life: u64) -> bool {
-        self.inner.lock().nodes.get(&node).is_some_and(|(now, _)| *now == life)
+        self.inner.lock().lives.get(&node) == Some(&life)
     }
 }
 

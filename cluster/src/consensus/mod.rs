@@ -6,12 +6,14 @@
 //! - [`bootstrap`]: how a node finds its cluster, or begins one, so that there are never two
 //! - [`voters`]: which nodes vote
 //! - [`pace`]: how fast it beats, and why
-//! - [`transport`]: how nodes ask each other; [`memory`] in one process
+//! - [`transport`]: how nodes ask each other (`memory` in one process)
 //! - [`log`]: what is on the disk
+//! - [`observer`]: how a gateway reads the map
 //! - [`thread`]: its own thread and runtime, so that load does not fake a death
 //!
 //! and behind them `machine` (the replicated state as Raft drives it), `board` (where the newest map hangs), `reign` (the
-//! loop that leads when this node does), `follow` (how a node without a vote hears of maps), `propose`, `network`, `wire`, `stored`.
+//! loop that leads when this node does), `view` and `follow` (how those hear of maps whom Raft does not tell), `propose`,
+//! `network`, `wire`, `stored`.
 //!
 //! Every node runs Raft; those that are not among its members take no part and cost nothing. A node that becomes a voter is first
 //! a learner. Nodes without a vote, and all gateways, follow the map from the voters.
@@ -31,7 +33,6 @@ use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use self::{
-    board::Board,
     bootstrap::Group,
     log::{Log, disk::Disk},
     machine::Machine,
@@ -41,6 +42,7 @@ use self::{
     reign::Event,
     transport::{Reply, Request, Transport},
     types::{Metrics, Raft},
+    view::View,
     voters::Seat,
     wire::{Ask, Say, Status},
 };
@@ -57,6 +59,7 @@ mod machine;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
 mod network;
+pub mod observer;
 pub mod pace;
 mod propose;
 mod reign;
@@ -66,6 +69,7 @@ mod stored;
 pub mod thread;
 pub mod transport;
 mod types;
+mod view;
 pub mod voters;
 mod wire;
 
@@ -91,31 +95,19 @@ pub struct Consensus {
 struct Shared {
     node: NodeUid,
     settings: Settings,
-    transport: Arc<dyn Transport>,
-    board: Arc<Board>,
+    view: Arc<View>,
     /// Until the node enters its group.
     waiting: Mutex<Option<(Home, mpsc::UnboundedReceiver<Event>)>>,
     running: OnceLock<Running>,
     events: mpsc::UnboundedSender<Event>,
     /// Whether this node leads, and hears keepalives.
     reigns: AtomicBool,
-    /// A later founding of the cluster, in which this node has no part.
-    superseded: OnceLock<Group>,
-    rumour: Mutex<Rumour>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Running {
     group: Group,
     raft: Raft,
-}
-
-/// Who leads and who votes, as others said; for a node that takes no part itself.
-#[derive(Clone, Debug, Default)]
-struct Rumour {
-    term: u64,
-    leader: Option<NodeUid>,
-    voters: Vec<NodeUid>,
 }
 
 /// What a node's disk knows of its part: the node's name first of all, which its way to the others is made for.
@@ -164,14 +156,11 @@ impl Consensus {
         let shared = Shared {
             node: home.node,
             settings,
-            transport,
-            board: Arc::default(),
+            view: Arc::new(View::new(transport)),
             waiting: Mutex::new(Some((home, received))),
             running: OnceLock::new(),
             events,
             reigns: AtomicBool::new(false),
-            superseded: OnceLock::new(),
-            rumour: Mutex::default(),
             tasks: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -194,12 +183,13 @@ impl Consensus {
             return Err(io::Error::other("a node enters its group once"));
         };
         let same = before == Some(group);
+        shared.view.enter(group);
         if !same {
             log.enter(group).await?;
         }
-        let board = Arc::clone(&shared.board);
+        let board = Arc::clone(&shared.view.board);
         let machine = Machine::new(Arc::clone(log.disk()), board, snapshot.filter(|_| same))?;
-        let network = Network { group, transport: Arc::clone(&shared.transport) };
+        let network = Network { group, transport: Arc::clone(&shared.view.transport) };
         let config = shared.settings.pace.config(shared.settings.seat.ordinal).validate().map_err(io::Error::other)?;
         let raft = Raft::new(shared.node.0, Arc::new(config), network, log, machine).await.map_err(io::Error::other)?;
         if let Some(first) = first
@@ -243,7 +233,7 @@ impl Consensus {
         loop {
             tokio::time::sleep(std::time::Duration::from_millis(250)).await;
             let Some(running) = self.shared.running.get() else { continue };
-            if let Some(group) = self.shared.superseded.get() {
+            if let Some(group) = self.shared.view.superseded.get() {
                 return format!(
                     "the cluster was founded anew ({}), and this node is of the founding before",
                     group.generation
@@ -314,11 +304,11 @@ impl ControlPlane for Consensus {
     }
 
     fn map(&self) -> Map {
-        self.shared.board.map()
+        self.shared.view.board.map()
     }
 
     fn watch(&self, watcher: Watcher) {
-        self.shared.board.watch(watcher);
+        self.shared.view.board.watch(watcher);
     }
 
     fn leader(&self) -> Option<NodeUid> {
@@ -359,7 +349,7 @@ impl Shared {
     }
 
     fn leader(&self) -> Option<NodeUid> {
-        let rumour = self.rumour.lock().clone();
+        let rumour = self.view.rumour.lock().clone();
         let own = self.metrics().and_then(|metrics| {
             let leader = metrics.current_leader.filter(|_| self.is_voter())?;
             (metrics.current_term >= rumour.term).then_some(NodeUid(leader))
@@ -369,28 +359,13 @@ impl Shared {
 
     fn status(&self) -> Status {
         let Some(metrics) = self.metrics() else { return Status::default() };
-        let rumour = self.rumour.lock().clone();
+        let rumour = self.view.rumour.lock().clone();
         let voters: Vec<NodeUid> = metrics.membership_config.voter_ids().map(NodeUid).collect();
         Status {
             group: self.running.get().map(|running| running.group),
             term: metrics.current_term.max(rumour.term),
             leader: self.leader(),
             voters: if voters.is_empty() { rumour.voters } else { voters },
-        }
-    }
-
-    /// Remembers what another node said of the cluster.
-    fn hear(&self, status: &Status) {
-        let mut rumour = self.rumour.lock();
-        if status.term < rumour.term || Some(status.group) != self.running.get().map(|running| Some(running.group)) {
-            return;
-        }
-        if status.leader.is_some() || status.term > rumour.term {
-            rumour.leader = status.leader;
-        }
-        rumour.term = status.term;
-        if !status.voters.is_empty() {
-            rumour.voters.clone_from(&status.voters);
         }
     }
 
@@ -419,8 +394,8 @@ impl Shared {
                 Say::Heard
             }
             Ask::MapSince(version) => {
-                let _ = tokio::time::timeout(follow::HELD, self.board.newer(version)).await;
-                Say::Map { update: self.board.since(version), status: self.status() }
+                let _ = tokio::time::timeout(follow::HELD, self.view.board.newer(version)).await;
+                Say::Map { update: self.view.board.since(version), status: self.status() }
             }
             Ask::Status => Say::Status(self.status()),
         }

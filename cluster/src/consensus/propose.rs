@@ -103,23 +103,15 @@ impl Shared {
 
     async fn send(&self, leader: NodeUid, command: Command) -> Tried {
         let group = self.running.get().map(|running| running.group);
-        let asked = self.transport.ask(leader, Request { group, ask: Ask::Propose(command) });
+        let asked = self.view.transport.ask(leader, Request { group, ask: Ask::Propose(command) });
         match timeout(ANSWER + Duration::from_secs(1), asked).await {
             Ok(Ok(Reply(Say::Answered(answer)))) => Tried::Given(Outcome::Answered(answer)),
             Ok(Ok(Reply(Say::NotLeader(other)))) => {
-                self.doubt(leader, other);
+                self.view.doubt(leader, other);
                 Tried::NotGiven
             }
             Ok(Ok(Reply(Say::Elsewhere)) | Err(Unasked::Unreachable)) => Tried::NotGiven,
             _ => Tried::Given(Outcome::Unknown),
-        }
-    }
-
-    /// The one that was thought to lead does not.
-    pub(super) fn doubt(&self, leader: NodeUid, other: Option<NodeUid>) {
-        let mut rumour = self.rumour.lock();
-        if rumour.leader == Some(leader) {
-            rumour.leader = other;
         }
     }
 }

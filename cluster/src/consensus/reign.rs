@@ -150,7 +150,7 @@ impl Driver {
             return self.shared.reigns.store(false, Ordering::Relaxed);
         };
         let now = self.now();
-        let map = self.shared.board.map();
+        let map = self.shared.view.board.map();
         let leads = self.leads(&metrics);
         if self.reign.as_ref().is_some_and(|reign| !leads || reign.term != metrics.current_term) {
             tracing::info!(event = "reign_ended", term = metrics.current_term);
@@ -249,9 +249,9 @@ fn founding(shared: &Shared) -> Option<Command> {
 async fn send_keepalive(shared: Arc<Shared>, session: SessionId, minute: u64) {
     let group = shared.running.get().map(|running| running.group);
     let Some(leader) = shared.leader().filter(|leader| *leader != shared.node) else { return };
-    let asked = shared.transport.ask(leader, Request { group, ask: Ask::Keepalive { session, minute } });
+    let asked = shared.view.transport.ask(leader, Request { group, ask: Ask::Keepalive { session, minute } });
     if let Ok(Ok(Reply(Say::NotLeader(other)))) = timeout(KEEPALIVE, asked).await {
-        shared.doubt(leader, other);
+        shared.view.doubt(leader, other);
     }
 }
 

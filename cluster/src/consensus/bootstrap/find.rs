@@ -112,10 +112,10 @@ impl Consensus {
 
     async fn ask_peers(&self) -> Vec<Group> {
         let ask = |peer: NodeUid| {
-            let asked = self.shared.transport.ask(peer, Request { group: None, ask: Ask::Status });
+            let asked = self.shared.view.transport.ask(peer, Request { group: None, ask: Ask::Status });
             tokio::spawn(async move { timeout(PEER, asked).await })
         };
-        let peers = self.shared.transport.peers();
+        let peers = self.shared.view.transport.peers();
         let asked: Vec<_> = peers.into_iter().take(PEERS_MAX).map(ask).collect();
         let mut groups = Vec::new();
         for answer in asked {

@@ -22,6 +22,7 @@ use super::super::{
     },
     log::simulated::Platter,
     memory::Hub,
+    observer::Observer,
     pace::Pace,
     voters::Seat,
 };
@@ -231,11 +232,15 @@ async fn an_operator_founds_the_cluster_anew() {
         world.start(name, ordinal, None).await;
     }
     seconds(5).await;
+    let gateway = Observer::start(Arc::new(world.hub.port(NodeUid(77))));
     let old = world.register("a", 0).await.unwrap();
     for (name, ordinal) in [("b", 1), ("c", 2)] {
         world.register(name, ordinal).await.unwrap();
     }
     seconds(10).await;
+    assert_eq!(gateway.map().sessions().len(), 3, "a gateway reads the map too");
+    assert_eq!(gateway.map().orphans().count(), 0);
+    assert_eq!(gateway.leader(), world.lives["a"].0.leader());
     // Two of three voters are gone for good.
     for name in ["a", "b"] {
         world.kill(name).await;
@@ -257,6 +262,10 @@ async fn an_operator_founds_the_cluster_anew() {
     let session = world.register("c", 2).await.unwrap();
     assert!(session > old && generation_of(session) == 2);
     assert_eq!(world.lives["c"].0.map().sessions().len(), 1, "the map begins anew");
+
+    seconds(5).await;
+    assert_eq!(gateway.map().generation(), 2, "a gateway follows it there");
+    assert!(gateway.map().is_live(session));
 
     // The flag is left on; nothing happens again. Who comes back empty joins; who has the old disk is sent away.
     world.kill("c").await;

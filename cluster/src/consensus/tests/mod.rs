@@ -3,3 +3,4 @@
 mod beginning;
 mod storage;
 mod voters;
+mod wire;

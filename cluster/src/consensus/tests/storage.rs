@@ -64,7 +64,7 @@ fn the_simulated_disk_passes_openrafts_suite() {
     Suite::test_all(Platters).unwrap();
 }
 
-fn entries(indices: std::ops::Range<u64>) -> Vec<Entry> {
+pub(super) fn entries(indices: std::ops::Range<u64>) -> Vec<Entry> {
     let seats = |n: u64| (n, Seat { ordinal: n as u32, zone: "a".to_owned() });
     let membership = Membership::new(
         vec![[1, 2].into(), [2, 3].into()],
