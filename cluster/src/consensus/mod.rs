@@ -58,6 +58,7 @@ pub mod log;
 mod machine;
 #[cfg(any(test, feature = "simulation"))]
 pub mod memory;
+mod meter;
 mod network;
 pub mod observer;
 pub mod pace;
@@ -255,18 +256,7 @@ impl Consensus {
     /// What a dashboard shows of it.
     #[must_use]
     pub fn vitals(&self) -> Option<Vitals> {
-        let metrics = self.shared.metrics()?;
-        Some(Vitals {
-            term: metrics.current_term,
-            // The loop that reigns may not have heard yet that another does.
-            leads: metrics.state.is_leader() && self.shared.reigns.load(Ordering::Relaxed),
-            leader: self.shared.leader(),
-            votes: metrics.membership_config.voter_ids().any(|voter| voter == self.shared.node.0),
-            voters: metrics.membership_config.voter_ids().map(NodeUid).collect(),
-            applied: metrics.last_applied.map_or(0, |applied| applied.index),
-            last: metrics.last_log_index.unwrap_or(0),
-            snapshot: metrics.snapshot.map_or(0, |snapshot| snapshot.index),
-        })
+        self.shared.vitals()
     }
 }
 
@@ -336,6 +326,11 @@ impl Shared {
         let alive = metrics.has_changed().is_ok();
         let metrics = metrics.borrow().clone();
         (alive && metrics.running_state.is_ok()).then_some(metrics)
+    }
+
+    fn vitals(&self) -> Option<Vitals> {
+        let metrics = self.metrics()?;
+        Some(meter::vitals(&metrics, self.reigns.load(Ordering::Relaxed), self.node.0, self.leader()))
     }
 
     fn is_voter(&self) -> bool {

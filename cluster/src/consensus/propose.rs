@@ -10,7 +10,7 @@ use chappe_schema::id::NodeUid;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Shared,
+    Shared, meter,
     transport::Unasked,
     wire::{Ask, Reply, Request, Say},
 };
@@ -56,6 +56,12 @@ enum Tried {
 impl Shared {
     /// Sees a proposal of this node through.
     pub(super) async fn propose(&self, command: Command) -> Outcome {
+        let outcome = self.see_through(command).await;
+        meter::proposed(&outcome);
+        outcome
+    }
+
+    async fn see_through(&self, command: Command) -> Outcome {
         let deadline = Instant::now() + SEARCH;
         loop {
             if let Tried::Given(outcome) = self.try_once(&command).await {

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     Shared,
+    meter::Meter,
     propose::Pledge,
     types::Metrics,
     voters::{Electorate, Resident, Seat},
@@ -75,10 +76,12 @@ struct Driver {
     reign: Option<Reign>,
     reigns: u64,
     down: BTreeSet<NodeUid>,
+    meter: Meter,
 }
 
 pub(super) async fn drive(shared: Arc<Shared>, mut events: mpsc::UnboundedReceiver<Event>) {
-    let mut driver = Driver { shared, began: Instant::now(), reign: None, reigns: 0, down: BTreeSet::new() };
+    let mut driver =
+        Driver { shared, began: Instant::now(), reign: None, reigns: 0, down: BTreeSet::new(), meter: Meter::new() };
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -147,7 +150,8 @@ impl Driver {
     fn tick(&mut self) {
         let Some(metrics) = self.shared.metrics() else {
             self.reign = None;
-            return self.shared.reigns.store(false, Ordering::Relaxed);
+            self.shared.reigns.store(false, Ordering::Relaxed);
+            return self.meter.show(&self.shared.view.board.map(), None);
         };
         let now = self.now();
         let map = self.shared.view.board.map();
@@ -159,6 +163,7 @@ impl Driver {
         if leads && self.reign.is_none() {
             tracing::info!(event = "reign_began", term = metrics.current_term, map = map.version());
             self.reigns += 1;
+            self.meter.reign_began();
             self.reign = Some(Reign {
                 number: self.reigns,
                 term: metrics.current_term,
@@ -170,6 +175,7 @@ impl Driver {
             });
         }
         self.shared.reigns.store(leads, Ordering::Relaxed);
+        self.meter.show(&map, self.shared.vitals().as_ref());
         self.lead(now, &map);
         self.look_at_voters(now, &map, &metrics);
     }

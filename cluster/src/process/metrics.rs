@@ -81,6 +81,8 @@ pub enum Component {
     Node,
     /// Whoever keeps a log.
     Store,
+    /// A node of a cluster: the map of owners, and its part in deciding it.
+    Cluster,
 }
 
 /// Time, from half a millisecond to ten seconds, with an edge at every objective (0.25 s is that of delivery).
@@ -228,6 +230,33 @@ catalogue! {
         STORE_DISK_FREE_BYTES = "chappe_store_disk_free_bytes", Kind::Gauge, Bytes, {},
             "Space left on the volume of the data directory.";
     }
+    Cluster {
+        CLUSTER_MAP_VERSION = "chappe_cluster_map_version", Kind::Gauge, Count, {},
+            "Version of the map of owners that this node knows (the index of the decision that made it).";
+        CLUSTER_PARTITIONS = "chappe_cluster_partitions", Kind::Gauge, Count, {state: &["owned", "unowned", "moving"]},
+            "Partitions in this node's map: with a live owner, without one, and planned to move.";
+        CLUSTER_SESSIONS = "chappe_cluster_sessions", Kind::Gauge, Count, {state: &["live", "unfenced"]},
+            "Sessions of nodes in this node's map: live ones, and expired ones whose fence is not confirmed.";
+        RAFT_TERM = "chappe_raft_term", Kind::Gauge, Count, {},
+            "Raft's term, which grows with every election.";
+        RAFT_IS_VOTER = "chappe_raft_is_voter", Kind::Gauge, Count, {},
+            "1 while this node votes, as far as it knows.";
+        RAFT_IS_LEADER = "chappe_raft_is_leader", Kind::Gauge, Count, {},
+            "1 while this node leads and a majority hears it.";
+        RAFT_HAS_LEADER = "chappe_raft_has_leader", Kind::Gauge, Count, {},
+            "1 while this node knows who leads.";
+        RAFT_LAST_INDEX = "chappe_raft_last_index", Kind::Gauge, Count, {},
+            "The last entry in this node's log of decisions.";
+        RAFT_APPLIED_INDEX = "chappe_raft_applied_index", Kind::Gauge, Count, {},
+            "The last decision that this node has applied.";
+        RAFT_LEADER_CHANGES_TOTAL = "chappe_raft_leader_changes_total", Kind::Counter, Count, {},
+            "Times that this node began to lead.";
+        RAFT_PROPOSALS_TOTAL = "chappe_raft_proposals_total", Kind::Counter, Count,
+            {result: &["applied", "refused", "unknown", "unavailable"]},
+            "Proposals of this node, by what became of them.";
+        RAFT_LOG_FSYNC_DURATION_SECONDS = "chappe_raft_log_fsync_duration_seconds", Kind::Histogram(SECONDS), Seconds, {},
+            "Time of one sync of the log of decisions.";
+    }
 }
 
 /// The metrics of this process: a cheap handle.
@@ -291,7 +320,7 @@ pub fn install(components: &[Component]) -> Result<Metrics, Error> {
 
 /// Describes the whole catalogue to the current recorder and brings every series it knows to existence, at 0.
 pub fn describe_all() {
-    describe(Component::ALL);
+    describe(Component::EVERY);
 }
 
 /// [`describe_all`] for some components.
@@ -457,6 +486,10 @@ impl Kind {
 impl Component {
     /// What a standalone server is made of.
     pub const ALL: &'static [Component] = &[Component::Process, Component::Gateway, Component::Node, Component::Store];
+
+    /// All that there is.
+    pub const EVERY: &'static [Component] =
+        &[Component::Process, Component::Gateway, Component::Node, Component::Store, Component::Cluster];
 }
 
 #[cfg(test)]
@@ -472,7 +505,7 @@ mod tests {
 
     #[test]
     fn the_catalogue_is_what_is_scraped_both_ways() {
-        let metrics = Metrics::detached(Component::ALL).unwrap();
+        let metrics = Metrics::detached(Component::EVERY).unwrap();
         metrics.within(|| {
             record_build(&Version::of("standalone", 1, 1));
             // With every open label used as well, so that every kind of series is in the text.

@@ -6,6 +6,7 @@ use std::{
     path::Path,
     sync::mpsc::{Receiver, Sender, channel},
     thread,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWri
 use parking_lot::Mutex;
 
 use super::disk::{Batch, Disk, Done};
+use crate::process::metrics::RAFT_LOG_FSYNC_DURATION_SECONDS;
 
 /// A folder with Raft's part of a node's data. The thread ends, and the engine is closed, when it is dropped.
 pub struct Folder {
@@ -79,6 +81,7 @@ impl Disk for Folder {
 
 /// Takes everything that waits into one batch of the engine, with one sync if any of it asks for one.
 fn write_all(db: &Database, table: &Keyspace, batches: &Receiver<(Batch, Option<Done>)>) {
+    let syncs = metrics::histogram!(RAFT_LOG_FSYNC_DURATION_SECONDS);
     let mut failed: Option<String> = None;
     while let Ok(first) = batches.recv() {
         let mut dones = Vec::new();
@@ -93,8 +96,12 @@ fn write_all(db: &Database, table: &Keyspace, batches: &Receiver<(Batch, Option<
             dones.extend(done);
         }
         if failed.is_none() {
+            let began = Instant::now();
             let mode = if dones.is_empty() { PersistMode::Buffer } else { PersistMode::SyncData };
             failed = joined.durability(Some(mode)).commit().err().map(|error| error.to_string());
+            if !dones.is_empty() {
+                syncs.record(began.elapsed());
+            }
         }
         for done in dones {
             done(failed.clone().map_or(Ok(()), |why| Err(io::Error::other(why))));

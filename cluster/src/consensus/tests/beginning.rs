@@ -69,8 +69,10 @@ struct World {
     hub: Hub,
     meta: Arc<Meta>,
     platters: BTreeMap<&'static str, Platter>,
-    lives: BTreeMap<&'static str, (Consensus, JoinHandle<Result<Group, Error>>)>,
+    lives: BTreeMap<&'static str, (Consensus, Finding)>,
 }
+
+type Finding = JoinHandle<Result<Group, Error>>;
 
 impl World {
     fn new() -> Self {
