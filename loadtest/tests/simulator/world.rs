@@ -43,7 +43,7 @@ use uuid::Uuid;
 use super::{
     client::{Asked, Came, Client, Kind},
     faults::{self, Fault, Trouble},
-    plane::Plane,
+    plane::{Plane, RAFT_MS, Raft, Said},
 };
 
 pub const NODES: usize = 3;
@@ -55,6 +55,8 @@ pub const PARTITIONS: usize = 16;
 
 const T0: Millis = 1_700_000_000_000;
 const TICK_US: u64 = 100_000;
+/// One seed of so many has the real Raft.
+const RAFT_EVERY: u64 = 10;
 /// Within this time after everything has healed everything must be answered.
 const RECOVERY_MS_MAX: Millis = 60_000;
 /// A way that is silent for so long is broken, for both its ends.
@@ -86,6 +88,8 @@ impl Outcomes {
 
 enum Event_ {
     Tick,
+    /// Raft's clock is moved on.
+    Raft,
     Fault(Fault),
     Heal(Fault),
     ToNode {
@@ -187,6 +191,8 @@ pub struct World {
     counted: u64,
     replicas: Replicas,
     plane: Plane,
+    /// The real Raft, in some seeds.
+    raft: Option<Box<Raft>>,
     nodes: Vec<NodeHost>,
     gateways: Vec<GatewayHost>,
     links: Vec<Vec<Link>>,
@@ -240,10 +246,12 @@ pub fn run(seed: u64, told: bool) -> Outcomes {
 impl World {
     fn new(seed: u64, told: bool) -> Self {
         let replicas = Replicas::new(seed, Weather::default());
+        let raft = seed.is_multiple_of(RAFT_EVERY).then(|| Box::new(Raft::found(seed, NODES, partitions())));
+        let uid = |index: usize| raft.as_ref().map_or(NodeUid(100 + index as u64), |raft| raft.uid(index));
         let nodes = (0..NODES)
             .map(|index| NodeHost {
                 node: None,
-                uid: NodeUid(100 + index as u64),
+                uid: uid(index),
                 life: 0,
                 clock: Arc::new(AtomicU64::new(T0)),
                 skew: 0,
@@ -270,6 +278,7 @@ impl World {
             queue: BTreeMap::new(),
             counted: 0,
             plane: Plane::found(partitions(), T0),
+            raft,
             replicas,
             nodes,
             gateways: (0..GATEWAYS).map(gateway).collect(),
@@ -338,6 +347,9 @@ impl World {
             self.start_node(index);
         }
         self.after(0, Event_::Tick);
+        if self.raft.is_some() {
+            self.after(0, Event_::Raft);
+        }
         for index in 0..CONVERSATIONS {
             let (id, named) = self.conversations[index];
             self.note(What::NameConversation { conversation: named, id: id.0 });
@@ -516,6 +528,7 @@ impl World {
         }
         match event {
             Event_::Tick => self.tick(),
+            Event_::Raft => self.raft_goes_on(),
             Event_::Fault(fault) => self.begin_fault(fault),
             Event_::Heal(fault) => self.end_fault(fault),
             Event_::ToNode { gateway, node, life, message } => {
@@ -548,7 +561,7 @@ impl World {
             Event_::MapToNode { node, life, map } => {
                 let host = &self.nodes[node];
                 if host.life == life
-                    && !host.no_plane
+                    && (!host.no_plane || self.raft.is_some())
                     && !host.no_news
                     && let Some(stepped) = &host.node
                 {
@@ -557,7 +570,9 @@ impl World {
             }
             Event_::MapToGateway { gateway, map } => self.gateway_sees(gateway, map),
             Event_::Propose { node, life, command } => {
-                if self.nodes[node].no_plane || self.nodes[node].life != life {
+                // Whom Raft cuts off it cuts off itself.
+                let is_cut = self.nodes[node].no_plane && self.raft.is_none();
+                if is_cut || self.nodes[node].life != life {
                     return;
                 }
                 if matches!(command, Proposal::CommitMoves { .. })
@@ -565,6 +580,9 @@ impl World {
                 {
                     self.nodes[node].no_news = true;
                     self.after(3_000_000, Event_::Heal(Fault::BrokenMove(Trouble::Uninformed)));
+                }
+                if let Some(raft) = &self.raft {
+                    return raft.propose(node, life, command);
                 }
                 let now = self.ms();
                 let before = self.plane.map().version();
@@ -583,12 +601,15 @@ impl World {
                 if host.life == life
                     && let Some(stepped) = &host.node
                 {
-                    let is_cut = host.no_plane || host.no_news;
+                    let is_cut = (host.no_plane && self.raft.is_none()) || host.no_news;
                     let outcome = if is_cut { Outcome::Unknown } else { outcome };
                     stepped.answered(command, outcome);
                 }
             }
-            Event_::Health(node, health) => self.plane.health(self.nodes[node].uid, health),
+            Event_::Health(node, health) => match &self.raft {
+                Some(raft) => raft.health(node, health),
+                None => self.plane.health(self.nodes[node].uid, health),
+            },
             Event_::Lost(gateway, session) => {
                 let now = self.ms();
                 self.gateways[gateway].lanes.lost(session, now);
@@ -618,6 +639,10 @@ impl World {
 
     /// Everybody hears of the newest map, each in their own time.
     fn announce(&mut self) {
+        if self.raft.is_some() {
+            // Raft says it itself.
+            return;
+        }
         let map = self.plane.map().clone();
         self.say(|| {
             let owners: Vec<String> = map
@@ -635,6 +660,53 @@ impl World {
         for gateway in 0..GATEWAYS {
             let delay = self.rng.random_range(500..150_000);
             self.after(delay, Event_::MapToGateway { gateway, map: map.clone() });
+        }
+    }
+
+    /// The newest map that there is.
+    fn cluster_map(&self) -> &Map {
+        self.raft.as_ref().map_or_else(|| self.plane.map(), |raft| raft.newest())
+    }
+
+    /// Somebody, an operator or the leader, asks the cluster.
+    fn order(&mut self, command: &Proposal) {
+        self.say(|| format!("ordered: {command:?}"));
+        match &self.raft {
+            Some(raft) => {
+                let asked = (0..NODES).find(|node| self.nodes[*node].node.is_some());
+                if let Some(node) = asked {
+                    // The answer is for no life of that node.
+                    raft.propose(node, u32::MAX, command.clone());
+                }
+            }
+            None => {
+                let now = self.ms();
+                self.plane.propose(command, now);
+                self.announce();
+            }
+        }
+    }
+
+    fn raft_goes_on(&mut self) {
+        self.after(RAFT_MS * 1000, Event_::Raft);
+        let Some(raft) = &mut self.raft else { return };
+        let before = raft.newest().version();
+        let said = raft.advance();
+        let newest = raft.newest().clone();
+        for one in said {
+            match one {
+                Said::Map(node, life, map) => self.after(0, Event_::MapToNode { node, life, map }),
+                Said::Answer(node, life, command, outcome) => {
+                    self.say(|| format!("raft: {command:?} -> {outcome:?}"));
+                    self.after(0, Event_::Answer { node, life, command, outcome });
+                }
+            }
+        }
+        if newest.version() > before {
+            for gateway in 0..GATEWAYS {
+                let delay = self.rng.random_range(500..150_000);
+                self.after(delay, Event_::MapToGateway { gateway, map: newest.clone() });
+            }
         }
     }
 
@@ -657,20 +729,23 @@ impl World {
             if whole_second {
                 stepped.second();
             }
-            if !host.no_plane
+            if (!host.no_plane || self.raft.is_some())
                 && let Some((session, minute)) = stepped.alive()
                 && (self.now / TICK_US).is_multiple_of(3)
             {
-                self.plane.keepalive(session, minute, now);
+                match &self.raft {
+                    Some(raft) => raft.keepalive(index, session, minute),
+                    None => self.plane.keepalive(session, minute, now),
+                }
             }
             // A map that got lost is asked for again.
-            if !host.no_plane && self.rng.random_bool(0.05) {
-                let (life, map) = (host.life, self.plane.map().clone());
+            if self.raft.is_none() && !host.no_plane && self.rng.random_bool(0.05) {
+                let (life, map) = (host.life, self.cluster_map().clone());
                 self.after(1_000, Event_::MapToNode { node: index, life, map });
             }
             self.run_node(index);
         }
-        if self.plane.lead(now) {
+        if self.raft.is_none() && self.plane.lead(now) {
             self.announce();
         }
         self.look_at_links();
@@ -912,7 +987,7 @@ impl World {
         let sessions: Vec<SessionId> = host
             .map
             .sessions()
-            .chain(self.plane.map().sessions())
+            .chain(self.cluster_map().sessions())
             .filter(|(_, session)| session.node == uid)
             .map(|(id, _)| id)
             .collect();
@@ -950,10 +1025,13 @@ impl World {
             weight: 1,
             versions: Versions { min: 1, max: 1 },
         };
+        if let Some(raft) = &mut self.raft {
+            raft.start(index, host.life);
+        }
         let generation = host.store.generation();
         host.node =
             Some(Stepped::new(me, Arc::new(host.store.clone()), generation, Arc::clone(&host.clock), self.budget));
-        let (life, map) = (host.life, self.plane.map().clone());
+        let (life, map) = (host.life, self.cluster_map().clone());
         self.after(2_000, Event_::MapToNode { node: index, life, map });
         self.after(200_000, Event_::Health(index, Health::Up));
         for gateway in 0..GATEWAYS {
@@ -971,11 +1049,17 @@ impl World {
             Fault::Crash(node, ms) => {
                 self.nodes[node].node = None;
                 self.nodes[node].life += 1;
+                if let Some(raft) = &mut self.raft {
+                    raft.crash(node);
+                }
                 self.after(notice, Event_::Health(node, Health::Down));
                 ms
             }
             Fault::Pause(node, ms) => {
                 self.nodes[node].paused = true;
+                if let Some(raft) = &mut self.raft {
+                    raft.hold(node);
+                }
                 if ms * 1000 > notice {
                     self.after(notice, Event_::Health(node, Health::Down));
                 }
@@ -987,6 +1071,9 @@ impl World {
             }
             Fault::NoPlane(node, ms) => {
                 self.nodes[node].no_plane = true;
+                if let Some(raft) = &mut self.raft {
+                    raft.isolate(node);
+                }
                 if self.rng.random_bool(0.7) {
                     self.after(notice, Event_::Health(node, Health::Down));
                 }
@@ -1010,6 +1097,11 @@ impl World {
             }
             Fault::NoLeader(ms) => {
                 self.plane.leaderless_until = self.ms() + ms;
+                if let Some(raft) = &mut self.raft
+                    && let Some(leader) = raft.leader()
+                {
+                    raft.isolate(leader);
+                }
                 ms
             }
             Fault::GatewayCrash(gateway, ms) => {
@@ -1052,9 +1144,7 @@ impl World {
             Fault::Drain(node) => {
                 let session = self.nodes[node].node.as_ref().and_then(Stepped::alive);
                 if let Some((session, _)) = session {
-                    let now = self.ms();
-                    self.plane.propose(&Proposal::SetDrain { session, slot: true }, now);
-                    self.announce();
+                    self.order(&Proposal::SetDrain { session, slot: true });
                 }
                 8_000
             }
@@ -1064,6 +1154,9 @@ impl World {
             }
             Fault::Zombie(node, gateway, is_slow, ms) => {
                 self.nodes[node].no_plane = true;
+                if let Some(raft) = &mut self.raft {
+                    raft.isolate(node);
+                }
                 for other in 0..NODES {
                     if (other == node) == is_slow {
                         self.nodes[other].store.set_way(Way::Slow);
@@ -1100,12 +1193,12 @@ impl World {
     fn owner_of_something(&mut self) -> Option<usize> {
         let index = self.rng.random_range(0..CONVERSATIONS);
         let partition = EntityId::Conversation(self.conversations[index].0).partition();
-        let (session, _) = self.plane.map().owner(partition)?;
+        let (session, _) = self.cluster_map().owner(partition)?;
         self.node_of(session)
     }
 
     fn break_a_move(&mut self, trouble: Trouble) {
-        let map = self.plane.map().clone();
+        let map = self.cluster_map().clone();
         let index = self.rng.random_range(0..CONVERSATIONS);
         let partition = EntityId::Conversation(self.conversations[index].0).partition();
         let Some((from, expect)) = map.owner(partition) else { return };
@@ -1116,11 +1209,9 @@ impl World {
             return;
         }
         self.moves += 1;
-        let (now, plan) = (self.ms(), map.next_plan());
+        let plan = map.next_plan();
         let moves = vec![Move { partition, expect, from, to }];
-        let outcome = self.plane.propose(&Proposal::PlanMoves { plan, moves }, now);
-        self.say(|| format!("plan {plan}: {outcome:?}"));
-        self.announce();
+        self.order(&Proposal::PlanMoves { plan, moves });
         match trouble {
             Trouble::Unheard(after) => {
                 self.after(after * 1000, Event_::Deaf(receiver, giver, 4_000));
@@ -1137,7 +1228,7 @@ impl World {
     }
 
     fn plan_moves(&mut self) {
-        let map = self.plane.map().clone();
+        let map = self.cluster_map().clone();
         let sessions: Vec<SessionId> = map.sessions().map(|(id, _)| id).collect();
         let wanted = self.rng.random_range(1..4);
         let mut moves = Vec::new();
@@ -1159,15 +1250,17 @@ impl World {
             return;
         }
         self.moves += moves.len();
-        let now = self.ms();
         let plan: PlanId = map.next_plan();
-        let outcome = self.plane.propose(&Proposal::PlanMoves { plan, moves }, now);
-        self.say(|| format!("plan {plan}: {outcome:?}"));
-        self.announce();
+        self.order(&Proposal::PlanMoves { plan, moves });
     }
 
     fn end_fault(&mut self, fault: Fault) {
         self.say(|| format!("over: {fault:?}"));
+        if matches!(fault, Fault::Pause(..) | Fault::NoPlane(..) | Fault::NoLeader(_) | Fault::Zombie(..))
+            && let Some(raft) = &mut self.raft
+        {
+            raft.heal();
+        }
         match fault {
             Fault::Crash(node, _) if self.nodes[node].node.is_none() => self.start_node(node),
             Fault::Crash(..) => {}
@@ -1182,7 +1275,7 @@ impl World {
             Fault::NoPlane(node, _) => {
                 self.nodes[node].no_plane = false;
                 self.after(100_000, Event_::Health(node, Health::Up));
-                let (life, map) = (self.nodes[node].life, self.plane.map().clone());
+                let (life, map) = (self.nodes[node].life, self.cluster_map().clone());
                 self.after(5_000, Event_::MapToNode { node, life, map });
             }
             Fault::NoLink(gateway, node, _) => {
@@ -1198,7 +1291,7 @@ impl World {
             Fault::BrokenMove(_) => {
                 for node in 0..NODES {
                     self.nodes[node].no_news = false;
-                    let (life, map) = (self.nodes[node].life, self.plane.map().clone());
+                    let (life, map) = (self.nodes[node].life, self.cluster_map().clone());
                     self.after(5_000, Event_::MapToNode { node, life, map });
                 }
             }
@@ -1208,7 +1301,7 @@ impl World {
                 self.nodes.iter().for_each(|host| host.store.set_way(Way::Open));
                 self.gateways[gateway].informed = true;
                 self.after(100_000, Event_::Health(node, Health::Up));
-                let (life, map) = (self.nodes[node].life, self.plane.map().clone());
+                let (life, map) = (self.nodes[node].life, self.cluster_map().clone());
                 self.after(5_000, Event_::MapToNode { node, life, map: map.clone() });
                 self.after(5_000, Event_::MapToGateway { gateway, map });
             }
@@ -1221,7 +1314,7 @@ impl World {
                 host.lanes = Lanes::default();
                 host.map = Map::default();
                 host.alive = true;
-                let map = self.plane.map().clone();
+                let map = self.cluster_map().clone();
                 self.after(3_000, Event_::MapToGateway { gateway, map });
             }
             Fault::Replicas(count, _) => {
@@ -1232,10 +1325,8 @@ impl World {
             Fault::Storm(_) => self.replicas.set_weather(Weather::default()),
             Fault::Clock(node, ..) => self.nodes[node].skew = 0,
             Fault::Drain(_) => {
-                if let Some(session) = self.plane.map().draining() {
-                    let now = self.ms();
-                    self.plane.propose(&Proposal::SetDrain { session, slot: false }, now);
-                    self.announce();
+                if let Some(session) = self.cluster_map().draining() {
+                    self.order(&Proposal::SetDrain { session, slot: false });
                 }
             }
             Fault::Slander(node, _) => self.after(1, Event_::Health(node, Health::Up)),
