@@ -140,7 +140,10 @@ pub(crate) fn count(error: &Error) {
 
 #[cfg(test)]
 mod tests {
-    use chappe_schema::access::{Ban, By, Token};
+    use chappe_schema::{
+        access::{Ban, By, Token},
+        wire::Owner,
+    };
 
     use super::*;
     use crate::sweep::tests::World;
@@ -177,6 +180,20 @@ mod tests {
         // A push is heard at once.
         world.node.change_access(name, true, |access| access.set_ban(2, None));
         assert_eq!(world.gateway.check_access(&actor).await, Ok(()));
+    }
+
+    /// Goal: a ban that a former owner had no time to tell of is heard of from the next one.
+    #[tokio::test]
+    async fn the_next_owner_ends_what_the_last_one_could_not() {
+        let world = World::new();
+        let mut ada = world.client("ada", 3600, 64 * 1024).await;
+        let mut bob = world.client("bob", 3600, 64 * 1024).await;
+        world.node.change_access("ada", false, |access| access.set_ban(1, Some(Ban::default())));
+        let owner = Owner { session: 1, epoch: 7 };
+        let of = |name: &str| (EntityId::User(UserId::new(name).unwrap()).partition(), owner);
+        world.gateway.assigned(&[of("ada"), of("bob")]);
+        assert_eq!(ada.ended().await, ("auth.banned".into(), 4504));
+        bob.nothing().await;
     }
 
     #[test]

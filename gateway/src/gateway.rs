@@ -31,6 +31,7 @@ use crate::{
     limiter::Limiter,
     listeners::Listeners,
     meters::{Meters, Reason},
+    rejoin::unregistered,
     resume::{self, CameBack, Resuming},
     route::{
         Asking, Pending, Refreshing, Route,
@@ -372,10 +373,8 @@ impl Gateway {
                 log(&error, &request_id);
                 access::count(&error);
                 outbox.error(resuming.id.as_ref(), &error, &request_id, wakers);
-                // Without its registration the connection is of no use; its client comes back.
-                let row = if error.code.row().close.is_some() { error.code.row() } else { Code::Overloaded.row() };
-                let close = row.close.unwrap_or(1013);
-                outbox.close_with(close, row.code, Reason::of(&error), None, wakers);
+                // Without its registration the connection is of no use; its client comes back, unless it may not.
+                outbox.close_with(unregistered(error.code), error.code.row().code, Reason::of(&error), None, wakers);
                 return;
             }
         };

@@ -5,7 +5,7 @@
 //! stand: a client that has that already does nothing, another one fetches what it missed.
 
 use chappe_schema::{
-    error::Error,
+    error::{Code, Error},
     id::{ConnectionSlot, EntityId, Partition, UserId},
     wire::{Heads, Owner, ToNode},
 };
@@ -18,6 +18,11 @@ use crate::{
     route::Pending,
     websocket::outbox::Wakers,
 };
+
+/// The code with which a connection is closed that its user's owner has not registered.
+pub(crate) fn unregistered(code: Code) -> u16 {
+    code.row().close.or(Code::Overloaded.row().close).unwrap_or(1013)
+}
 
 impl Gateway {
     /// These partitions have other owners than before.
@@ -62,7 +67,11 @@ impl Gateway {
                 }
             }
             // Without its registration the connection is of no use; its client comes back, unless it may not.
-            Err(error) => outbox.close(&error, &connection.request_id(), Reason::of(&error), wakers),
+            Err(error) => {
+                let request_id = connection.request_id();
+                let (close, code) = (unregistered(error.code), error.code.row().code);
+                outbox.close_with(close, code, Reason::of(&error), Some((&error, &request_id)), wakers);
+            }
         }
     }
 

@@ -381,3 +381,7 @@ fn greet(listen: SocketAddr, admin: SocketAddr, data_dir: &Path, issues_tokens: 
     // Nobody may be reading.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
+
+#[cfg(test)]
+#[path = "main/tests.rs"]
+mod tests;

@@ -36,15 +36,15 @@ pub enum By {
     Key(Arc<str>),
 }
 
-/// A log-out. Without a device and a token it is about everything that the user has.
+/// A log-out. Without a device and tokens it is about everything that the user has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogOut {
     /// Tokens issued before this are refused.
     pub before: Millis,
     /// The one device that it is about.
     pub device: Option<DeviceId>,
-    /// The print and the end of the one token that it is about, for a device that its token does not name.
-    pub token: Option<(u64, Millis)>,
+    /// Prints and ends of single tokens that it is about: those that name no device.
+    pub tokens: Vec<(u64, Millis)>,
     /// The API key that asked for it; empty when it was the user.
     pub by: String,
 }
@@ -141,14 +141,14 @@ impl Access {
         self.version = version;
         // Those that ended by themselves are refused anyhow.
         self.marks.retain(|mark| !matches!(mark.what, Marked::Token { expires_at, .. } if expires_at <= at));
-        if out.device.is_none() && out.token.is_none() {
+        if out.is_of_everything() {
             self.before = self.before.max(out.before);
         }
         if let Some(device) = &out.device {
             self.mark(Mark { before: out.before, what: Marked::Device(device.clone()) });
         }
-        if let Some((print, expires_at)) = out.token {
-            self.mark(Mark { before: out.before, what: Marked::Token { print, expires_at } });
+        for (print, expires_at) in &out.tokens {
+            self.mark(Mark { before: out.before, what: Marked::Token { print: *print, expires_at: *expires_at } });
         }
         let before = self.before;
         self.marks.retain(|mark| mark.before > before);
@@ -174,12 +174,17 @@ impl Access {
 }
 
 impl LogOut {
+    /// Whether it is about all of the user's devices.
+    #[must_use]
+    pub const fn is_of_everything(&self) -> bool {
+        self.device.is_none() && self.tokens.is_empty()
+    }
+
     /// Whether a connection with this token and device is over, whenever the token was issued: it was there before.
     #[must_use]
     pub fn ends(&self, device: Option<&DeviceId>, token: &Token) -> bool {
-        let is_of_everything = self.device.is_none() && self.token.is_none();
         let is_the_device = self.device.is_some() && self.device.as_ref() == device;
-        is_of_everything || is_the_device || self.token.is_some_and(|(print, _)| print == token.print)
+        self.is_of_everything() || is_the_device || self.tokens.iter().any(|(print, _)| *print == token.print)
     }
 }
 
@@ -218,7 +223,7 @@ mod tests {
     #[test]
     fn one_token_can_be_logged_out_until_it_ends() {
         let mut access = Access::default();
-        access.log_out(1, 100, &LogOut { before: 100, token: Some((7, 1_000)), ..LogOut::default() });
+        access.log_out(1, 100, &LogOut { before: 100, tokens: vec![(7, 1_000)], ..LogOut::default() });
         assert_eq!(refused(&access, None, &token(99, 7), 100), Some(Code::AuthLoggedOut));
         assert_eq!(refused(&access, None, &token(99, 8), 100), None);
         access.log_out(2, 1_000, &LogOut { before: 1_000, device: Some(device("tv")), ..LogOut::default() });
@@ -258,7 +263,7 @@ mod tests {
         let phone = LogOut { device: Some(device("phone")), ..LogOut::default() };
         assert!(phone.ends(Some(&device("phone")), &bound) && !phone.ends(Some(&device("tv")), &bound));
         assert!(!phone.ends(None, &bound));
-        let one = LogOut { token: Some((1, 9)), ..LogOut::default() };
+        let one = LogOut { tokens: vec![(1, 9)], ..LogOut::default() };
         assert!(one.ends(None, &bound) && !one.ends(None, &Token::default()));
         assert!(LogOut::default().ends(None, &bound));
     }

@@ -1041,8 +1041,9 @@ impl StoredMember {
 impl From<&LogOut> for StoredLogOut {
     fn from(out: &LogOut) -> Self {
         let device = out.device.as_ref().map(|device| Marked::Device(device.clone()));
-        let token = out.token.map(|(print, expires_at)| Marked::Token { print, expires_at });
-        let marks = device.into_iter().chain(token).map(|what| (&Mark { before: out.before, what }).into());
+        let tokens =
+            out.tokens.iter().map(|(print, expires_at)| Marked::Token { print: *print, expires_at: *expires_at });
+        let marks = device.into_iter().chain(tokens).map(|what| (&Mark { before: out.before, what }).into());
         Self { before: out.before, marks: marks.collect(), by: out.by.clone() }
     }
 }
@@ -1054,7 +1055,7 @@ impl TryFrom<StoredLogOut> for LogOut {
         for mark in stored.marks {
             match Mark::try_from(mark)?.what {
                 Marked::Device(device) => out.device = Some(device),
-                Marked::Token { print, expires_at } => out.token = Some((print, expires_at)),
+                Marked::Token { print, expires_at } => out.tokens.push((print, expires_at)),
             }
         }
         Ok(out)
@@ -1195,7 +1196,7 @@ mod tests {
             Fact::UserLoggedOut(LogOut {
                 before: 9,
                 device: DeviceId::new("tv").ok(),
-                token: Some((u64::MAX, 10)),
+                tokens: vec![(u64::MAX, 10), (1, 11)],
                 by: String::new(),
             }),
             Fact::UserBanned(Ban { since: 1, until: Some(0), reason: "spam".into(), by: "backend".into() }),

@@ -130,7 +130,7 @@ impl Client {
     }
 
     /// An error frame and then a close frame.
-    async fn ended(&mut self) -> (String, u16) {
+    pub(crate) async fn ended(&mut self) -> (String, u16) {
         let mut error = String::new();
         loop {
             let (first, payload) = self.frame().await;

@@ -22,7 +22,7 @@ use chappe_schema::{
 };
 
 use super::{
-    outbox::{Closing, Entry, Outbox, Taken, Wakers},
+    outbox::{Closing, Entry, Outbox, Taken, Wakers, close_code},
     reader::Broken,
     socket::{CLOSING_S_MAX, Phase},
 };
@@ -178,19 +178,12 @@ impl Client {
         };
         let request_id = self.connection.request_id();
         log(error, &request_id);
-        let row = error.code.row();
-        let close = match row.close {
-            Some(close) => close,
-            // It may come back.
-            None if row.retryable => Code::Overloaded.row().close.unwrap_or(1013),
-            None => 1002,
-        };
         let told = id.is_none().then_some((error, request_id.as_str()));
         self.push(|outbox, wakers| {
             if id.is_some() {
                 outbox.error(id, error, &request_id, wakers);
             }
-            outbox.close_with(close, row.code, why, told, wakers);
+            outbox.close_with(close_code(error.code), error.code.row().code, why, told, wakers);
         });
     }
 

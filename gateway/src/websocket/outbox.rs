@@ -205,9 +205,7 @@ impl Outbox {
 
     /// Ends the connection once everything that waits has been written, the error last. Only the first end counts.
     pub(crate) fn close(&mut self, error: &Error, request_id: &str, why: Reason, wakers: &mut Wakers) {
-        let row = error.code.row();
-        // Protocol violation is what a violation without a code of its own is.
-        self.close_with(row.close.unwrap_or(1002), row.code, why, Some((error, request_id)), wakers);
+        self.close_with(close_code(error.code), error.code.row().code, why, Some((error, request_id)), wakers);
     }
 
     /// [`close`](Self::close) with another code than the table's, or without an error.
@@ -429,6 +427,15 @@ impl Outbox {
     pub(crate) fn shut_all(&mut self) -> Vec<ConversationId> {
         std::mem::take(&mut self.opened)
     }
+}
+
+/// The code with which an error closes a connection: its own, or one that says whether it is of use to come back.
+pub(crate) fn close_code(code: Code) -> u16 {
+    /// The protocol was violated.
+    const VIOLATION: u16 = 1002;
+    let row = code.row();
+    let other = if row.retryable { Code::Overloaded.row().close } else { Some(VIOLATION) };
+    row.close.or(other).unwrap_or(VIOLATION)
 }
 
 impl Entry {
