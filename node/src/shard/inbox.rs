@@ -88,10 +88,11 @@ impl Shard {
     /// once, else what stands first as far as anybody knows.
     pub(super) fn heads_for_connection(&self, id: &UserId, connecting: &Connecting) -> Vec<ConversationId> {
         let Some(Phase::Ready(user)) = self.users.get(id).map(|slot| &slot.slot.phase) else { return Vec::new() };
-        let mut needs = user.unverified();
-        if needs.len() > HEADS_ASKED_MAX {
-            needs = user.first(CONNECT_INBOX_MAX).collect();
-        }
+        let mut needs: Vec<ConversationId> = match user.open_questions() {
+            0 => Vec::new(),
+            1..=HEADS_ASKED_MAX => user.unverified(),
+            _ => user.first(CONNECT_INBOX_MAX).collect(),
+        };
         needs.extend(connecting.positions.iter().filter(|position| user.head(position).is_some()));
         needs
     }
@@ -217,6 +218,10 @@ impl Shard {
             if user.head > committed {
                 let head = user.head;
                 return shard.wait_user(&id, head, UserRelease::Inbox(from, asked));
+            }
+            if shard.now > asked.deadline {
+                let error = Error::new(Code::Aborted).with_detail("the request waited too long and was not begun");
+                return shard.answer_user(from, &asked, Err(error));
             }
             if let Command::InboxUpdate { .. } = &asked.command {
                 return shard.mark(&id, from, &asked);
@@ -462,6 +467,8 @@ impl Shard {
     pub(super) fn tick_inbox(&mut self) {
         let settling: Vec<UserId> = self.settling.iter().cloned().collect();
         settling.iter().for_each(|id| self.go_on_with_waiting(id));
+        let Self { settling, users, .. } = self;
+        settling.retain(|id| users.get(id).is_some_and(|slot| !slot.waiting.is_empty()));
         let now = self.now;
         let late = self.gatherings.extract_if(|_, gathering| now > gathering.asked.deadline);
         let late: Vec<Gathering> = late.map(|(_, gathering)| gathering).collect();

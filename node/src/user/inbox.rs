@@ -5,7 +5,10 @@
 //! conversation (title, counts, the last message) is asked of its owner when the page is: for the visible window only,
 //! and right by construction, since the one who counts is the one who owns the messages.
 
-use std::{collections::BTreeSet, ops::Bound};
+use std::{
+    collections::BTreeSet,
+    ops::{Bound, RangeBounds},
+};
 
 use chappe_schema::{
     event::ConversationKind,
@@ -68,6 +71,9 @@ pub struct Pick {
     pub flags: Flags,
 }
 
+/// Conversations that are put in order for one page: that many cost less than a walk.
+const FEW_MAX: usize = 512;
+
 /// Below every place of the usual list.
 const USUAL: Place = Place { section: Section::Usual, at: 0, conversation: ConversationId(uuid::Uuid::nil()) };
 
@@ -105,15 +111,14 @@ impl User {
 
     /// The heads of large conversations do not come by themselves: they are asked for again.
     pub fn distrust_large(&mut self) {
-        let large = self.conversations.iter().filter(|(_, known)| known.joined && known.large);
-        let large: Vec<ConversationId> = large.map(|(id, _)| *id).collect();
+        let large: Vec<ConversationId> = self.index.large.iter().copied().collect();
         large.into_iter().for_each(|conversation| self.question(conversation));
     }
 
     /// Whether the user has conversations whose heads do not come by themselves.
     #[must_use]
     pub fn has_large(&self) -> bool {
-        self.conversations.values().any(|known| known.joined && known.large)
+        !self.index.large.is_empty()
     }
 
     /// The conversation must be asked where it stands.
@@ -172,6 +177,12 @@ impl User {
         open.map(|(id, _)| *id).collect()
     }
 
+    /// How many conversations were not asked, or have not answered.
+    #[must_use]
+    pub const fn open_questions(&self) -> usize {
+        self.open_questions
+    }
+
     /// Whether every conversation has been asked.
     #[must_use]
     pub const fn is_verified(&self) -> bool {
@@ -193,15 +204,15 @@ impl User {
         }
         known.knowledge = if answer.head.is_some() { Knowledge::Known } else { Knowledge::Unknown };
         let Some(head) = answer.head else { return };
-        known.large = answer.large;
+        if known.large != answer.large {
+            self.change(answer.conversation, |known| known.large = answer.large);
+        }
         self.raise(answer.conversation, Moved { head, message_at: answer.message_at, read_n: answer.read_n }, change);
     }
 
     /// The conversation's later heads will not come by themselves.
     pub fn grown_large(&mut self, conversation: ConversationId) {
-        if let Some(known) = self.conversations.get_mut(&conversation) {
-            known.large = true;
-        }
+        self.change(conversation, |known| known.large = true);
     }
 
     /// A conversation has moved on, or the user has read of it. Numbers only grow, so late news changes nothing.
@@ -263,35 +274,49 @@ impl User {
     }
 
     /// A page of the list below `below`.
+    ///
+    /// The list is walked down from there. Where few conversations can pass the filter, they are taken instead and put in
+    /// order: so a page looks at no more than [`INBOX_LOOKS_MAX`] conversations, wherever those that it shows lie.
     #[must_use]
     pub fn page(&self, filter: Filter, below: Option<Place>, limit: usize, now: Millis) -> Page {
-        let order = match filter {
-            Filter { unread: true, .. } => &self.index.unread,
-            Filter { muted: Some(true), .. } => &self.index.muted,
-            _ => &self.index.listed,
-        };
-        let section = if filter.archived {
+        let (bottom, top) = if filter.archived {
             (Bound::Unbounded, Bound::Excluded(USUAL))
         } else {
             (Bound::Included(USUAL), Bound::Unbounded)
         };
-        let (bottom, top) = section;
         // A cursor of another part of the list is a place all the same.
         let top = match (below, top) {
             (Some(below), Bound::Excluded(top)) => Bound::Excluded(below.min(top)),
             (Some(below), _) => Bound::Excluded(below.max(USUAL)),
             (None, top) => top,
         };
+        let few = match filter {
+            Filter { unread: true, .. } => Some(&self.index.unread),
+            Filter { muted: Some(true), .. } => Some(&self.index.muted),
+            _ => None,
+        };
+        if let Some(few) = few.filter(|few| few.len() <= FEW_MAX) {
+            let place = |id: &ConversationId| self.joined(id)?.entry(*id)?.joined.map(|joined| joined.place);
+            let mut places: Vec<Place> = few.iter().filter_map(place).collect();
+            places.retain(|place| (bottom, top).contains(place));
+            places.sort_unstable_by(|one, other| other.cmp(one));
+            return self.page_of(places.into_iter(), filter, limit, now);
+        }
+        self.page_of(self.index.listed.range((bottom, top)).rev().copied(), filter, limit, now)
+    }
+
+    fn page_of(&self, places: impl Iterator<Item = Place>, filter: Filter, limit: usize, now: Millis) -> Page {
         let mut page = Page::default();
-        let mut places = order.range((bottom, top)).rev().peekable();
+        let mut places = places.peekable();
         let mut looks = 0;
         while page.picks.len() < limit && looks < INBOX_LOOKS_MAX {
             let Some(place) = places.next() else { break };
             looks += 1;
-            page.next = Some(*place);
+            page.next = Some(place);
             let Some(known) = self.joined(&place.conversation) else { continue };
             let pick = known.pick(place.conversation, now);
-            if filter.muted.is_none_or(|muted| muted == pick.flags.muted) {
+            let is_unread = !filter.unread || self.index.unread.contains(&place.conversation);
+            if is_unread && filter.muted.is_none_or(|muted| muted == pick.flags.muted) {
                 page.picks.push(pick);
             }
         }

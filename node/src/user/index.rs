@@ -13,10 +13,13 @@ use chappe_schema::{
 pub(super) struct Index {
     /// As the list shows them.
     pub(super) listed: BTreeSet<Place>,
-    /// Those of them with something unread.
-    pub(super) unread: BTreeSet<Place>,
-    /// Those of them that were muted, whether that is over or not: an index has no clock.
-    pub(super) muted: BTreeSet<Place>,
+    /// Those with something unread. Without their places: most messages come where something is unread already, and must
+    /// not cost a move here too.
+    pub(super) unread: BTreeSet<ConversationId>,
+    /// Those that were muted, whether that is over or not: an index has no clock.
+    pub(super) muted: BTreeSet<ConversationId>,
+    /// Those whose heads do not come by themselves.
+    pub(super) large: BTreeSet<ConversationId>,
     /// By their last change. Those that nobody has noted a change of come first, all at the same one.
     pub(super) changed: BTreeSet<(Change, ConversationId)>,
     /// Conversations that the user has left, by that change.
@@ -25,45 +28,42 @@ pub(super) struct Index {
 
 /// How one conversation stands in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entry {
-    /// The user is a member.
-    Joined { place: Place, unread: bool, muted: bool, change: Change },
-    /// The user was one.
-    Left { conversation: ConversationId, change: Change },
+pub(super) struct Entry {
+    pub(super) conversation: ConversationId,
+    pub(super) change: Change,
+    /// Nothing, if the user was a member once.
+    pub(super) joined: Option<Joined>,
+}
+
+/// How a member's conversation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Joined {
+    pub(super) place: Place,
+    pub(super) unread: bool,
+    pub(super) muted: bool,
+    pub(super) large: bool,
 }
 
 impl Index {
-    /// Puts a conversation where it stands now, from where it stood before.
+    /// Puts a conversation where it stands now, from where it stood before. This happens for every message and member:
+    /// trees are touched only where something differs, and what is new goes in before what is old goes out, since a
+    /// tree that is empty for a moment gives its memory back.
     pub(super) fn put(&mut self, before: Option<Entry>, now: Option<Entry>) {
-        if before == now {
-            return;
-        }
-        // Most changes of a busy conversation leave most of its places as they are: the trees are touched where they differ.
-        let set = |set: &mut BTreeSet<Place>, of: fn(&Entry) -> Option<Place>| {
-            let (old, new) = (before.as_ref().and_then(of), now.as_ref().and_then(of));
-            if old != new {
-                old.map(|old| set.remove(&old));
-                new.map(|new| set.insert(new));
-            }
+        let (was, is) = (before.and_then(|entry| entry.joined), now.and_then(|entry| entry.joined));
+        shift(&mut self.listed, was.map(|joined| joined.place), is.map(|joined| joined.place));
+        let id = now.or(before).map(|entry| entry.conversation);
+        let flag = |set: &mut BTreeSet<ConversationId>, of: fn(&Joined) -> bool| {
+            let place = |joined: Option<Joined>| id.filter(|_| joined.as_ref().is_some_and(of));
+            shift(set, place(was), place(is));
         };
-        set(&mut self.listed, Entry::listed);
-        set(&mut self.unread, Entry::unread);
-        set(&mut self.muted, Entry::muted);
-        if let Some(entry) = before {
-            let (tree, key) = self.by_change(entry);
-            tree.remove(&key);
-        }
-        if let Some(entry) = now {
-            let (tree, key) = self.by_change(entry);
-            tree.insert(key);
-        }
-    }
-
-    fn by_change(&mut self, entry: Entry) -> (&mut BTreeSet<(Change, ConversationId)>, (Change, ConversationId)) {
-        match entry {
-            Entry::Joined { place, change, .. } => (&mut self.changed, (change, place.conversation)),
-            Entry::Left { conversation, change } => (&mut self.left, (change, conversation)),
-        }
+        flag(&mut self.unread, |joined| joined.unread);
+        flag(&mut self.muted, |joined| joined.muted);
+        flag(&mut self.large, |joined| joined.large);
+        let key = |entry: Option<Entry>, joined: bool| {
+            entry.filter(|entry| entry.joined.is_some() == joined).map(|entry| (entry.change, entry.conversation))
+        };
+        shift(&mut self.changed, key(before, true), key(now, true));
+        shift(&mut self.left, key(before, false), key(now, false));
     }
 
     /// The last change of all.
@@ -75,25 +75,20 @@ impl Index {
 
     /// Heap bytes, roughly: a tree of this kind is about three quarters full.
     pub(super) fn heap_bytes(&self) -> usize {
-        let places = self.listed.len() + self.unread.len() + self.muted.len();
-        let changes = self.changed.len() + self.left.len();
-        (places + changes) * size_of::<Place>() * 4 / 3
+        let places = self.listed.len() + self.changed.len() + self.left.len();
+        let flags = self.unread.len() + self.muted.len() + self.large.len();
+        (places * size_of::<Place>() + flags * size_of::<ConversationId>()) * 4 / 3
     }
 }
 
-impl Entry {
-    fn listed(&self) -> Option<Place> {
-        match self {
-            Self::Joined { place, .. } => Some(*place),
-            Self::Left { .. } => None,
-        }
+fn shift<T: Ord>(set: &mut BTreeSet<T>, before: Option<T>, now: Option<T>) {
+    if before == now {
+        return;
     }
-
-    fn unread(&self) -> Option<Place> {
-        self.listed().filter(|_| matches!(self, Self::Joined { unread: true, .. }))
+    if let Some(now) = now {
+        set.insert(now);
     }
-
-    fn muted(&self) -> Option<Place> {
-        self.listed().filter(|_| matches!(self, Self::Joined { muted: true, .. }))
+    if let Some(before) = before {
+        set.remove(&before);
     }
 }

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::{
     access::Record,
-    index::{Entry, Index},
+    index::{Entry, Index, Joined},
 };
 
 /// A user as their owner knows them.
@@ -344,7 +344,7 @@ impl Membership {
         let change = self.inbox.last_change();
         if !self.joined {
             // Not before the first joining.
-            return (self.at > 0).then_some(Entry::Left { conversation, change });
+            return (self.at > 0).then_some(Entry { conversation, change, joined: None });
         }
         let preference = self.preference();
         let section = match preference {
@@ -354,7 +354,8 @@ impl Membership {
         };
         let place = Place { section, at: self.active_at(), conversation };
         let unread = preference.marked_unread || self.inbox.last_n > self.inbox.read_n;
-        Some(Entry::Joined { place, unread, muted: preference.muted_until != 0, change })
+        let joined = Joined { place, unread, muted: preference.muted_until != 0, large: self.large };
+        Some(Entry { conversation, change, joined: Some(joined) })
     }
 }
 

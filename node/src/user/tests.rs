@@ -337,6 +337,31 @@ fn a_page_with_a_filter_looks_at_no_more_than_it_may() {
     assert_eq!((second.picks[0].conversation, second.next), (conversation(3), None));
 }
 
+/// Whether few or many pass a filter, which is done in two ways, its pages are those of the whole list without the rest.
+#[test]
+fn filters_of_few_and_of_many_are_the_same() {
+    let mut person = Person::with(1_500);
+    let mut unread = Vec::new();
+    for n in 0..1_000 {
+        let conversation = 1 + n * 7 % 1_500;
+        person.message(conversation, 1, T + 2_000 + n);
+        unread.insert(0, conversation);
+        if n % 100 != 99 {
+            continue;
+        }
+        let (mut pages, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = person.user.page(UNREAD, cursor, 37, T);
+            pages.extend(page.picks.iter().map(|pick| pick.conversation.0.as_u128() as u64));
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(pages, unread);
+    }
+}
+
 // === heads
 
 #[test]
