@@ -76,6 +76,17 @@ pub enum Fact {
         /// The message.
         target: u64,
     },
+    /// A user reacts to `target`, or no longer does.
+    React {
+        /// The message.
+        target: u64,
+        /// Whose reaction.
+        user: User,
+        /// Hash of its key.
+        key: u32,
+        /// There from here on, or no longer.
+        on: bool,
+    },
     /// A user became a member.
     Join {
         /// Who.
@@ -101,6 +112,15 @@ pub enum Shown {
     Body(u64),
     /// As a tombstone.
     Tombstone,
+}
+
+/// The reactions that a message is shown with, as two hashes: sets compare like them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Of all keys and how often each is there.
+    pub all: u64,
+    /// Of the keys that are shown as the reader's own.
+    pub own: u64,
 }
 
 /// One observation of a client.
@@ -213,6 +233,32 @@ pub enum What {
         /// Whether the system was quiet.
         last: bool,
     },
+    /// A list of messages showed one of them with these reactions.
+    Counted {
+        /// To whom.
+        user: User,
+        /// Of what.
+        conversation: Conversation,
+        /// Which message.
+        seq: u64,
+        /// The reactions.
+        counts: Counts,
+        /// Whether the system was quiet.
+        last: bool,
+    },
+    /// A reaction to `target` is about to be added or removed.
+    ReactStart {
+        /// By whom.
+        user: User,
+        /// Where.
+        conversation: Conversation,
+        /// The message.
+        target: u64,
+        /// Hash of the key.
+        key: u32,
+        /// Added or removed.
+        on: bool,
+    },
     /// An edit or deletion of `target` is about to be sent; `hash` is the new body's, `None` deletes.
     ChangeStart {
         /// By whom.
@@ -310,6 +356,17 @@ pub enum What {
 /// What a body is compared by.
 pub fn hash(body: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(body)
+}
+
+/// What a set of reactions is compared by: how often each key (by its hash) is there, and which are the reader's own.
+pub fn counts(all: impl IntoIterator<Item = (u32, u64)>, own: impl IntoIterator<Item = u32>) -> Counts {
+    let sum = |pairs: Vec<(u32, u64)>| {
+        let mut pairs = pairs;
+        pairs.sort_unstable();
+        let bytes = pairs.iter().flat_map(|(key, count)| [u64::from(*key).to_le_bytes(), count.to_le_bytes()]);
+        hash(&bytes.flatten().collect::<Vec<u8>>())
+    };
+    Counts { all: sum(all.into_iter().collect()), own: sum(own.into_iter().map(|key| (key, 1)).collect()) }
 }
 
 /// A history being written, shared by all clients of a run.

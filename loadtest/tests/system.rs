@@ -10,6 +10,8 @@ mod inbox;
 mod operator;
 #[path = "system/parity.rs"]
 mod parity;
+#[path = "system/reactions.rs"]
+mod reactions;
 #[path = "system/workflow.rs"]
 mod workflow;
 

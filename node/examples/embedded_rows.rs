@@ -112,6 +112,7 @@ fn pages(directory: &Path, messages: Seq) {
                 show: Show::Messages,
                 limit: 50,
                 bytes_max: 256 * 1024,
+                reader: None,
             };
             let (tx, rx) = mpsc::channel();
             let began = Instant::now();

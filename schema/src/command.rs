@@ -16,10 +16,11 @@ use crate::{
     inbox::{Cursor, Filter, Marking, MarkingArgs, Place},
     limit::{
         CREATE_MEMBERS_MAX, DATA_BYTES_MAX, ID_AGE_MS_MAX, ID_AHEAD_MS_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX,
-        MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX, REASON_BYTES_MAX, TITLE_BYTES_MAX,
+        MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX, REACTIONS_PAGE_MAX, REASON_BYTES_MAX, TITLE_BYTES_MAX,
     },
     mention::{Mentioned, Mentions},
     operation::Op,
+    reaction::ReactionKey,
     time::Timestamp,
 };
 
@@ -43,6 +44,9 @@ pub enum Command {
     MessageEdit { conversation: ConversationId, seq: Seq, body: Body, mentions: Mentioned },
     MessageDelete { conversation: ConversationId, seq: Seq },
     MessageHistory { conversation: ConversationId, seq: Seq },
+    ReactionAdd { conversation: ConversationId, seq: Seq, key: ReactionKey },
+    ReactionRemove { conversation: ConversationId, seq: Seq, key: ReactionKey },
+    ReactionList { conversation: ConversationId, seq: Seq, key: ReactionKey, after: Option<UserId>, limit: usize },
     EventList { conversation: ConversationId, after: Seq, limit: usize },
     ConversationOpen { conversation: ConversationId },
     ConversationClose { conversation: ConversationId },
@@ -239,6 +243,23 @@ struct DeleteArgs {
     conversation: ConversationId,
     seq: Seq,
     idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct ReactionArgs {
+    conversation: ConversationId,
+    seq: Seq,
+    key: ReactionKey,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct ReactionsArgs {
+    conversation: ConversationId,
+    seq: Seq,
+    key: ReactionKey,
+    cursor: Option<UserId>,
+    limit: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -538,6 +559,26 @@ impl Command {
                 let args: MessageArgs = args(json, ignored)?;
                 Self::MessageHistory { conversation: args.conversation, seq: args.seq }
             }
+            Op::ReactionAdd => {
+                let args: ReactionArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::ReactionAdd { conversation: args.conversation, seq: args.seq, key: args.key }
+            }
+            Op::ReactionRemove => {
+                let args: ReactionArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::ReactionRemove { conversation: args.conversation, seq: args.seq, key: args.key }
+            }
+            Op::ReactionList => {
+                let args: ReactionsArgs = args(json, ignored)?;
+                Self::ReactionList {
+                    conversation: args.conversation,
+                    seq: args.seq,
+                    key: args.key,
+                    after: args.cursor,
+                    limit: limit(args.limit, REACTIONS_PAGE_MAX)?,
+                }
+            }
             Op::EventList => {
                 let args: EventsArgs = args(json, ignored)?;
                 Self::EventList {
@@ -621,6 +662,9 @@ impl Command {
             Self::MessageEdit { .. } => Op::MessageEdit,
             Self::MessageDelete { .. } => Op::MessageDelete,
             Self::MessageHistory { .. } => Op::MessageHistory,
+            Self::ReactionAdd { .. } => Op::ReactionAdd,
+            Self::ReactionRemove { .. } => Op::ReactionRemove,
+            Self::ReactionList { .. } => Op::ReactionList,
             Self::EventList { .. } => Op::EventList,
             Self::ConversationOpen { .. } => Op::ConversationOpen,
             Self::ConversationClose { .. } => Op::ConversationClose,
@@ -666,6 +710,9 @@ impl Command {
             | Self::MessageEdit { conversation, .. }
             | Self::MessageDelete { conversation, .. }
             | Self::MessageHistory { conversation, .. }
+            | Self::ReactionAdd { conversation, .. }
+            | Self::ReactionRemove { conversation, .. }
+            | Self::ReactionList { conversation, .. }
             | Self::EventList { conversation, .. }
             | Self::ConversationOpen { conversation }
             | Self::ConversationClose { conversation } => Some(*conversation),
@@ -736,6 +783,10 @@ impl Command {
                 hash_mentions(&mut hash, mentions);
             }
             Self::MessageDelete { seq, .. } => hash.update(&seq.to_le_bytes()),
+            Self::ReactionAdd { seq, key, .. } | Self::ReactionRemove { seq, key, .. } => {
+                text(key.as_str());
+                hash.update(&seq.to_le_bytes());
+            }
             Self::SessionLogout { device } | Self::AdminUserLogout { device } => {
                 text(device.as_ref().map_or("", DeviceId::as_str));
             }
@@ -869,6 +920,8 @@ mod tests {
                 "body",
             ),
             (Op::MessageGet, format!(r#"{{"conversation":"{CONVERSATION}","seq":-1}}"#), "seq"),
+            (Op::ReactionAdd, format!(r#"{{"conversation":"{CONVERSATION}","seq":1,"key":""}}"#), "key"),
+            (Op::ReactionList, format!(r#"{{"conversation":"{CONVERSATION}","seq":1}}"#), "key"),
             (Op::MessageList, format!(r#"{{"conversation":"{CONVERSATION}","limit":0}}"#), "limit"),
             (Op::MessageList, format!(r#"{{"conversation":"{CONVERSATION}","before":1,"after":2}}"#), "before"),
             (Op::ConversationCreate, r#"{"kind":"direct","with":"ada"}"#.to_owned(), "with"),
@@ -971,7 +1024,7 @@ mod tests {
                 }
                 Op::InboxSync => r#"{"cursor":"9.5.ff","limit":3}"#.to_owned(),
                 _ => format!(
-                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t","device":"d","pinned":true}}"#
+                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t","device":"d","pinned":true,"key":"+1"}}"#
                 ),
             };
             let decoded = decode(row.op, &json).unwrap_or_else(|error| panic!("{}: {error}", row.name));

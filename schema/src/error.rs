@@ -94,6 +94,8 @@ table! {
     MessageNotFound = "message.not_found", 404, NOT_FOUND, None, false, "there is no such message for the caller";
     MessageDeleted = "message.deleted", 409, FAILED_PRECONDITION, None, false, "the message has been deleted";
     MessageTooLarge = "message.too_large", 413, OUT_OF_RANGE, None, false, "the body is larger than a message may be";
+    ReactionLimit = "reaction.limit", 409, FAILED_PRECONDITION, None, false, "the message has as many different reactions as it may";
+    EncryptionRequired = "encryption_required", 422, INVALID_ARGUMENT, None, false, "the conversation is encrypted: nothing readable may be put into it";
     IdConflict = "message.id_conflict", 409, ALREADY_EXISTS, None, false, "the same id was used for another request";
     BadId = "message.bad_id", 422, INVALID_ARGUMENT, None, false, "the id must be a UUIDv7 made with the server's clock";
     IdExpired = "message.id_expired", 409, FAILED_PRECONDITION, None, false, "the id is too old to be sent again";

@@ -9,6 +9,7 @@ use crate::{
     id::{Change, CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
     inbox::Preference,
     mention::Mentioned,
+    reaction::ReactionKey,
 };
 
 /// An event: its place in the log, where it came from, and the fact. Immutable once committed, but for the
@@ -25,7 +26,7 @@ pub struct Event {
     pub device: Option<DeviceId>,
     /// The command that made it; one command makes exactly one event.
     pub id: CommandId,
-    /// The event it is about (the message edited or deleted), 0 for none.
+    /// The event it is about (the message edited, deleted or reacted to), 0 for none.
     pub target: Seq,
     /// The owner's clock, never falling along the log.
     pub created_at: Millis,
@@ -64,6 +65,16 @@ pub enum Fact {
         /// `n` of the target: it counts as unread no longer. 0 in events of before there were mentions: their targets
         /// are counted like any message.
         target_n: u64,
+    },
+    /// The sender reacts to `target` with a key with which they did not before.
+    ReactionAdded {
+        /// With what.
+        key: ReactionKey,
+    },
+    /// The sender takes a reaction to `target` back.
+    ReactionRemoved {
+        /// Which.
+        key: ReactionKey,
     },
     /// The first event of every conversation.
     ConversationCreated {
@@ -218,6 +229,8 @@ impl Fact {
             Self::MessageNew { .. } => "message.new",
             Self::MessageUpdated { .. } => "message.updated",
             Self::MessageDeleted { .. } => "message.deleted",
+            Self::ReactionAdded { .. } => "reaction.added",
+            Self::ReactionRemoved { .. } => "reaction.removed",
             Self::ConversationCreated { .. } => "conversation.created",
             Self::ConversationUpdated { .. } => "conversation.updated",
             Self::ConversationDeleted => "conversation.deleted",
@@ -238,6 +251,18 @@ impl Fact {
     #[must_use]
     pub const fn is_message(&self) -> bool {
         matches!(self, Self::MessageNew { .. })
+    }
+
+    /// Whether it changes what became of the message at `target`.
+    #[must_use]
+    pub const fn is_about_message(&self) -> bool {
+        matches!(
+            self,
+            Self::MessageUpdated { .. }
+                | Self::MessageDeleted { .. }
+                | Self::ReactionAdded { .. }
+                | Self::ReactionRemoved { .. }
+        )
     }
 
     /// The user whom a change of membership is about.

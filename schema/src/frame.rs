@@ -267,7 +267,10 @@ pub fn write_hello(out: &mut Vec<u8>, connection: &str, now: Millis, generation:
                 .number("id_ahead_ms", limit::ID_AHEAD_MS_MAX)
                 .number("id_age_ms", limit::ID_AGE_MS_MAX);
         });
-        hello.raw("features", b"[\"resume\",\"edit_history\",\"large_conversations\",\"mentions\",\"inbox\"]");
+        hello.raw(
+            "features",
+            b"[\"resume\",\"edit_history\",\"large_conversations\",\"mentions\",\"inbox\",\"reactions\"]",
+        );
     });
     object.end();
 }
@@ -360,6 +363,9 @@ impl Event {
                 if *previous != 0 {
                     data.number("previous", *previous);
                 }
+            }
+            Fact::ReactionAdded { key } | Fact::ReactionRemoved { key } => {
+                data.text("key", key.as_str());
             }
             Fact::ConversationDeleted => {}
             Fact::ConversationCreated { kind, encryption, settings, members } => {

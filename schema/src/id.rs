@@ -301,6 +301,7 @@ macro_rules! text_id {
         }
     };
 }
+pub(crate) use text_id;
 text_id!(UserId);
 text_id!(DeviceId);
 

@@ -8,6 +8,7 @@
 //! - [`body`]: what a message may carry
 //! - [`mention`]: whom a message is for in particular
 //! - [`inbox`]: how a user's conversations are ordered, marked and counted
+//! - [`reaction`]: what a reaction says
 //! - [`operation`]: the table of operations; each operation stands there once
 //! - [`command`] and [`reply`]: what an operation is given and what it answers
 //! - [`decode`]: what is wrong with a client's JSON, in words for the client
@@ -32,6 +33,7 @@ pub mod inbox;
 pub mod limit;
 pub mod mention;
 pub mod operation;
+pub mod reaction;
 pub mod reply;
 pub mod stored;
 pub mod time;

@@ -68,6 +68,20 @@ pub const PAGE_DEFAULT: usize = 50;
 /// Bytes after which a page ends early (it always holds at least one event): bounded memory per request.
 pub const PAGE_BYTES_MAX: usize = 256 * 1024;
 
+/// Longest key of a reaction: the longest emoji of today (a family, a flag of a region) takes 35 bytes, and names of an
+/// application's own pictures are no longer. Longer: refused.
+pub const REACTION_KEY_BYTES_MAX: usize = 64;
+
+/// Most different keys on one message: the counts of all of them travel with every page that shows it, and a row of them
+/// is written with every batch of reactions. More: `reaction.limit`.
+pub const REACTION_KEYS_MAX: usize = 50;
+
+/// Most keys of one user on one message: one person cannot use up a message's. More: `reaction.limit`.
+pub const REACTION_KEYS_PER_USER_MAX: usize = 20;
+
+/// Users per page of `reaction.list`.
+pub const REACTIONS_PAGE_MAX: usize = 200;
+
 /// Conversations per page of the inbox, asked for.
 pub const INBOX_PAGE_MAX: usize = 200;
 
@@ -293,6 +307,8 @@ const _: () = {
     assert!(PARTITIONS_MAX <= 1 << 16);
     assert!(UNFENCED_MAX >= NODES_MAX);
     assert!(CREATE_MEMBERS_MAX <= GROUP_MEMBERS_MAX);
+    assert!(REACTION_KEYS_PER_USER_MAX < REACTION_KEYS_MAX);
+    assert!(REACTION_KEY_BYTES_MAX <= u8::MAX as usize);
     assert!(ID_AHEAD_MS_MAX < ID_AGE_MS_MAX);
     assert!(CONNECTION_IN_FLIGHT_MAX < OUTBOX_FRAMES_MAX);
     assert!(ACCESS_STALE_MS_MAX + COMMAND_DEADLINE_MS < 30_000);

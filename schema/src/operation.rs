@@ -25,6 +25,9 @@ pub enum Op {
     MessageEdit,
     MessageDelete,
     MessageHistory,
+    ReactionAdd,
+    ReactionRemove,
+    ReactionList,
     EventList,
     ConversationOpen,
     ConversationClose,
@@ -178,6 +181,7 @@ const MEMBER: &str = "/v1/conversations/{conversation}/members/{user}";
 const MESSAGES: &str = "/v1/conversations/{conversation}/messages";
 const ADMIN_USER_BAN: &str = "/v1/admin/users/{user}/ban";
 const MESSAGE: &str = "/v1/conversations/{conversation}/messages/{seq}";
+const REACTION: &str = "/v1/conversations/{conversation}/messages/{seq}/reactions/{key}";
 
 macro_rules! row {
     ($op:ident, $name:literal, $summary:literal, $http:expr, $owner:ident, $right:ident, $identity:ident, [$($error:ident),*]) => {
@@ -364,6 +368,45 @@ pub const OPERATIONS: &[Operation] = &[
         "message.history",
         "Every body that a message has had, oldest first.",
         get("/v1/conversations/{conversation}/messages/{seq}/history", &[]),
+        Conversation,
+        Member,
+        ReadOnly,
+        [ConversationNotFound, MessageNotFound]
+    ),
+    row!(
+        ReactionAdd,
+        "reaction.add",
+        "React to a message with an emoji or a short name; doing it again changes nothing.",
+        http(Method::Put, REACTION, 200),
+        Conversation,
+        Member,
+        Key,
+        [
+            ConversationNotFound,
+            MessageNotFound,
+            MessageDeleted,
+            ReactionLimit,
+            EncryptionRequired,
+            BadId,
+            IdExpired,
+            IdConflict
+        ]
+    ),
+    row!(
+        ReactionRemove,
+        "reaction.remove",
+        "Take one's own reaction back; what is not there is no error.",
+        http(Method::Delete, REACTION, 200),
+        Conversation,
+        Member,
+        Key,
+        [ConversationNotFound, MessageNotFound, EncryptionRequired, BadId, IdExpired, IdConflict]
+    ),
+    row!(
+        ReactionList,
+        "reaction.list",
+        "Who reacted to a message with this key.",
+        get(REACTION, &["cursor", "limit"]),
         Conversation,
         Member,
         ReadOnly,

@@ -11,6 +11,7 @@ use crate::{
     id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
     inbox::{Cursor, Flags, Item, Place, Reset, Row},
     mention::{Mentioned, Mentions},
+    reaction::ReactionKey,
     time::Timestamp,
 };
 
@@ -85,6 +86,15 @@ pub enum Reply {
         deleted: Option<Seq>,
         /// Whether there were more edits than one answer holds; the newest are there.
         more: bool,
+    },
+    /// A page of who reacted to a message with one key.
+    Reactions {
+        /// By user id.
+        items: Vec<ReactionView>,
+        /// How many there are in all.
+        count: u64,
+        /// Where the next page begins.
+        next_cursor: Option<UserId>,
     },
     /// A page of the log, by seq.
     Events {
@@ -189,6 +199,30 @@ pub struct MessageView {
     pub edited: Option<(Seq, Millis)>,
     /// The deleting event's seq.
     pub deleted: Option<Seq>,
+    /// Its reactions, in the order in which their keys came up.
+    pub reactions: Vec<ReactionCount>,
+}
+
+/// How often a message was reacted to with one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReactionCount {
+    /// With what.
+    pub key: ReactionKey,
+    /// By how many users.
+    pub count: u64,
+    /// Whether the caller is one of them.
+    pub mine: bool,
+}
+
+/// Somebody's reaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReactionView {
+    /// Whose.
+    pub user: UserId,
+    /// The event that added it.
+    pub seq: Seq,
+    /// When.
+    pub at: Millis,
 }
 
 /// One body of a message's history.
@@ -309,6 +343,17 @@ impl Reply {
                     object.flag("more_before", true);
                 }
             }
+            Self::Reactions { items, count, next_cursor } => {
+                object.array("reactions", items, |out, item| {
+                    let mut object = Object::begin(out);
+                    object.text("user", item.user.as_str()).number("seq", item.seq).display("at", Timestamp(item.at));
+                    object.end();
+                });
+                object.number("count", *count);
+                if let Some(cursor) = next_cursor {
+                    object.text("next_cursor", cursor.as_str());
+                }
+            }
             Self::Events { conversation, items, head, floor } => {
                 object.array("events", items, |out, event| event.write_json(*conversation, out));
                 object.number("head", *head).number("floor", *floor);
@@ -416,6 +461,13 @@ impl MessageView {
         if let Some(seq) = self.deleted {
             object.number("deleted", seq);
         }
+        if !self.reactions.is_empty() {
+            object.array("reactions", &self.reactions, |out, one| {
+                let mut object = Object::begin(out);
+                object.text("key", one.key.as_str()).number("count", one.count).flag("mine", one.mine);
+                object.end();
+            });
+        }
     }
 }
 
@@ -455,6 +507,7 @@ mod tests {
             mentions: None,
             edited: Some((4, 1)),
             deleted: None,
+            reactions: vec![ReactionCount { key: ReactionKey::new("👍").unwrap(), count: 3, mine: true }],
         }
     }
 
@@ -466,14 +519,24 @@ mod tests {
             (&edited["message"]["edit"], &edited["message"]["edited_at"]),
             (&json!(4), &json!("1970-01-01T00:00:00.001Z"))
         );
-        let deleted = MessageView { body: None, edited: None, deleted: Some(5), device: None, ..message() };
+        assert_eq!(edited["message"]["reactions"], json!([{ "key": "👍", "count": 3, "mine": true }]));
+        let deleted = MessageView {
+            body: None,
+            edited: None,
+            deleted: Some(5),
+            device: None,
+            reactions: Vec::new(),
+            ..message()
+        };
         let page = shown(&Reply::Messages { items: vec![message(), deleted], head: 9, more: (true, false) });
         assert_eq!((&page["messages"][1]["body"], &page["messages"][1]["deleted"]), (&Value::Null, &json!(5)));
         assert_eq!(
             (&page["more_before"], &page["more_after"], &page["head"]),
             (&json!(true), &json!(false), &json!(9))
         );
-        assert!(page["messages"][1].get("edit").is_none() && page["messages"][1].get("device").is_none());
+        for absent in ["edit", "device", "reactions"] {
+            assert!(page["messages"][1].get(absent).is_none(), "{absent}");
+        }
     }
 
     #[test]
@@ -579,6 +642,12 @@ mod tests {
             edits,
             json!({ "history": [{ "seq": 2, "at": "1970-01-01T00:00:00.000Z", "body": null }], "deleted": 9 })
         );
+        let item = ReactionView { user: user("bob"), seq: 7, at: 0 };
+        let who = shown(&Reply::Reactions { items: vec![item], count: 2, next_cursor: Some(user("bob")) });
+        assert_eq!(
+            who,
+            json!({ "reactions": [{ "user": "bob", "seq": 7, "at": "1970-01-01T00:00:00.000Z" }], "count": 2, "next_cursor": "bob" })
+        );
         let event = |seq, target, fact| {
             Arc::new(Event {
                 seq,
@@ -604,6 +673,8 @@ mod tests {
             Fact::MessageNew { body: body(), mentions: None },
             Fact::MessageUpdated { body: body(), previous: 0, mentions: None, target_n: 1 },
             Fact::MessageDeleted { previous: 3, target_n: 1 },
+            Fact::ReactionAdded { key: ReactionKey::new("👍").unwrap() },
+            Fact::ReactionRemoved { key: ReactionKey::new("👍").unwrap() },
             Fact::ConversationUpdated { settings: settings() },
             Fact::MemberJoined { user: user("bob"), role: Role::Admin },
             Fact::MemberRole { user: user("bob"), role: Role::Member },
@@ -624,11 +695,12 @@ mod tests {
         assert_eq!(events.iter().map(|event| event["event"].as_str().unwrap()).collect::<Vec<_>>(), names);
         assert!(events[0].get("target").is_none());
         assert_eq!(
-            (&events[3]["target"], &events[3]["data"]["previous"], &events[5]["data"]["role"]),
+            (&events[3]["target"], &events[3]["data"]["previous"], &events[7]["data"]["role"]),
             (&json!(3), &json!(3), &json!("admin"))
         );
+        assert_eq!((&events[4]["target"], &events[4]["data"]), (&json!(4), &json!({ "key": "👍" })));
         assert_eq!(events[0]["data"]["members"][0]["role"], "owner");
-        assert_eq!((&events[12]["data"]["device"], &events[14]["data"]["by"]), (&json!("tv"), &json!("backend")));
-        assert_eq!(events[13]["data"]["until"], "1970-01-01T00:00:00.001Z");
+        assert_eq!((&events[14]["data"]["device"], &events[16]["data"]["by"]), (&json!("tv"), &json!("backend")));
+        assert_eq!(events[15]["data"]["until"], "1970-01-01T00:00:00.001Z");
     }
 }

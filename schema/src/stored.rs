@@ -17,6 +17,7 @@ use crate::{
     id::{Change, CommandId, ConversationId, DeviceId, Epoch, Seq, UserId},
     inbox::Preference,
     mention::{Mentioned, Mentions},
+    reaction::ReactionKey,
 };
 
 /// The version that is written. Readers accept it and whatever older ones are named in [`open`].
@@ -40,6 +41,8 @@ pub enum Kind {
     Note = 6,
     /// Prints of the ids of one block.
     IdPrints = 7,
+    /// One user's reaction to one message with one key.
+    Reaction = 8,
     /// One entry of Raft's log.
     RaftEntry = 32,
     /// The state that Raft replicates, at one entry.
@@ -255,6 +258,8 @@ struct Meta {
     change_epoch: u64,
     #[prost(uint64, tag = "13")]
     change: u64,
+    #[prost(string, tag = "14")]
+    key: String,
     #[prost(message, optional, tag = "20")]
     log_out: Option<StoredLogOut>,
     #[prost(message, optional, tag = "21")]
@@ -779,6 +784,47 @@ pub struct StoredOverlay {
     /// Whom it mentions since the last edit.
     #[prost(message, optional, tag = "6")]
     pub mentions: Option<StoredMentions>,
+    /// Its reactions, in the order in which their keys came up; none of a deleted message.
+    #[prost(message, repeated, tag = "7")]
+    pub reactions: Vec<StoredReactionCount>,
+}
+
+/// How many users reacted to a message with one key.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredReactionCount {
+    /// The key.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// At least one.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+
+/// One user's reaction to one message with one key, as of its last event.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct StoredReaction {
+    /// The event that added or removed it.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// When.
+    #[prost(uint64, tag = "2")]
+    pub at: u64,
+    /// Whether it was removed.
+    #[prost(bool, tag = "3")]
+    pub removed: bool,
+}
+
+impl StoredReaction {
+    /// What an event leaves of its sender's reaction; `None` if it is about none.
+    #[must_use]
+    pub const fn of(event: &Event) -> Option<(&ReactionKey, Self)> {
+        let (key, removed) = match &event.fact {
+            Fact::ReactionAdded { key } => (key, false),
+            Fact::ReactionRemoved { key } => (key, true),
+            _ => return None,
+        };
+        Some((key, Self { seq: event.seq, at: event.created_at, removed }))
+    }
 }
 
 // === impl Event ===
@@ -786,6 +832,8 @@ pub struct StoredOverlay {
 const MESSAGE_NEW: u32 = 1;
 const MESSAGE_UPDATED: u32 = 2;
 const MESSAGE_DELETED: u32 = 3;
+const REACTION_ADDED: u32 = 4;
+const REACTION_REMOVED: u32 = 5;
 const CONVERSATION_CREATED: u32 = 16;
 const CONVERSATION_UPDATED: u32 = 17;
 const CONVERSATION_DELETED: u32 = 18;
@@ -811,6 +859,7 @@ impl Event {
             }
             Fact::ConversationCreated { members, settings, .. } => members.len() * 32 + settings.data.len(),
             Fact::ConversationUpdated { settings } => settings.data.len(),
+            Fact::ReactionAdded { key } | Fact::ReactionRemoved { key } => key.as_str().len(),
             _ => 0,
         }
     }
@@ -848,6 +897,14 @@ impl From<&Event> for StoredEvent {
             Fact::MessageDeleted { previous, target_n } => {
                 meta = Some(Meta { previous: *previous, target_n: *target_n, ..Meta::default() });
                 MESSAGE_DELETED
+            }
+            Fact::ReactionAdded { key } => {
+                meta = Some(Meta { key: key.as_str().to_owned(), ..Meta::default() });
+                REACTION_ADDED
+            }
+            Fact::ReactionRemoved { key } => {
+                meta = Some(Meta { key: key.as_str().to_owned(), ..Meta::default() });
+                REACTION_REMOVED
             }
             Fact::ConversationCreated { kind, encryption, settings, members } => {
                 meta = Some(Meta {
@@ -943,6 +1000,8 @@ impl TryFrom<StoredEvent> for Event {
                 target_n: meta.target_n,
             },
             MESSAGE_DELETED => Fact::MessageDeleted { previous: meta.previous, target_n: meta.target_n },
+            REACTION_ADDED => Fact::ReactionAdded { key: ReactionKey::new(&meta.key).map_err(|_| WRONG)? },
+            REACTION_REMOVED => Fact::ReactionRemoved { key: ReactionKey::new(&meta.key).map_err(|_| WRONG)? },
             CONVERSATION_CREATED => Fact::ConversationCreated {
                 kind: ConversationKind::from_number(meta.conversation_kind).ok_or(WRONG)?,
                 encryption: Encryption::from_number(meta.encryption).ok_or(WRONG)?,
@@ -1172,6 +1231,8 @@ mod tests {
             Fact::MessageNew { body: body(), mentions: mentions() },
             Fact::MessageUpdated { body: body(), previous: 3, mentions: mentions(), target_n: 2 },
             Fact::MessageDeleted { previous: 5, target_n: 2 },
+            Fact::ReactionAdded { key: ReactionKey::new("👍").unwrap() },
+            Fact::ReactionRemoved { key: ReactionKey::new("👍").unwrap() },
             Fact::ConversationCreated {
                 kind: ConversationKind::Group,
                 encryption: Encryption::None,

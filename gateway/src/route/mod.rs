@@ -244,6 +244,7 @@ pub(crate) const fn weight(op: Op) -> u32 {
         | Op::MemberList
         | Op::MessageList
         | Op::MessageHistory
+        | Op::ReactionList
         | Op::EventList => PAGE_IN_FLIGHT_WEIGHT as u32,
         _ => 1,
     }

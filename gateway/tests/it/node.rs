@@ -17,7 +17,7 @@ use chappe_schema::{
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
     id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, UserId},
     inbox::{Cursor, Flags, Item, Lag, Reset, Row, Standing},
-    reply::{ConversationView, EditView, MessageView, Reply, Sent, UserView},
+    reply::{ConversationView, EditView, MessageView, ReactionView, Reply, Sent, UserView},
     wire::{Actor, Asked, Head, Heads, InboxChanged, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
@@ -479,6 +479,21 @@ impl State {
                 Ok(target) => (Fact::MessageDeleted { previous: 0, target_n: target.n }, seq),
                 Err(error) => return (Err(error), nobody),
             },
+            Command::ReactionAdd { seq, key, .. } => match message(conversation, seq) {
+                Ok(_) => (Fact::ReactionAdded { key }, seq),
+                Err(error) => return (Err(error), nobody),
+            },
+            Command::ReactionRemove { seq, key, .. } => match message(conversation, seq) {
+                Ok(_) => (Fact::ReactionRemoved { key }, seq),
+                Err(error) => return (Err(error), nobody),
+            },
+            Command::ReactionList { seq, .. } => {
+                let items = vec![ReactionView { user: caller.clone(), seq, at: 0 }];
+                return (
+                    message(conversation, seq).map(|_| Reply::Reactions { items, count: 1, next_cursor: None }),
+                    nobody,
+                );
+            }
             Command::ConversationUpdate { update, .. } => {
                 let title = update.title.unwrap_or_default();
                 conversation.title.clone_from(&title);
@@ -611,6 +626,7 @@ fn view(event: &Event) -> MessageView {
         mentions,
         edited: None,
         deleted: None,
+        reactions: Vec::new(),
     }
 }
 

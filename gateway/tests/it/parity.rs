@@ -27,6 +27,8 @@ pub(crate) fn args(op: Op, chat: &str) -> Value {
         Op::MessageList => json!({"before": 9, "limit": 5}),
         Op::MessageGet | Op::MessageDelete | Op::MessageHistory => json!({"seq": 1}),
         Op::MessageEdit => json!({"seq": 1, "body": {"text": "y"}}),
+        Op::ReactionAdd | Op::ReactionRemove => json!({"seq": 1, "key": "👍/🏽"}),
+        Op::ReactionList => json!({"seq": 1, "key": "👍/🏽", "limit": 5}),
         Op::EventList => json!({"after": 1}),
         Op::ConversationGet
         | Op::ConversationLeave
@@ -46,6 +48,12 @@ pub(crate) fn args(op: Op, chat: &str) -> Value {
     args
 }
 
+/// A text as one segment of a path.
+fn in_path(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
 /// Method, path, body and further headers of an operation.
 pub(crate) fn request(row: &Operation, args: &Value) -> Option<(&'static str, String, Option<Value>, String)> {
     let http = row.http?;
@@ -57,7 +65,7 @@ pub(crate) fn request(row: &Operation, args: &Value) -> Option<(&'static str, St
     for (name, value) in args.as_object().unwrap() {
         let place = format!("{{{name}}}");
         if path.contains(&place) {
-            path = path.replace(&place, &text(value.clone()));
+            path = path.replace(&place, &in_path(&text(value.clone())));
         } else if http.query.contains(&name.as_str()) {
             query.push(if query.is_empty() { '?' } else { '&' });
             query.push_str(&format!("{name}={}", text(value.clone())));

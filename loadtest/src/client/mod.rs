@@ -213,6 +213,25 @@ impl Client {
         .await
     }
 
+    /// Reacts to a message, or takes that back.
+    pub async fn react(&self, conversation: Uuid, seq: u64, key: &str, on: bool) -> Result<Value, Failure> {
+        let key = key.to_owned();
+        self.ask(move |session, tag| session.react(conversation, seq, &key, on, tag)).await
+    }
+
+    /// All messages of a conversation as they are shown, oldest first. `last` marks the reading that counts, in a quiet
+    /// system.
+    pub async fn messages(&self, conversation: Uuid, last: bool) -> Result<Vec<Value>, Failure> {
+        let (mut all, mut before) = (Vec::new(), None);
+        loop {
+            let page = self.ask(move |session, tag| session.messages(conversation, before, last, tag)).await?;
+            let page = page["messages"].as_array().cloned().unwrap_or_default();
+            let Some(first) = page.first().and_then(|message| message["seq"].as_u64()) else { return Ok(all) };
+            before = Some(first);
+            all.splice(0..0, page);
+        }
+    }
+
     /// Creates a group and returns its id.
     pub async fn create_group(&self, title: &str, members: &[&str]) -> Result<Uuid, Failure> {
         let args = json!({ "kind": "group", "title": title, "members": members, "idempotency_key": Uuid::now_v7().to_string() });

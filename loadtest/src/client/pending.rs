@@ -28,10 +28,25 @@ pub struct Sent {
 #[derive(Debug)]
 pub(super) enum Purpose {
     Send(Sent),
-    Request { tag: u64 },
-    Change { tag: u64, id: Uuid },
-    Open { conversation: Uuid },
-    Page { reading: usize },
+    Request {
+        tag: u64,
+    },
+    Change {
+        tag: u64,
+        id: Uuid,
+    },
+    Open {
+        conversation: Uuid,
+    },
+    Page {
+        reading: usize,
+    },
+    /// A page of messages, to be noted.
+    Messages {
+        tag: u64,
+        conversation: Uuid,
+        last: bool,
+    },
 }
 
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use super::{
     track::{Step, Tracks},
 };
 use crate::{
-    history::{self, Connection, Fact, History, Read, User, What},
+    history::{self, Connection, Fact, History, Read, Shown, User, What},
     websocket::{self, Opcode},
 };
 
@@ -287,6 +287,30 @@ impl Session {
             body.map_or(("message.delete", String::new()), |body| ("message.edit", format!(r#","body":{body}"#)));
         let args = format!(r#"{{"conversation":"{conversation}","seq":{target},"idempotency_key":"{id}"{body}}}"#);
         self.ask(op, &args, Purpose::Change { tag, id });
+    }
+
+    /// Reacts to a message, or takes that back. The answer comes with the tag.
+    pub fn react(&mut self, conversation: Uuid, target: u64, key: &str, on: bool, tag: u64) {
+        // Strings always serialise.
+        let key = serde_json::to_string(key).unwrap_or_default();
+        if let Some(recorder) = &self.recorder {
+            let conversation = recorder.history.conversation(conversation);
+            let key = history::hash(key.as_bytes()) as u32;
+            recorder.note(What::ReactStart { user: recorder.user, conversation, target, key, on });
+        }
+        let id = Uuid::now_v7();
+        let op = if on { "reaction.add" } else { "reaction.remove" };
+        let args =
+            format!(r#"{{"conversation":"{conversation}","seq":{target},"key":{key},"idempotency_key":"{id}"}}"#);
+        self.ask(op, &args, Purpose::Request { tag });
+    }
+
+    /// A page of messages below a seq, or the newest, noted as it is shown; `last` when the system is quiet. The answer
+    /// comes with the tag.
+    pub fn messages(&mut self, conversation: Uuid, before: Option<u64>, last: bool, tag: u64) {
+        let before = before.map(|seq| format!(r#","before":{seq}"#)).unwrap_or_default();
+        let args = format!(r#"{{"conversation":"{conversation}","limit":{}{before}}}"#, self.options.page);
+        self.ask("message.list", &args, Purpose::Messages { tag, conversation, last });
     }
 
     /// Opens a conversation: its live events come from now on, also after a reconnect.
@@ -637,8 +661,17 @@ impl Session {
                 handler.sent(self, sent, Ok(Ack { seq, duplicate }));
             }
             Purpose::Request { tag } => handler.answered(self, tag, Ok(ok)),
+            Purpose::Messages { tag, conversation, last } => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.note_messages(conversation, ok, last);
+                }
+                handler.answered(self, tag, Ok(ok));
+            }
             Purpose::Change { tag, id } => {
-                if let (Some(recorder), Some(seq)) = (&self.recorder, line::field(ok, "seq").and_then(line::number)) {
+                // What was so already has made no event: the seq is the head's.
+                if let (Some(recorder), Some(seq)) = (&self.recorder, line::field(ok, "seq").and_then(line::number))
+                    && line::field(ok, "changed") == Some(b"true")
+                {
                     recorder.note(What::ChangeAck { id, seq });
                 }
                 handler.answered(self, tag, Ok(ok));
@@ -692,7 +725,9 @@ impl Session {
                 }
                 handler.sent(self, sent, Err(failure));
             }
-            Purpose::Request { tag } | Purpose::Change { tag, .. } => handler.answered(self, tag, Err(failure)),
+            Purpose::Request { tag } | Purpose::Change { tag, .. } | Purpose::Messages { tag, .. } => {
+                handler.answered(self, tag, Err(failure))
+            }
             Purpose::Open { .. } => {}
             Purpose::Page { reading } => {
                 let Some(reading) = self.readings.get_mut(reading).and_then(Option::take) else { return };
@@ -861,6 +896,23 @@ impl Recorder {
         self.history.record(what);
     }
 
+    /// What a page of messages shows, as far as it is judged.
+    fn note_messages(&self, conversation: Uuid, ok: &[u8], last: bool) {
+        let (user, conversation) = (self.user, self.history.conversation(conversation));
+        for message in line::elements(line::field(ok, "messages").unwrap_or(b"[]")) {
+            let Some(seq) = line::field(message, "seq").and_then(line::number) else { continue };
+            let body = line::field(message, "body").filter(|body| *body != b"null");
+            let shown = body.map_or(Shown::Tombstone, |body| Shown::Body(history::hash(body)));
+            self.note(What::Show { user, conversation, seq, shown, last });
+            let reactions = || line::elements(line::field(message, "reactions").unwrap_or(b"[]"));
+            let key = |one: &[u8]| history::hash(line::field(one, "key").unwrap_or_default()) as u32;
+            let count = |one: &[u8]| line::field(one, "count").and_then(line::number).unwrap_or(0);
+            let own = reactions().filter(|one| line::field(one, "mine") == Some(b"true")).map(key);
+            let counts = history::counts(reactions().map(|one| (key(one), count(one))), own);
+            self.note(What::Counted { user, conversation, seq, counts, last });
+        }
+    }
+
     /// What an event says, as far as it is judged.
     fn fact(&self, event: &Event<'_>) -> Fact {
         let target = || event.target().unwrap_or(0);
@@ -874,6 +926,12 @@ impl Recorder {
             }
             "message.updated" => Fact::Edit { target: target(), hash: event.body().map(history::hash) },
             "message.deleted" => Fact::Delete { target: target() },
+            "reaction.added" | "reaction.removed" => {
+                let key = event.field("data").and_then(|data| line::field(data, "key")).unwrap_or_default();
+                let user = self.history.user(event.sender().unwrap_or("?"));
+                let on = event.name == "reaction.added";
+                Fact::React { target: target(), user, key: history::hash(key) as u32, on }
+            }
             "member.joined" => Fact::Join { user: somebody() },
             "member.left" => Fact::Leave { user: somebody() },
             other => Fact::Other { mark: history::hash(other.as_bytes()) },

@@ -17,6 +17,7 @@ mod membership;
 mod order;
 mod phantom;
 mod presence;
+mod reaction;
 mod reads;
 mod receipt;
 #[cfg(test)]
@@ -60,7 +61,7 @@ pub enum Rule {
     Stream = 8,
     /// Receipts rise; read ≤ delivered ≤ head.
     Receipts = 9,
-    /// Edits and deletions converge; tombstones stay dead.
+    /// Edits, deletions and reactions converge; tombstones stay dead.
     Changes = 10,
     /// Nothing is shown outside one's membership.
     Membership = 11,
@@ -189,6 +190,7 @@ pub struct Oracle {
     streams: stream::Streams,
     reads: reads::Reads,
     changes: change::Changes,
+    reactions: reaction::Reactions,
     receipts: receipt::Receipts,
     presence: presence::Presences,
 }
@@ -246,6 +248,12 @@ impl Oracle {
                 self.change_started(conversation, target, id, hash)
             }
             What::ChangeAck { id, seq } => self.change_acked(id, seq),
+            What::ReactStart { user, conversation, target, key, on } => {
+                self.react_started(conversation, target, user, key, on)
+            }
+            What::Counted { user, conversation, seq, counts, last } => {
+                self.counted(user, conversation, seq, counts, last)
+            }
             What::Join { user, conversation, from } => self.joined(user, conversation, from),
             What::Leave { user, conversation, upto } => self.left(user, conversation, upto),
             What::Receipt { observer, user, conversation, mark, upto } => {
@@ -266,6 +274,7 @@ impl Oracle {
         self.finish_loss();
         self.finish_phantoms();
         self.finish_changes();
+        self.finish_reactions();
         self.finish_membership();
         self.finish_availability();
         self.finish_presence();

@@ -69,7 +69,10 @@ impl Oracle {
             }
             return;
         }
-        self.genuine_change(conversation, fact);
+        match *fact {
+            Fact::React { target, user, key, on } => self.genuine_reaction(conversation, target, user, key, on),
+            _ => self.genuine_change(conversation, fact),
+        }
         let Some(slot) = Slot::of(fact) else { return };
         self.place_fact(conversation, seq, slot);
     }
@@ -124,6 +127,10 @@ impl Oracle {
             Slot::Message(index) => format!("message {}", self.ledger.send(index).id),
             Slot::Edit { target, .. } => format!("an edit of {target}"),
             Slot::Delete { target } => format!("a deletion of {target}"),
+            Slot::React { target, user, on, .. } => {
+                let what = if on { "a reaction" } else { "the end of a reaction" };
+                format!("{what} of {} to {target}", self.names.user(user))
+            }
             Slot::Join(user) => format!("the joining of {}", self.names.user(user)),
             Slot::Leave(user) => format!("the leaving of {}", self.names.user(user)),
             Slot::Other(mark) => format!("another event ({mark:x})"),

@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use uuid::Uuid;
 
-use crate::history::{Connection, Conversation, Fact, Mark, Read, Record, Shown, User, What};
+use crate::history::{Connection, Conversation, Counts, Fact, Mark, Read, Record, Shown, User, What, counts};
 
 const USERS: u32 = 6;
 const CONVERSATIONS: u32 = 3;
@@ -41,6 +41,8 @@ struct Log {
     messages: u64,
     dead: Vec<u64>,
     edits: Vec<(u64, u64)>,
+    /// Which message, whose, with what.
+    reactions: Vec<(u64, User, u32)>,
 }
 
 struct World {
@@ -153,7 +155,8 @@ impl World {
             }
             92..95 => self.change(),
             95..96 => self.membership(),
-            96..98 => self.receipt(),
+            96..97 => self.receipt(),
+            97..99 => self.react(),
             _ => self.presence(),
         }
     }
@@ -279,12 +282,34 @@ impl World {
             }
             None => {
                 log.dead.push(target);
+                log.reactions.retain(|(of, ..)| *of != target);
                 log.append(Fact::Delete { target })
             }
         };
         if self.rng.random_ratio(9, 10) {
             self.note(What::ChangeAck { id, seq });
         }
+    }
+
+    fn react(&mut self) {
+        let conversation = self.any_conversation();
+        let user = self.any_member(conversation);
+        let log = &self.logs[conversation.0 as usize];
+        let target = self.rng.random_range(1..=log.head());
+        if !matches!(log.facts[target as usize - 1], Fact::Message { .. }) || log.dead.contains(&target) {
+            return;
+        }
+        let reaction = (target, user, self.rng.random_range(0..3));
+        let log = &mut self.logs[conversation.0 as usize];
+        let known = log.reactions.iter().position(|one| *one == reaction);
+        let on = known.is_none();
+        match known {
+            Some(index) => _ = log.reactions.swap_remove(index),
+            None => log.reactions.push(reaction),
+        }
+        let key = reaction.2;
+        log.append(Fact::React { target, user, key, on });
+        self.note(What::ReactStart { user, conversation, target, key, on });
     }
 
     /// The last user joins a conversation, or another one leaves it for good.
@@ -368,6 +393,10 @@ impl World {
                     log.edits.iter().rev().find(|(target, _)| *target == seq).map_or(original, |(_, hash)| *hash);
                 let shown = if log.dead.contains(&seq) { Shown::Tombstone } else { Shown::Body(edited) };
                 self.note(What::Show { user: User(0), conversation, seq, shown, last: true });
+                for user in (0..2).map(User) {
+                    let counts = self.logs[conversation.0 as usize].counts(user, seq);
+                    self.note(What::Counted { user, conversation, seq, counts, last: true });
+                }
             }
         }
     }
@@ -390,6 +419,13 @@ impl Log {
     fn may_see(&self, user: User, seq: u64) -> bool {
         self.members[user.0 as usize]
             .is_some_and(|member| seq > member.from && member.upto.is_none_or(|upto| seq <= upto))
+    }
+
+    fn counts(&self, user: User, seq: u64) -> Counts {
+        let of_message = || self.reactions.iter().filter(|(target, ..)| *target == seq);
+        let all = (0..3).map(|key| (key, of_message().filter(|(.., with)| *with == key).count() as u64));
+        let own = of_message().filter(|(_, whose, _)| *whose == user).map(|(.., key)| *key);
+        counts(all.filter(|(_, count)| *count > 0), own)
     }
 
     /// An event as a read shows it: the bodies of deleted messages are gone.

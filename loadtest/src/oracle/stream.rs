@@ -59,6 +59,10 @@ impl Oracle {
         let holes = std::mem::take(&mut self.streams.holes);
         self.decide_holes(&holes);
         for ((user, conversation), view) in self.views.iter() {
+            // Who is no member any more may not read.
+            if view.visible.last().is_some_and(|(_, upto)| *upto != u64::MAX) {
+                continue;
+            }
             for (from, upto) in &view.debts {
                 let (name, place) = (self.names.user(*user), self.names.conversation(*conversation));
                 self.findings.report(Rule::Stream, || {

@@ -256,22 +256,23 @@ fn rule_8_an_event_skipped() {
 #[test]
 fn rule_8_a_resync_without_a_read() {
     planted(Rule::Stream, |history| {
+        // Somebody who never leaves: who has left cannot read.
+        let wanted = User(0);
+        let is_theirs = |connection: Connection| {
+            history.iter().any(
+                |record| matches!(record.what, What::Connect { connection: c, user } if (c, user) == (connection, wanted)),
+            )
+        };
         let (connection, at) = history
             .iter()
             .rev()
             .find_map(|record| match record.what {
-                What::Deliver { connection, conversation: HOME, .. } => Some((connection, record.at)),
+                What::Deliver { connection, conversation: HOME, .. } if is_theirs(connection) => {
+                    Some((connection, record.at))
+                }
                 _ => None,
             })
             .unwrap();
-        let What::Connect { user: wanted, .. } = history
-            .iter()
-            .find(|record| matches!(record.what, What::Connect { connection: c, .. } if c == connection))
-            .unwrap()
-            .what
-        else {
-            unreachable!()
-        };
         let head = log(history, HOME).len() as u64;
         let from = history.iter().rposition(|record| record.at == at).unwrap();
         // Nobody of this user reads after the resync but in the end.
@@ -389,6 +390,75 @@ fn rule_10_a_body_withheld_for_a_deletion_that_came_to_nothing() {
             }
         }
     });
+}
+
+/// A message of `HOME` that lives, and to which user 0 does not react with this key.
+const NEW_KEY: u32 = 77;
+
+fn living(history: &[Record]) -> u64 {
+    let events = log(history, HOME);
+    let dead = |seq| events.iter().any(|(_, fact)| matches!(fact, Fact::Delete { target } if *target == seq));
+    let living = |(seq, fact): &(u64, Fact)| (matches!(fact, Fact::Message { .. }) && !dead(*seq)).then_some(*seq);
+    events.iter().find_map(living).unwrap()
+}
+
+/// Somebody reacts, or takes it back, and everybody reads it.
+fn react(history: &mut Vec<Record>, target: u64, on: bool, is_asked_for: bool) {
+    let (user, key) = (User(0), NEW_KEY);
+    if is_asked_for {
+        let asked = What::ReactStart { user, conversation: HOME, target, key, on };
+        insert_before_final_reads(history, [asked]);
+    }
+    append(history, HOME, Fact::React { target, user, key, on });
+    // What is shown is another matter.
+    history.retain(|record| !matches!(record.what, What::Counted { conversation: HOME, .. }));
+}
+
+#[test]
+fn rule_10_a_reaction_that_was_there_already() {
+    planted(Rule::Changes, |history| {
+        let target = living(history);
+        react(history, target, true, true);
+        react(history, target, true, true);
+    });
+}
+
+#[test]
+fn rule_10_a_reaction_taken_back_that_was_not_there() {
+    planted(Rule::Changes, |history| {
+        let target = living(history);
+        react(history, target, false, true);
+    });
+}
+
+#[test]
+fn rule_10_a_reaction_to_the_dead() {
+    planted(Rule::Changes, |history| {
+        let (target, _) = deleted(history);
+        react(history, target, true, true);
+    });
+}
+
+#[test]
+fn rule_2_a_reaction_that_nobody_made() {
+    planted(Rule::NoPhantom, |history| {
+        let target = living(history);
+        react(history, target, true, false);
+    });
+}
+
+#[test]
+fn rule_10_counts_that_the_log_does_not_add_up_to() {
+    for own in [false, true] {
+        planted(Rule::Changes, |history| {
+            let counted = history.iter_mut().rev().find_map(|record| match &mut record.what {
+                What::Counted { counts, .. } => Some(counts),
+                _ => None,
+            });
+            let counts = counted.unwrap();
+            *(if own { &mut counts.own } else { &mut counts.all }) ^= 1;
+        });
+    }
 }
 
 /// A message of `HOME` that was deleted, planted if chance did not.

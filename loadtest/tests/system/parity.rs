@@ -54,8 +54,28 @@ const SCRIPT: &[(&str, &str, &str)] = &[
     ("eve", "message.list", r#"{"conversation":"$C","limit":0}"#),
     ("eve", "event.list", r#"{"conversation":"$C","after":0,"limit":10}"#),
     ("zoe", "event.list", r#"{"conversation":"$C","after":0}"#),
+    ("ada", "reaction.add", r#"{"conversation":"$C","seq":3,"key":"👍"}"#),
+    ("ada", "reaction.add", r#"{"conversation":"$C","seq":3,"key":"👍"}"#),
+    ("eve", "reaction.add", r#"{"conversation":"$C","seq":3,"key":"👍"}"#),
+    ("eve", "reaction.add", r#"{"conversation":"$C","seq":3,"key":"a/b?c#d%20"}"#),
+    ("eve", "reaction.add", r#"{"conversation":"$C","seq":2,"key":"👍"}"#),
+    ("eve", "reaction.add", r#"{"conversation":"$C","seq":1,"key":"👍"}"#),
+    ("eve", "reaction.add", r#"{"conversation":"$C","seq":3,"key":"white space"}"#),
+    ("zoe", "reaction.add", r#"{"conversation":"$C","seq":3,"key":"👍"}"#),
+    ("ada", "message.get", r#"{"conversation":"$C","seq":3}"#),
+    ("bob", "message.list", r#"{"conversation":"$C","limit":10}"#),
+    ("bob", "reaction.list", r#"{"conversation":"$C","seq":3,"key":"👍","limit":1}"#),
+    ("bob", "reaction.list", r#"{"conversation":"$C","seq":3,"key":"👍","cursor":"$U:ada"}"#),
+    ("bob", "reaction.list", r#"{"conversation":"$C","seq":3,"key":"nobody"}"#),
+    ("bob", "reaction.list", r#"{"conversation":"$C","seq":99,"key":"👍"}"#),
+    ("zoe", "reaction.list", r#"{"conversation":"$C","seq":3,"key":"👍"}"#),
+    ("eve", "reaction.remove", r#"{"conversation":"$C","seq":3,"key":"a/b?c#d%20"}"#),
+    ("eve", "reaction.remove", r#"{"conversation":"$C","seq":3,"key":"a/b?c#d%20"}"#),
+    ("zoe", "reaction.remove", r#"{"conversation":"$C","seq":3,"key":"👍"}"#),
     ("ada", "message.delete", r#"{"conversation":"$C","seq":2}"#),
     ("ada", "message.delete", r#"{"conversation":"$C","seq":2}"#),
+    ("ada", "reaction.add", r#"{"conversation":"$C","seq":2,"key":"👍"}"#),
+    ("eve", "reaction.remove", r#"{"conversation":"$C","seq":2,"key":"👍"}"#),
     ("bob", "message.edit", r#"{"conversation":"$C","seq":2,"body":{"text":"late"}}"#),
     ("eve", "message.delete", r#"{"conversation":"$C","seq":3}"#),
     ("ada", "message.history", r#"{"conversation":"$C","seq":2}"#),
@@ -118,6 +138,12 @@ const SCRIPT: &[(&str, &str, &str)] = &[
     ("ada", "session.list", r#"{}"#),
     ("ada", "session.logout_all", r#"{}"#),
 ];
+
+/// A text as one segment of a path.
+fn in_path(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
 
 const USERS: [&str; 4] = ["ada", "bob", "eve", "zoe"];
 
@@ -190,13 +216,14 @@ impl<'a> Voice<'a> {
         for (name, value) in fields.clone() {
             let hole = format!("{{{name}}}");
             if path.contains(&hole) {
-                path = path.replace(&hole, &text(&value));
+                path = path.replace(&hole, &in_path(&text(&value)));
                 fields.remove(&name);
             }
         }
         let method = Method::from_bytes(http.method.name().as_bytes()).unwrap();
         let body = if method == Method::GET {
-            let query: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
+            let query: Vec<String> =
+                fields.iter().map(|(name, value)| format!("{name}={}", in_path(&text(value)))).collect();
             if !query.is_empty() {
                 path = format!("{path}?{}", query.join("&"));
             }

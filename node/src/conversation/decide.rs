@@ -7,6 +7,7 @@ use chappe_schema::{
     error::{Code, Error},
     event::{Event, Fact},
     id::{CommandId, Millis, Seq, UserId},
+    reaction::ReactionKey,
     reply::{Reply, Sent},
     wire::Actor,
 };
@@ -30,6 +31,9 @@ pub enum Verdict {
     Read(Read),
     /// The message at this seq must be looked at first (see [`Conversation::remember_target`]).
     NeedTarget(Seq),
+    /// The caller's reactions to the message at this seq, with these keys, must be looked at first (see
+    /// [`Conversation::remember_reactions`]).
+    NeedReactions(Seq, Vec<ReactionKey>),
     /// The durable id blocks must be asked first, as far back as this.
     NeedId(Millis),
     /// An idle conversation must be read again first.
@@ -92,6 +96,8 @@ impl Case<'_> {
             Command::MessageSend { body, mentions, .. } => self.send(body, mentions),
             Command::MessageEdit { seq, body, mentions, .. } => self.edit(*seq, body, mentions),
             Command::MessageDelete { seq, .. } => self.delete(*seq),
+            Command::ReactionAdd { seq, key, .. } => self.react(*seq, key, true),
+            Command::ReactionRemove { seq, key, .. } => self.react(*seq, key, false),
             Command::ConversationUpdate { update, .. } => self.update(update),
             Command::ConversationDelete { .. } => self.delete_conversation(),
             Command::ConversationLeave { .. } => self.leave(),
@@ -156,7 +162,7 @@ impl Case<'_> {
         Verdict::Answer(Ok(Reply::Changed { seq: self.state.head, changed: false }))
     }
 
-    /// The message that an edit or deletion is about; `None` when it must be looked at first.
+    /// The message that a command is about; `None` when it must be looked at first.
     pub(super) fn target(&self, seq: Seq) -> Option<&Target> {
         let visible =
             self.state.member(&self.actor.user).map(|member| member.visible(self.state.settings.history).contains(seq));

@@ -4,6 +4,7 @@
 //! - [`state`]: what a conversation is, how events change it
 //! - [`decide`]: how each command is judged; one file a command below it
 //! - [`members`]: who may see what
+//! - [`overlay`]: what edits, deletions and reactions made of messages
 //! - [`ids`]: which commands are known already
 //! - [`marks`], [`latest`], [`standing`]: what members' inboxes show
 //! - [`snapshot`]: the state as bytes at rest
@@ -17,6 +18,8 @@ mod lifecycle;
 mod marks;
 pub mod members;
 mod membership;
+pub mod overlay;
+mod reactions;
 pub(crate) mod read;
 mod send;
 mod snapshot;

@@ -1,25 +1,27 @@
 //! Reading: what a member may be shown, and how it is put together from the log.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use chappe_schema::{
     body::Body,
     command::{Command, From},
     error::{Code, Error},
     event::{Event, Fact},
-    id::{ConversationId, Seq},
+    id::{ConversationId, Seq, UserId},
     limit::{PAGE_BYTES_MAX, PAGE_MAX},
-    reply::{EditView, MessageView, Reply},
-    stored::{StoredMentions, StoredOverlay},
+    reaction::ReactionKey,
+    reply::{EditView, MessageView, ReactionCount, ReactionView, Reply},
+    stored::{StoredMentions, StoredOverlay, StoredReaction},
     wire::Actor,
 };
 
 use super::{
     decide::Verdict,
     members::Visible,
+    overlay::Fresh,
     state::{Conversation, Target},
 };
-use crate::store::{Page, PageRequest, Show};
+use crate::store::{Page, PageRequest, Reacted, ReactedRequest, Show};
 
 /// A read of the log that was allowed at some head, and what is to be made of it.
 #[derive(Debug)]
@@ -29,11 +31,12 @@ pub struct Read {
     floor: Seq,
     visible: Visible,
     shape: Shape,
-    /// Overlays that were not durable when the read was allowed; they win over older ones in the store.
-    fresh: Vec<(Seq, StoredOverlay)>,
+    /// What was not durable when the read was allowed; it wins over what is older in the store.
+    fresh: Fresh,
     /// Read so far.
     events: Vec<Arc<Event>>,
     overlays: Vec<(Seq, StoredOverlay)>,
+    own: Vec<(Seq, ReactionKey, StoredReaction)>,
 }
 
 #[derive(Debug)]
@@ -75,6 +78,17 @@ enum Shape {
         bytes: usize,
         more: bool,
     },
+    /// Who reacts to a message with a key, by user id.
+    Reactions {
+        seq: Seq,
+        key: ReactionKey,
+        after: Option<UserId>,
+        limit: usize,
+        count: u64,
+        /// What the store may not have: by user, the latest.
+        fresh: BTreeMap<UserId, StoredReaction>,
+        items: Vec<ReactionView>,
+    },
 }
 
 /// What a read needs next.
@@ -82,6 +96,8 @@ enum Shape {
 pub enum Progress {
     /// This slice of the log.
     More(PageRequest),
+    /// This slice of who reacted.
+    Reacted(ReactedRequest),
     /// Nothing: here is the answer.
     Done(Result<Reply, Error>),
 }
@@ -154,20 +170,53 @@ impl Conversation {
                     },
                 }
             }
-            Command::MessageGet { .. } | Command::MessageHistory { .. } => return Err(Code::MessageNotFound.into()),
+            Command::ReactionList { seq, key, after, limit, .. } if visible.contains(*seq) && *seq <= self.head => {
+                let Some(hot) = &self.hot else { return Ok(Verdict::NeedHot) };
+                let overlay = match hot.targets.get(seq) {
+                    None => return Ok(Verdict::NeedTarget(*seq)),
+                    Some(Target::Missing) => return Err(Code::MessageNotFound.into()),
+                    Some(Target::Message(_, overlay)) => overlay,
+                };
+                let Some(one) = overlay.reactions.iter().find(|one| one.key == key.as_str()) else {
+                    return Ok(Verdict::Answer(Ok(Reply::Reactions {
+                        items: Vec::new(),
+                        count: 0,
+                        next_cursor: None,
+                    })));
+                };
+                let rows = hot.overlays.events(*seq).filter_map(|event| {
+                    let (with, row) = StoredReaction::of(event)?;
+                    (with == key).then(|| (event.sender.clone(), row))
+                });
+                Shape::Reactions {
+                    seq: *seq,
+                    key: key.clone(),
+                    after: after.clone(),
+                    limit: *limit,
+                    count: one.count,
+                    fresh: rows.collect(),
+                    items: Vec::new(),
+                }
+            }
+            Command::MessageGet { .. } | Command::MessageHistory { .. } | Command::ReactionList { .. } => {
+                return Err(Code::MessageNotFound.into());
+            }
             _ => return Err(Code::UnknownOperation.into()),
         };
-        let fresh =
-            self.hot.as_ref().map(|hot| hot.overlays.iter().map(|(seq, overlay)| (*seq, overlay.clone())).collect());
+        let fresh = match &self.hot {
+            Some(hot) => hot.overlays.fresh(&actor.user),
+            None => Fresh::nothing(actor.user.clone()),
+        };
         let mut read = Read {
             conversation: self.id,
             head: self.head,
             floor,
             visible,
             shape,
-            fresh: fresh.unwrap_or_default(),
+            fresh,
             events: Vec::new(),
             overlays: Vec::new(),
+            own: Vec::new(),
         };
         if let Some(reply) = read.recall(self) {
             return Ok(Verdict::Answer(Ok(reply)));
@@ -228,6 +277,7 @@ impl Read {
             show,
             limit,
             bytes_max: PAGE_BYTES_MAX,
+            reader: (show == Show::Messages).then(|| self.fresh.reader().clone()),
         }
     }
 
@@ -262,6 +312,14 @@ impl Read {
             Shape::One { seq } => Progress::More(self.request(*seq, *seq, false, Show::Messages, 1)),
             Shape::History { next: 0, .. } => Progress::Done(Ok(self.history())),
             Shape::History { next, .. } => Progress::More(self.request(*next, *next, false, Show::Log, 1)),
+            Shape::Reactions { seq, key, after, limit, .. } => Progress::Reacted(ReactedRequest {
+                entity: self.conversation.into(),
+                target: *seq,
+                key: key.clone(),
+                after: after.clone(),
+                // One more tells whether there is a next page.
+                limit: limit + 1,
+            }),
         }
     }
 
@@ -333,21 +391,58 @@ impl Read {
                     *more = true;
                 }
             }
+            // Asked for something else, see `take_reacted`.
+            Shape::Reactions { .. } => {}
         }
         let progress = self.next();
         (self, progress)
+    }
+
+    /// Takes the slice of who reacted that was asked for.
+    #[must_use]
+    pub fn take_reacted(mut self, page: Reacted) -> (Self, Progress) {
+        let Shape::Reactions { after, limit, count, fresh, items, .. } = &mut self.shape else {
+            let progress = self.next();
+            return (self, progress);
+        };
+        let reached = page.rows.last().map(|(user, _)| user.clone()).filter(|_| !page.complete);
+        let lies_here = |user: &UserId| {
+            after.as_ref().is_none_or(|after| user > after) && reached.as_ref().is_none_or(|reached| user <= reached)
+        };
+        let mut rows: BTreeMap<UserId, StoredReaction> = page.rows.into_iter().collect();
+        for (user, row) in fresh.iter().filter(|(user, _)| lies_here(user)) {
+            rows.entry(user.clone()).and_modify(|known| *known = newest(*known, *row)).or_insert(*row);
+        }
+        let present = rows.into_iter().filter(|(_, row)| !row.removed);
+        items.extend(present.map(|(user, row)| ReactionView { user, seq: row.seq, at: row.at }));
+        if items.len() <= *limit && reached.is_some() {
+            *after = reached;
+            let progress = self.next();
+            return (self, progress);
+        }
+        let more = items.len() > *limit;
+        items.truncate(*limit);
+        let next_cursor = items.last().filter(|_| more).map(|item| item.user.clone());
+        let reply = Reply::Reactions { items: std::mem::take(items), count: *count, next_cursor };
+        (self, Progress::Done(Ok(reply)))
     }
 
     fn collect(&mut self, page: Page) {
         let visible = &self.visible;
         self.events.extend(page.events.into_iter().filter(|event| visible.contains(event.seq)));
         self.overlays.extend(page.overlays);
+        self.own.extend(page.own);
+    }
+
+    /// What became of a message.
+    fn latest(&self, target: Seq) -> StoredOverlay {
+        let stored = self.overlays.iter().find(|(of, _)| *of == target).map(|(_, overlay)| overlay);
+        self.fresh.latest(target, stored)
     }
 
     fn page_of_events(&mut self) -> Reply {
-        let overlays = self.overlays.iter().chain(&self.fresh);
-        let deleted: Vec<Seq> =
-            overlays.filter(|(_, overlay)| overlay.deleted != 0).map(|(target, _)| *target).collect();
+        let known = self.overlays.iter().map(|(target, _)| *target).chain(self.fresh.targets());
+        let deleted: Vec<Seq> = known.filter(|target| self.latest(*target).deleted != 0).collect();
         let mut items = std::mem::take(&mut self.events);
         if !deleted.is_empty() {
             items.iter_mut().for_each(|event| erase(event, &deleted));
@@ -360,14 +455,25 @@ impl Read {
     }
 
     fn messages(&mut self) -> Vec<MessageView> {
-        let overlay = |seq: Seq| {
-            let find = |list: &[(Seq, StoredOverlay)]| {
-                list.iter().find(|(target, _)| *target == seq).map(|(_, overlay)| overlay.clone())
-            };
-            let stored = find(&self.overlays).unwrap_or_default();
-            find(&self.fresh).filter(|fresh| fresh.as_of > stored.as_of).unwrap_or(stored)
+        let events = std::mem::take(&mut self.events);
+        let view = |event: &Arc<Event>| {
+            let overlay = self.latest(event.seq);
+            let reactions = self.reactions(event.seq, &overlay);
+            message_view(event, &overlay, reactions)
         };
-        std::mem::take(&mut self.events).iter().map(|event| message_view(event, &overlay(event.seq))).collect()
+        events.iter().map(view).collect()
+    }
+
+    fn reactions(&self, target: Seq, overlay: &StoredOverlay) -> Vec<ReactionCount> {
+        let own = |key: &str| {
+            let stored = self.own.iter().find(|(of, with, _)| *of == target && with.as_str() == key);
+            self.fresh.is_own(target, key, stored.map(|(.., row)| *row))
+        };
+        let counts = overlay.reactions.iter().filter_map(|one| {
+            let mine = own(&one.key);
+            ReactionKey::new(&one.key).ok().map(|key| ReactionCount { key, count: one.count, mine })
+        });
+        counts.collect()
     }
 
     fn history(&mut self) -> Reply {
@@ -398,8 +504,12 @@ fn erase(event: &mut Arc<Event>, deleted: &[Seq]) {
     *event = Arc::new(Event { fact, ..Event::clone(event) });
 }
 
+fn newest(one: StoredReaction, other: StoredReaction) -> StoredReaction {
+    if one.seq >= other.seq { one } else { other }
+}
+
 /// A message as its overlay has left it.
-fn message_view(event: &Event, overlay: &StoredOverlay) -> MessageView {
+fn message_view(event: &Event, overlay: &StoredOverlay, reactions: Vec<ReactionCount>) -> MessageView {
     let (body, mentions) = match (&event.fact, &overlay.body) {
         _ if overlay.deleted != 0 => (None, None),
         // They were checked when they were written; a program with a bug costs a message its mentions, not its body.
@@ -418,5 +528,6 @@ fn message_view(event: &Event, overlay: &StoredOverlay) -> MessageView {
         mentions,
         edited: (overlay.edit != 0 && overlay.deleted == 0).then_some((overlay.edit, overlay.edited_at)),
         deleted: (overlay.deleted != 0).then_some(overlay.deleted),
+        reactions,
     }
 }

@@ -11,7 +11,7 @@ use chappe_schema::{
     id::{ConversationId, Epoch, Millis, Seq, UserId},
     limit::SMALL_MEMBERS_MAX,
     reply::ConversationView,
-    stored::{StoredMentions, StoredOverlay},
+    stored::StoredOverlay,
 };
 
 use crate::pace::snapshot_events;
@@ -21,6 +21,8 @@ use super::{
     latest::Latest,
     marks::Marks,
     members::{Member, Members},
+    overlay::{Overlays, fold},
+    reactions::Reactors,
 };
 
 /// Events that a busy conversation keeps at hand: enough for reconnecting clients and for edits of what was just said.
@@ -80,15 +82,17 @@ pub struct Hot {
     pub ids: Ids,
     /// The last events, up to `head`.
     pub recent: VecDeque<Arc<Event>>,
-    /// What edits and deletions made of messages, where the overlay is not durable yet.
-    pub overlays: BTreeMap<Seq, StoredOverlay>,
-    /// Messages as they stand now, for judging edits.
+    /// What became of messages, where the store does not have it yet.
+    pub overlays: Overlays,
+    /// Messages as they stand now, for judging what is about them.
     pub targets: BTreeMap<Seq, Target>,
+    /// Reactions of those who reacted last, for judging more of theirs.
+    pub reactors: Reactors,
     /// Who hears of the next event.
     pub audience: Option<Arc<Audience>>,
 }
 
-/// A message that an edit or a deletion is about.
+/// A message that a command is about.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// There is no message at this seq.
@@ -204,7 +208,10 @@ impl Conversation {
                 self.marks.mention(*target_n, mentions);
             }
             Fact::MessageDeleted { target_n, .. } if *target_n != 0 => self.marks.delete(*target_n),
-            Fact::MessageUpdated { .. } | Fact::MessageDeleted { .. } => {}
+            Fact::MessageUpdated { .. }
+            | Fact::MessageDeleted { .. }
+            | Fact::ReactionAdded { .. }
+            | Fact::ReactionRemoved { .. } => {}
             // Facts of users' logs have no business here; they change nothing.
             Fact::UserJoined { .. }
             | Fact::UserLeft { .. }
@@ -275,13 +282,7 @@ impl Conversation {
         let Some(hot) = &mut self.hot else { return };
         let target = match found {
             Some((event, overlay)) if event.fact.is_message() => {
-                let mut overlay = overlay.unwrap_or_default();
-                if let Some(newer) = hot.overlays.get(&seq)
-                    && newer.as_of > overlay.as_of
-                {
-                    overlay = newer.clone();
-                }
-                Target::Message(event, overlay)
+                Target::Message(event, hot.overlays.latest(seq, overlay.unwrap_or_default()))
             }
             _ => Target::Missing,
         };
@@ -291,20 +292,10 @@ impl Conversation {
         hot.targets.insert(seq, target);
     }
 
-    /// The overlay of `target` as of this event is durable.
-    pub fn overlay_durable(&mut self, target: Seq, as_of: Seq) {
-        if let Some(hot) = &mut self.hot
-            && hot.overlays.get(&target).is_some_and(|overlay| overlay.as_of <= as_of)
-        {
-            hot.overlays.remove(&target);
-        }
-    }
-
-    /// Those overlays are durable of which `is_durable` says so, by target and the event that they reflect.
-    pub fn overlays_durable(&mut self, is_durable: impl Fn(Seq, Seq) -> bool) {
-        if let Some(hot) = &mut self.hot {
-            hot.overlays.retain(|target, overlay| !is_durable(*target, overlay.as_of));
-        }
+    /// Whether everything that derives from the events up to `seq` is durable: a snapshot stands for all of it.
+    #[must_use]
+    pub fn is_derived_upto(&self, seq: Seq) -> bool {
+        self.hot.as_ref().is_none_or(|hot| hot.overlays.first().is_none_or(|first| first > seq))
     }
 
     /// Whether everything that only the hot form knows is durable, so that it may be dropped.
@@ -326,7 +317,12 @@ impl Conversation {
     pub fn bytes(&self) -> usize {
         let hot = self.hot.as_ref().map_or(0, |hot| {
             let bodies: usize = hot.recent.iter().map(|event| event.body_len() + 224).sum();
-            size_of::<Hot>() + hot.ids.heap_bytes() + bodies + hot.overlays.len() * 160 + hot.targets.len() * 320
+            size_of::<Hot>()
+                + hot.ids.heap_bytes()
+                + bodies
+                + hot.overlays.heap_bytes()
+                + hot.reactors.heap_bytes()
+                + hot.targets.len() * 320
         });
         size_of::<Self>()
             + size_of::<Settings>()
@@ -369,24 +365,18 @@ impl Hot {
     fn apply(&mut self, event: &Arc<Event>) {
         self.ids.remember(event);
         self.recent.push_back(Arc::clone(event));
-        let overlay = match &event.fact {
-            Fact::MessageUpdated { body, mentions, .. } => StoredOverlay {
-                as_of: event.seq,
-                body: Some(body.bytes().clone()),
-                edit: event.seq,
-                edited_at: event.created_at,
-                mentions: StoredMentions::of(mentions),
-                ..StoredOverlay::default()
-            },
-            Fact::MessageDeleted { previous, .. } => {
-                StoredOverlay { as_of: event.seq, edit: *previous, deleted: event.seq, ..StoredOverlay::default() }
-            }
-            _ => return,
-        };
-        if let Some(Target::Message(_, known)) = self.targets.get_mut(&event.target) {
-            *known = overlay.clone();
+        if !event.fact.is_about_message() {
+            return;
         }
-        self.overlays.insert(event.target, overlay);
+        match self.targets.get_mut(&event.target) {
+            Some(Target::Message(_, known)) => {
+                self.overlays.take(event, Some(known));
+                fold(known, event);
+            }
+            // Found in the log: what there was before, the store knows.
+            _ => self.overlays.take(event, None),
+        }
+        self.reactors.apply(event);
     }
 
     /// Forgets recent events that are committed and no longer recent.

@@ -1,6 +1,8 @@
 //! The pure state: arrange events, judge one command, compare the verdict.
 
-use std::sync::Arc;
+mod reactions;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use chappe_schema::{
     access::{By, Token},
@@ -11,12 +13,14 @@ use chappe_schema::{
     id::{CommandId, ConversationId, Millis, Seq, UserId},
     limit::{ID_AGE_MS_MAX, ID_AHEAD_MS_MAX},
     mention::{Mentioned, Mentions},
+    reaction::ReactionKey,
     reply::{MessageView, Reply, Sent},
+    stored::{StoredOverlay, StoredReaction},
     wire::Actor,
 };
 
 use super::{Audience, Conversation, Evidence, Verdict, read::Progress};
-use crate::store::{Page, Show};
+use crate::store::{Page, PageRequest, Reacted, ReactedRequest, Show};
 
 const T: Millis = 1_700_000_000_000;
 
@@ -48,6 +52,14 @@ struct Talk {
     state: Conversation,
     log: Vec<Arc<Event>>,
     now: Millis,
+    shelf: Shelf,
+}
+
+/// What a store has beside the log; nothing, unless a test writes it.
+#[derive(Default)]
+struct Shelf {
+    overlays: BTreeMap<Seq, StoredOverlay>,
+    reactions: BTreeMap<(Seq, ReactionKey, UserId), StoredReaction>,
 }
 
 impl Talk {
@@ -57,10 +69,14 @@ impl Talk {
     }
 
     fn created(kind: ConversationKind, members: &[&str], history: HistoryAccess) -> Self {
-        let mut talk = Self { state: Conversation::absent(CONVERSATION), log: Vec::new(), now: T };
+        let mut talk = Self::nowhere();
         let create = creation(kind, members, history);
         talk.ok("ada", Command::ConversationCreate(Box::new(create)));
         talk
+    }
+
+    fn nowhere() -> Self {
+        Self { state: Conversation::absent(CONVERSATION), log: Vec::new(), now: T, shelf: Shelf::default() }
     }
 
     fn judge(&mut self, who: &str, id: CommandId, command: &Command) -> Result<Reply, Code> {
@@ -81,20 +97,33 @@ impl Talk {
                                 let page = self.page(&request);
                                 (read, progress) = read.take(page);
                             }
+                            Progress::Reacted(request) => {
+                                let page = self.shelf.reacted(&request);
+                                (read, progress) = read.take_reacted(page);
+                            }
                         }
                     }
                 }
                 Verdict::NeedTarget(seq) => {
                     let found = self.log.get(seq as usize - 1).cloned();
-                    self.state.remember_target(seq, found.map(|event| (event, None)));
+                    let overlay = self.shelf.overlays.get(&seq).cloned();
+                    self.state.remember_target(seq, found.map(|event| (event, overlay)));
+                }
+                Verdict::NeedReactions(seq, keys) => {
+                    let one = |key: ReactionKey| {
+                        let row = self.shelf.reactions.get(&(seq, key.clone(), user(who)))?;
+                        Some((key, *row))
+                    };
+                    let rows = keys.into_iter().filter_map(one).collect();
+                    self.state.remember_reactions(seq, &user(who), rows);
                 }
                 other => panic!("{other:?}"),
             }
         }
     }
 
-    /// What a store would answer, without overlays: those are still in memory here.
-    fn page(&self, request: &crate::store::PageRequest) -> Page {
+    /// What a store would answer.
+    fn page(&self, request: &PageRequest) -> Page {
         let mut events: Vec<Arc<Event>> = self
             .log
             .iter()
@@ -110,7 +139,13 @@ impl Talk {
         let end = if request.newest_first { request.from } else { request.upto };
         let reached = if complete { end } else { events.last().map_or(end, |event| event.seq) };
         events.sort_by_key(|event| event.seq);
-        Page { events, overlays: Vec::new(), complete, reached }
+        let shown = |seq: &Seq| events.iter().any(|event| event.seq == *seq || event.target == *seq);
+        let overlays = self.shelf.overlays.iter().filter(|(seq, _)| request.show != Show::Log && shown(seq));
+        let overlays = overlays.map(|(seq, overlay)| (*seq, overlay.clone())).collect();
+        let own = self.shelf.reactions.iter();
+        let own = own.filter(|((seq, _, user), _)| request.reader.as_ref() == Some(user) && shown(seq));
+        let own = own.map(|((seq, key, _), row)| (*seq, key.clone(), *row)).collect();
+        Page { events, overlays, own, complete, reached }
     }
 
     fn ok(&mut self, who: &str, command: Command) -> Reply {
@@ -142,6 +177,18 @@ impl Talk {
     }
 }
 
+impl Shelf {
+    fn reacted(&self, request: &ReactedRequest) -> Reacted {
+        let rows = self.reactions.iter().filter(|((seq, key, user), _)| {
+            let is_later = request.after.as_ref().is_none_or(|after| user > after);
+            *seq == request.target && *key == request.key && is_later
+        });
+        let mut rows = rows.map(|((.., user), row)| (user.clone(), *row));
+        let page = rows.by_ref().take(request.limit).collect();
+        Reacted { rows: page, complete: rows.next().is_none() }
+    }
+}
+
 fn creation(kind: ConversationKind, members: &[&str], history: HistoryAccess) -> Create {
     Create {
         conversation: CONVERSATION,
@@ -168,6 +215,19 @@ fn edit(seq: Seq, text: &str) -> Command {
 
 fn delete(seq: Seq) -> Command {
     Command::MessageDelete { conversation: CONVERSATION, seq }
+}
+
+fn react(seq: Seq, key: &str) -> Command {
+    Command::ReactionAdd { conversation: CONVERSATION, seq, key: ReactionKey::new(key).unwrap() }
+}
+
+fn unreact(seq: Seq, key: &str) -> Command {
+    Command::ReactionRemove { conversation: CONVERSATION, seq, key: ReactionKey::new(key).unwrap() }
+}
+
+fn who_reacted(seq: Seq, key: &str) -> Command {
+    let key = ReactionKey::new(key).unwrap();
+    Command::ReactionList { conversation: CONVERSATION, seq, key, after: None, limit: 100 }
 }
 
 fn add(name: &str, role: Role) -> Command {
@@ -327,6 +387,9 @@ fn strangers_meet_nothing() {
         role("bob", Role::Admin),
         Command::MessageGet { conversation: CONVERSATION, seq: 2 },
         Command::MessageHistory { conversation: CONVERSATION, seq: 2 },
+        react(2, "+1"),
+        unreact(2, "+1"),
+        who_reacted(2, "+1"),
         Command::EventList { conversation: CONVERSATION, after: 0, limit: 9 },
         Command::MemberList { conversation: CONVERSATION, after: None, limit: 9 },
         Command::ConversationOpen { conversation: CONVERSATION },
@@ -336,7 +399,7 @@ fn strangers_meet_nothing() {
         },
         Command::ConversationCreate(Box::new(creation(ConversationKind::Group, &[], HistoryAccess::All))),
     ] {
-        let mut nowhere = Talk { state: Conversation::absent(CONVERSATION), log: Vec::new(), now: T };
+        let mut nowhere = Talk::nowhere();
         let code = talk.refused("eve", command.clone());
         assert_eq!(code, Code::ConversationNotFound, "{command:?}");
         if !matches!(command, Command::ConversationCreate(_)) {
@@ -571,7 +634,7 @@ fn pages_of_events_do_not_show_what_was_deleted() {
     // From memory also when the overlay is in the store already.
     let seq = talk.send("ada", "gone too").seq;
     talk.ok("ada", delete(seq));
-    talk.state.overlays_durable(|_, _| true);
+    talk.settle();
     assert_eq!(shown(&mut talk, seq - 1), [(seq, false), (seq + 1, true)]);
 }
 

@@ -18,7 +18,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{
     InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, Told, WITHDRAWN_MS,
-    line::Pending, shard_of_partition, supervision::Lost,
+    line::Pending, reactions::Reacting, shard_of_partition, supervision::Lost,
 };
 use crate::{
     conversation::{Audience, Conversation, Evidence, Read, Verdict, read::Progress},
@@ -47,6 +47,8 @@ pub(super) struct ConversationSlot {
     pub(super) slot: Slot<Conversation, Parked, Release>,
     /// Commands that wait for a look at a message.
     targets: BTreeMap<Seq, Vec<(GatewayId, Arc<Asked>, Evidence)>>,
+    /// Commands that wait for a look at their sender's reactions to a message.
+    pub(super) reacting: Reacting,
     /// Events that users must still hear of: who of them, and what.
     announcing: BTreeMap<Seq, BTreeMap<UserId, Fact>>,
     /// Committed events that nobody was told of, because there was no state to tell from: told after the recovery.
@@ -55,8 +57,6 @@ pub(super) struct ConversationSlot {
     unannounced: Vec<Pending>,
     /// A snapshot that waits until everything it reflects is durable.
     snapshot: Option<(Seq, bytes::Bytes)>,
-    /// Overlays on their way to the store, by target: the event that each reflects.
-    projecting: BTreeMap<Seq, Seq>,
     /// The id block on its way to the store.
     id_block: Option<Seq>,
     /// Mutations that wait, in order, for the id blocks to be asked, the first one first.
@@ -91,11 +91,11 @@ impl ConversationSlot {
         Self {
             slot: Slot::loading(now, tenure),
             targets: BTreeMap::new(),
+            reacting: Reacting::default(),
             announcing: BTreeMap::new(),
             unpublished: Vec::new(),
             unannounced: Vec::new(),
             snapshot: None,
-            projecting: BTreeMap::new(),
             id_block: None,
             asking_id: VecDeque::new(),
             is_asking: false,
@@ -106,11 +106,11 @@ impl ConversationSlot {
     pub(super) fn may_go(&self) -> bool {
         self.is_quiet()
             && self.targets.is_empty()
+            && self.reacting.is_empty()
             && self.asking_id.is_empty()
             && self.announcing.is_empty()
             && self.unpublished.is_empty()
             && self.unannounced.is_empty()
-            && self.projecting.is_empty()
             && self.id_block.is_none()
     }
 }
@@ -226,12 +226,12 @@ impl Shard {
         self.measures.answered(asked.command.op(), result.as_ref().err(), self.now.saturating_sub(began));
     }
 
-    fn answer_now(&mut self, from: GatewayId, asked: &Asked, result: Result<Reply, Error>) {
+    pub(super) fn answer_now(&mut self, from: GatewayId, asked: &Asked, result: Result<Reply, Error>) {
         self.count_answer(asked, &result);
         self.reply(from, asked.correlation, result);
     }
 
-    fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Arc<Asked>, evidence: Evidence) {
+    pub(super) fn judge(&mut self, id: ConversationId, from: GatewayId, asked: Arc<Asked>, evidence: Evidence) {
         let request = InHand::Command(from, asked.correlation);
         self.guarded_for(Some(request), || id.into(), |shard| shard.judge_ready(id, from, asked, evidence));
     }
@@ -296,6 +296,9 @@ impl Shard {
                     // What the store is asked for must be there.
                     self.wait_conversation(id, seq, Release::Target(seq));
                 }
+            }
+            Verdict::NeedReactions(seq, keys) => {
+                self.look_at_reactions(id, seq, keys, (from, asked, evidence));
             }
             Verdict::NeedId(since) => {
                 let upto = state.hot.as_ref().map_or(0, |hot| hot.ids.durable().0);
@@ -375,6 +378,7 @@ impl Shard {
                     show: Show::Messages,
                     limit: 1,
                     bytes_max: usize::MAX,
+                    reader: None,
                 };
                 let done = self.answer(move |page| StoreMail::Target { conversation: id, epoch, seq, page });
                 self.store.page(request, done);
@@ -569,19 +573,18 @@ impl Shard {
     }
 
     /// Writes what derives from committed events.
-    fn project_conversation(&mut self, id: ConversationId) {
+    pub(super) fn project_conversation(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let committed = slot.line.committed();
         let announced = slot.announcing.is_empty() && slot.unannounced.is_empty();
         let Phase::Ready(state) = &mut slot.slot.phase else { return };
         let mut writes = Vec::new();
-        for (target, overlay) in state.hot.iter().flat_map(|hot| &hot.overlays) {
-            let (target, as_of) = (*target, overlay.as_of);
-            if as_of <= committed && slot.projecting.get(&target).is_none_or(|before| *before < as_of) {
-                slot.projecting.insert(target, as_of);
-                let then = Projected::Overlays(id, vec![(target, as_of)]);
-                writes.push((then, Projection::Overlay { entity: id.into(), target, overlay: overlay.clone() }));
-            }
+        if let Some(flight) = state.hot.as_mut().and_then(|hot| hot.overlays.fly(committed)) {
+            let upto = flight.upto;
+            let mut rows = flight.rows(id.into());
+            // They are written by one call, and durable when it is answered.
+            writes.extend(rows.next().map(|row| (Projected::Derived(id, upto), row)));
+            writes.extend(rows.map(|row| (Projected::Other, row)));
         }
         if slot.snapshot.is_none() && state.snapshot_due() {
             state.snapshot_at = state.head;
@@ -603,33 +606,30 @@ impl Shard {
         if let Some((seq, _)) = &slot.snapshot
             && (*seq <= committed || is(Bug::SnapshotAhead))
             && announced
-            // A later edit takes an earlier one's place in memory: the snapshot waits until none is left.
-            && state.can_cool()
+            && state.is_derived_upto(*seq)
             && let Some((seq, bytes)) = slot.snapshot.take()
         {
             writes.push((Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes }));
         }
         self.projections.extend(writes);
+        self.ask_overlays(id);
     }
 
-    pub(super) fn overlays_durable(&mut self, id: ConversationId, overlays: &[(Seq, Seq)]) {
-        self.guarded(|| id.into(), |shard| shard.forget_overlays(id, overlays));
-    }
-
-    fn forget_overlays(&mut self, id: ConversationId, overlays: &[(Seq, Seq)]) {
-        let Some(slot) = self.conversations.get_mut(&id) else { return };
-        for (target, as_of) in overlays {
-            if slot.projecting.get(target) == Some(as_of) {
-                slot.projecting.remove(target);
+    /// The rows that derive from the conversation's events up to `upto` are durable.
+    pub(super) fn derived_durable(&mut self, id: ConversationId, upto: Seq) {
+        let land = |shard: &mut Self| {
+            let Some(slot) = shard.conversations.get_mut(&id) else { return };
+            // While a read is under way its page may be older than these rows: memory keeps what they reflect.
+            let is_looked_at = slot.looks > 0;
+            if let Some(hot) = slot.ready().and_then(|state| state.hot.as_mut()) {
+                hot.overlays.landed(upto);
+                if !is_looked_at {
+                    hot.overlays.forget();
+                }
             }
-            // While a read is under way its page may be older than this overlay: memory keeps the newer one.
-            if slot.slot.looks == 0
-                && let Some(state) = slot.slot.ready()
-            {
-                state.overlay_durable(*target, *as_of);
-            }
-        }
-        self.project_conversation(id);
+            shard.project_conversation(id);
+        };
+        self.guarded(|| id.into(), land);
     }
 
     pub(super) fn id_block_durable(&mut self, id: ConversationId, end: Seq) {
@@ -649,7 +649,7 @@ impl Shard {
 
     // === reads
 
-    fn go_on_reading(
+    pub(super) fn go_on_reading(
         &mut self,
         id: ConversationId,
         gateway: GatewayId,
@@ -659,6 +659,7 @@ impl Shard {
     ) {
         match progress {
             Progress::Done(result) => self.reply(gateway, correlation, result),
+            Progress::Reacted(request) => self.read_reacted(id, gateway, correlation, read, request),
             Progress::More(request) => {
                 let token = self.token();
                 let done = self.answer(move |page| StoreMail::Page { token, page });
@@ -755,25 +756,21 @@ impl Shard {
     }
 
     /// A read that is merged with memory is back.
-    fn looked(&mut self, id: ConversationId) {
+    pub(super) fn looked(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         slot.slot.looks = slot.slot.looks.saturating_sub(1);
         if slot.slot.looks == 0 {
-            self.guarded(|| id.into(), |shard| shard.forget_durable_overlays(id));
+            let forget = |shard: &mut Self| {
+                let state = shard.conversations.get_mut(&id).and_then(|slot| slot.ready());
+                if let Some(hot) = state.and_then(|state| state.hot.as_mut()) {
+                    hot.overlays.forget();
+                }
+            };
+            self.guarded(|| id.into(), forget);
         }
     }
 
-    /// Overlays that became durable while reads were under way.
-    fn forget_durable_overlays(&mut self, id: ConversationId) {
-        let Some(ConversationSlot { slot, projecting, .. }) = self.conversations.get_mut(&id) else { return };
-        let committed = slot.line.committed();
-        if let Some(state) = slot.ready() {
-            // Neither on its way nor still to be sent.
-            state.overlays_durable(|target, as_of| as_of <= committed && !projecting.contains_key(&target));
-        }
-    }
-
-    fn store_failed(&mut self, id: ConversationId, error: &store::Error) -> Error {
+    pub(super) fn store_failed(&mut self, id: ConversationId, error: &store::Error) -> Error {
         tracing::error!(event = "read_failed", conversation = %id, %error);
         match error {
             store::Error::Unavailable(_) => Error::new(Code::Unavailable).after_ms(500),
@@ -929,7 +926,6 @@ impl Shard {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
         }
         slot.slot.phase = Phase::Ready(Box::new(state));
-        slot.projecting.clear();
         slot.id_block = None;
         slot.snapshot = None;
         Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
@@ -984,6 +980,7 @@ impl Shard {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let parked: Vec<Parked> = slot.slot.parked.drain(..).collect();
         let targets = std::mem::take(&mut slot.targets);
+        let reacting = slot.reacting.drain();
         for parked in parked {
             match parked {
                 Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(error.clone())),
@@ -991,7 +988,7 @@ impl Shard {
                 Parked::Row(token, user) => self.tell_row(id, token, user, Told::Unknown),
             }
         }
-        for (from, asked, _) in targets.into_values().flatten() {
+        for (from, asked, _) in targets.into_values().flatten().chain(reacting) {
             self.answer_now(from, &asked, Err(error.clone()));
         }
         // The next command tries again.
@@ -1015,7 +1012,6 @@ impl Shard {
         let now = self.now;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let lost = slot.lose_state(now);
-        slot.projecting.clear();
         slot.snapshot = None;
         if slot.line.can_fly() {
             // The panic may have come between a row and its listing.
@@ -1029,9 +1025,9 @@ impl Shard {
             }
             Lost::Withdrawn => return,
         }
-        // Commands that waited for a look at a message are judged anew.
-        let targets = std::mem::take(&mut slot.targets);
-        for (from, asked, evidence) in targets.into_values().flatten() {
+        // Commands that waited for a look at a message, or at reactions, are judged anew.
+        let (targets, reacting) = (std::mem::take(&mut slot.targets), slot.reacting.drain());
+        for (from, asked, evidence) in targets.into_values().flatten().chain(reacting) {
             self.park(id, Parked::Command(from, asked, evidence));
         }
         self.reload(id);
@@ -1042,9 +1038,8 @@ impl Shard {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let released = slot.slot.line.give_up();
         slot.slot.phase = Phase::Loading;
-        slot.projecting.clear();
         slot.snapshot = None;
-        let targets = std::mem::take(&mut slot.targets);
+        let (targets, reacting) = (std::mem::take(&mut slot.targets), slot.reacting.drain());
         for release in released {
             match release {
                 Release::Reply(gateway, correlation, _) | Release::Read(gateway, correlation, _) => {
@@ -1055,7 +1050,7 @@ impl Shard {
                 Release::Target(_) | Release::Mentioned(..) => {}
             }
         }
-        for (from, asked, _) in targets.into_values().flatten() {
+        for (from, asked, _) in targets.into_values().flatten().chain(reacting) {
             self.answer_now(from, &asked, Err(error.clone()));
         }
         self.measures.restarted(&id.into(), "not_written");
@@ -1083,7 +1078,11 @@ impl Shard {
         let slot = self.conversations.get_mut(&id)?;
         let last_used = slot.used;
         match slot.slot.ready() {
-            Some(state) if !state.can_cool() => Some((now + 1000, last_used)),
+            Some(state) if !state.can_cool() => {
+                // The store may have failed to say what there was before.
+                self.guarded(|| id.into(), |shard| shard.ask_overlays(id));
+                Some((now + 1000, last_used))
+            }
             Some(state) if !crowded => {
                 state.cool();
                 let bytes = state.bytes();
@@ -1100,10 +1099,7 @@ impl Shard {
     /// A conversation that has moved on since its last snapshot writes one, so that it is cheap to read again.
     pub(super) fn snapshot_before_rest(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let complete = slot.line.has_no_rows()
-            && slot.announcing.is_empty()
-            && slot.unannounced.is_empty()
-            && slot.projecting.is_empty();
+        let complete = slot.line.has_no_rows() && slot.announcing.is_empty() && slot.unannounced.is_empty();
         let Some(state) = slot.ready() else { return };
         if complete
             && state.can_cool()

@@ -7,6 +7,7 @@
 //! - [`line`]: the line in which an entity's events wait for the log
 //! - [`pump`]: why nothing leaves before a fence read
 //! - [`conversations`]: driving conversations
+//! - [`reactions`]: what reactions need beside
 //! - [`users`]: driving users
 //! - [`access`]: their log-outs and bans
 //! - [`inbox`]: what users ask of their inbox
@@ -27,7 +28,7 @@ use chappe_schema::{
     inbox::Counts,
     limit::{FENCE_UNREAD_MS_MAX, RECOVERIES_MAX},
     reply::Reply,
-    stored::StoredId,
+    stored::{StoredId, StoredOverlay},
     wire::{Asked, AskedAccess, Connecting, Correlation, Head, Lane, Owner, ToGateway, ToNode},
 };
 use hashbrown::{HashMap, HashSet};
@@ -37,7 +38,7 @@ use tokio::sync::oneshot;
 use crate::{
     conversation::{Read, ids::prints_since},
     planted::{Bug, is},
-    store::{self, Append, Confirmation, Page, Projection, Recovered, Store, Written},
+    store::{self, Append, Confirmation, Page, Projection, Reacted, Recovered, Store, Written},
     user::{Connection, HeadKnown},
 };
 
@@ -49,6 +50,7 @@ mod line;
 pub(crate) mod mailbox;
 mod measure;
 mod pump;
+mod reactions;
 mod resting;
 pub(crate) mod supervision;
 mod tenure;
@@ -63,6 +65,7 @@ use line::Line;
 use mailbox::Mailbox;
 pub(crate) use measure::Measures;
 use pump::Pump;
+use reactions::ReactionsFound;
 use resting::Resting;
 use supervision::{InHand, WITHDRAWN_MS};
 use tenure::{Question, Standing, Tenure, Tenures};
@@ -118,6 +121,20 @@ pub(crate) enum StoreMail {
         epoch: Epoch,
         seq: Seq,
         page: Result<Page, store::Error>,
+    },
+    /// A user's reactions to a message.
+    Reactions(ReactionsFound),
+    /// Who reacted to a message.
+    Reacted {
+        token: u64,
+        page: Result<Reacted, store::Error>,
+    },
+    /// Overlays as they were before what a recovery found.
+    Overlays {
+        conversation: ConversationId,
+        epoch: Epoch,
+        targets: Vec<Seq>,
+        found: Result<Vec<(Seq, StoredOverlay)>, store::Error>,
     },
     Id {
         token: u64,
@@ -326,7 +343,8 @@ enum Ticket {
 
 /// What a projection does once it is durable.
 enum Projected {
-    Overlays(ConversationId, Vec<(Seq, Seq)>),
+    /// Everything that derives from the conversation's events up to here is durable.
+    Derived(ConversationId, Seq),
     IdBlock(ConversationId, Seq),
     Inbox(UserId),
     Other,
@@ -637,6 +655,13 @@ impl Shard {
                     self.target_found(conversation, seq, page);
                 }
             }
+            StoreMail::Reactions(found) => self.reactions_found(found),
+            StoreMail::Reacted { token, page } => self.reacted_read(token, page),
+            StoreMail::Overlays { conversation, epoch, targets, found } => {
+                if self.epoch_of(&conversation.into()) == Some(epoch) {
+                    self.overlays_found(conversation, &targets, found);
+                }
+            }
             StoreMail::Id { token, found } => self.id_found(token, found),
             StoreMail::Projected { token, result } => self.projected(token, result),
         }
@@ -929,7 +954,7 @@ impl Shard {
         }
         for done in then {
             match done {
-                Projected::Overlays(id, overlays) => self.overlays_durable(id, &overlays),
+                Projected::Derived(id, upto) => self.derived_durable(id, upto),
                 Projected::IdBlock(id, end) => self.id_block_durable(id, end),
                 Projected::Inbox(id) => self.inbox_flushed(&id),
                 Projected::Other => {}

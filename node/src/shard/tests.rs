@@ -1,5 +1,7 @@
 //! A whole shard, turn by turn, over a store whose every answer the test decides.
 
+mod reactions;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -20,8 +22,9 @@ use chappe_schema::{
         Seq, UserId,
     },
     inbox::{Counts, Filter, Flags, Marking, Row},
+    reaction::ReactionKey,
     reply::{Reply, Sent},
-    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
+    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction},
     wire::{Actor, Asked, Connecting, Correlation, Heads, Lane, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
@@ -35,8 +38,8 @@ use super::{
 use crate::{
     conversation::state::fault,
     store::{
-        Append, Confirmation, Done, Error as StoreError, Page, PageRequest, Projection, Recovered, Session, Show,
-        Store, Written,
+        Append, Confirmation, Done, Error as StoreError, Page, PageRequest, Projection, Reacted, ReactedRequest,
+        Recovered, Session, Show, Store, Written,
     },
 };
 
@@ -56,6 +59,7 @@ struct Held {
     rows: BTreeMap<(EntityId, Seq), LogRow>,
     snapshots: BTreeMap<EntityId, (Seq, bytes::Bytes)>,
     overlays: BTreeMap<(EntityId, Seq), StoredOverlay>,
+    reactions: BTreeMap<(EntityId, Seq, ReactionKey, UserId), StoredReaction>,
     blocks: BTreeMap<(EntityId, Seq), StoredIdBlock>,
     inbox: BTreeMap<(UserId, ConversationId), StoredInbox>,
     announced: BTreeMap<(EntityId, Seq), ()>,
@@ -67,6 +71,8 @@ struct Held {
     projected: usize,
     /// Ids that were looked for.
     sought: usize,
+    /// Looks at a user's own reactions.
+    looked: usize,
     /// Whether recoveries bring no prints.
     printless: bool,
 }
@@ -201,15 +207,55 @@ impl Store for Scripted {
                 Show::Messages => events.iter().filter_map(overlay).collect(),
                 Show::Events => events.iter().filter_map(overlay).filter(|(_, overlay)| overlay.deleted != 0).collect(),
             };
-            Box::new(move || done(Ok(Page { events, overlays, complete: true, reached: 0 })))
+            let mine = held
+                .reactions
+                .iter()
+                .filter(|((whose, _, _, user), _)| *whose == request.entity && Some(user) == request.reader.as_ref());
+            let own = mine.map(|((_, target, key, _), row)| (*target, key.clone(), *row)).collect();
+            Box::new(move || done(Ok(Page { events, overlays, own, complete: true, reached: 0 })))
         };
         self.held.lock().others.push_back(Box::new(read));
     }
 
-    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, StoreError>>) {
+    fn overlays(&self, entity: EntityId, targets: Vec<Seq>, done: Done<Result<Vec<(Seq, StoredOverlay)>, StoreError>>) {
         let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
-            let found = held.overlays.get(&(entity, target)).cloned();
+            let one = |target| Some((target, held.overlays.get(&(entity.clone(), target))?.clone()));
+            let found = targets.into_iter().filter_map(one).collect();
             Box::new(move || done(Ok(found)))
+        };
+        self.held.lock().others.push_back(Box::new(read));
+    }
+
+    fn reactions(
+        &self,
+        entity: EntityId,
+        target: Seq,
+        user: UserId,
+        keys: Vec<ReactionKey>,
+        done: Done<Result<Vec<(ReactionKey, StoredReaction)>, StoreError>>,
+    ) {
+        let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            held.looked += 1;
+            let one = |key: ReactionKey| {
+                let row = held.reactions.get(&(entity.clone(), target, key.clone(), user.clone()))?;
+                Some((key, *row))
+            };
+            let found = keys.into_iter().filter_map(one).collect();
+            Box::new(move || done(Ok(found)))
+        };
+        self.held.lock().others.push_back(Box::new(read));
+    }
+
+    fn reacted(&self, request: ReactedRequest, done: Done<Result<Reacted, StoreError>>) {
+        let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            let there = held.reactions.iter().filter(|((whose, target, key, user), _)| {
+                (whose, *target, key) == (&request.entity, request.target, &request.key)
+                    && request.after.as_ref().is_none_or(|after| user > after)
+            });
+            let mut there = there.map(|((.., user), row)| (user.clone(), *row));
+            let rows = there.by_ref().take(request.limit).collect();
+            let complete = there.next().is_none();
+            Box::new(move || done(Ok(Reacted { rows, complete })))
         };
         self.held.lock().others.push_back(Box::new(read));
     }
@@ -245,7 +291,16 @@ impl Store for Scripted {
                         held.snapshots.insert(entity, (seq, bytes));
                     }
                     Projection::Overlay { entity, target, overlay } => {
-                        held.overlays.insert((entity, target), overlay);
+                        let there = held.overlays.entry((entity, target)).or_default();
+                        if there.as_of < overlay.as_of {
+                            *there = overlay;
+                        }
+                    }
+                    Projection::Reaction { entity, target, key, user, reaction } => {
+                        let there = held.reactions.entry((entity, target, key, user)).or_insert(reaction);
+                        if there.seq < reaction.seq {
+                            *there = reaction;
+                        }
                     }
                     Projection::IdBlock { entity, end, block } => drop(held.blocks.insert((entity, end), block)),
                     Projection::Inbox { user, conversation, position } => {
@@ -1191,6 +1246,13 @@ impl Patient {
             Command::MemberAdd { conversation: CONVERSATION, user: user("eve"), role: Default::default() },
         );
         self.done("eve", Command::MessageGet { conversation: CONVERSATION, seq: 3 });
+        let key = || ReactionKey::new("👍").unwrap();
+        for who in ["ada", "eve"] {
+            self.done(who, Command::ReactionAdd { conversation: CONVERSATION, seq: 3, key: key() });
+        }
+        self.done("ada", Command::ReactionRemove { conversation: CONVERSATION, seq: 3, key: key() });
+        let reacted = Command::ReactionList { conversation: CONVERSATION, seq: 3, key: key(), after: None, limit: 9 };
+        self.done("bob", reacted);
         let Reply::Conversations { cursor, .. } = self.done("bob", list(9)) else { panic!("no inbox") };
         let marking = Marking { pinned: Some(true), marked_unread: Some(true), ..Marking::default() };
         self.done("bob", Command::InboxUpdate { conversation: CONVERSATION, marking });
@@ -1240,6 +1302,7 @@ impl Patient {
                 left += &format!("{ids:?}\n");
             }
             left += &format!("owed: {:?}\n", held.announced);
+            left += &format!("{:?}\n{:?}\n", held.overlays, held.reactions);
         }
         assert!(bench.deaths.lock().is_empty());
         let shard = &mut bench.shard;

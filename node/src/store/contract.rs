@@ -17,13 +17,17 @@ use chappe_schema::{
     body::Body,
     event::{Event, Fact},
     id::{CommandId, ConversationId, EntityId, Seq, UserId},
-    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
+    reaction::ReactionKey,
+    stored::{
+        LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction,
+        StoredReactionCount,
+    },
 };
 use uuid::Uuid;
 
 use super::{
-    Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Recovered, Session, Show, Store,
-    Written,
+    Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Reacted, ReactedRequest,
+    Recovered, Session, Show, Store, Written,
 };
 use crate::recovery::{Basis, Found, resolve};
 
@@ -65,6 +69,9 @@ pub const CASES: &[(&str, Case)] = &[
     ("recovery begins at the snapshot", recovery_begins_at_the_snapshot),
     ("snapshots never go back", snapshots_never_go_back),
     ("overlays never go back", overlays_never_go_back),
+    ("reactions never go back", reactions_never_go_back),
+    ("who reacted is paged by user", who_reacted_is_paged_by_user),
+    ("pages of messages carry the reader's reactions", pages_of_messages_carry_the_readers_reactions),
     ("inbox numbers only grow", inbox_numbers_only_grow),
     ("pages read upwards", pages_read_upwards),
     ("pages read downwards", pages_read_downwards),
@@ -248,6 +255,7 @@ fn wanted(entity: &EntityId, from: Seq, upto: Seq) -> PageRequest {
         show: Show::Log,
         limit: 10,
         bytes_max: usize::MAX,
+        reader: None,
     }
 }
 
@@ -306,7 +314,10 @@ fn an_entity_without_a_log_is_empty(harness: &mut dyn Harness) {
         assert!(found.snapshot.is_none() && found.rows.is_empty() && found.inbox.is_empty());
         let page = page(harness, wanted(&entity, 1, 10));
         assert!(page.complete && page.events.is_empty());
-        assert_eq!(ask(harness, |store, done| store.overlay(entity.clone(), 1, done)), Ok(None));
+        assert_eq!(ask(harness, |store, done| store.overlays(entity.clone(), vec![1, 2], done)), Ok(vec![]));
+        let keys = vec![key("+1")];
+        assert_eq!(ask(harness, |store, done| store.reactions(entity.clone(), 1, user("ada"), keys, done)), Ok(vec![]));
+        assert_eq!(reacted(harness, &entity, 1, "+1", None, 9), (vec![], true));
         let id = CommandId(Uuid::from_u128(1));
         assert_eq!(ask(harness, |store, done| store.find_id(entity, user("ada"), id, 0, done)), Ok(None));
     }
@@ -388,8 +399,11 @@ fn overlay(entity: &EntityId, target: Seq, as_of: Seq, body: &'static str) -> Pr
 fn overlays_never_go_back(harness: &mut dyn Harness) {
     let entity: EntityId = conversation(1).into();
     let body = |harness: &mut dyn Harness, target| {
-        let found = ask(harness, |store, done| store.overlay(entity.clone(), target, done)).unwrap();
-        found.map(|overlay| (overlay.as_of, overlay.body.unwrap()))
+        let found = ask(harness, |store, done| store.overlays(entity.clone(), vec![target, 99], done)).unwrap();
+        found.into_iter().next().map(|(of, overlay)| {
+            assert_eq!(of, target);
+            (overlay.as_of, overlay.body.unwrap())
+        })
     };
     project(harness, vec![overlay(&entity, 2, 7, "seven"), overlay(&entity, 3, 8, "eight")]);
     project(harness, vec![overlay(&entity, 2, 5, "five")]);
@@ -401,6 +415,119 @@ fn overlays_never_go_back(harness: &mut dyn Harness) {
         assert_eq!(body(harness, 1), None);
         harness.succeed();
     }
+}
+
+fn key(text: &str) -> ReactionKey {
+    ReactionKey::new(text).unwrap()
+}
+
+fn reaction(entity: &EntityId, target: Seq, with: &str, who: &str, seq: Seq, removed: bool) -> Projection {
+    let reaction = StoredReaction { seq, at: seq * 10, removed };
+    Projection::Reaction { entity: entity.clone(), target, key: key(with), user: user(who), reaction }
+}
+
+/// Users with the seqs of their reactions, negative where they were taken back, and whether these are all.
+fn reacted(
+    harness: &mut dyn Harness,
+    entity: &EntityId,
+    target: Seq,
+    with: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> (Vec<(String, i64)>, bool) {
+    let request = ReactedRequest { entity: entity.clone(), target, key: key(with), after: after.map(user), limit };
+    let Reacted { rows, complete } = ask(harness, |store, done| store.reacted(request, done)).unwrap();
+    let row = |(user, row): (UserId, StoredReaction)| {
+        assert_eq!(row.at, row.seq * 10);
+        (user.to_string(), if row.removed { -(row.seq as i64) } else { row.seq as i64 })
+    };
+    (rows.into_iter().map(row).collect(), complete)
+}
+
+fn reactions_never_go_back(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    let one = |seq, removed| reaction(&entity, 2, "+1", "ada", seq, removed);
+    project(harness, vec![one(5, false)]);
+    project(harness, vec![one(7, true), one(6, false)]);
+    project(harness, vec![one(4, false)]);
+    let mut expected = -7;
+    for _ in 0..2 {
+        assert_eq!(reacted(harness, &entity, 2, "+1", None, 9), (vec![("ada".into(), expected)], true));
+        let keys = vec![key("-1"), key("+1")];
+        let own = ask(harness, |store, done| store.reactions(entity.clone(), 2, user("ada"), keys, done)).unwrap();
+        assert_eq!(own.len(), 1);
+        assert_eq!((&own[0].0, own[0].1.seq as i64), (&key("+1"), expected.abs()));
+        harness.succeed();
+        project(harness, vec![one(8, false), one(7, true)]);
+        expected = 8;
+    }
+}
+
+fn who_reacted_is_paged_by_user(harness: &mut dyn Harness) {
+    let (entity, other): (EntityId, EntityId) = (conversation(1).into(), conversation(2).into());
+    let mut writes = Vec::new();
+    for (seq, who) in (10..).zip(["b", "a", "ab", "aa", "zo\u{eb}"]) {
+        writes.push(reaction(&entity, 2, "+1", who, seq, who == "ab"));
+        // What stands beside it in every way.
+        writes.push(reaction(&entity, 2, "+", who, seq, false));
+        writes.push(reaction(&entity, 2, "+11", who, seq, false));
+        writes.push(reaction(&entity, 3, "+1", who, seq, false));
+        writes.push(reaction(&other, 2, "+1", who, seq, false));
+    }
+    writes.push(reaction(&entity, 2, "+", "1x", 40, false));
+    project(harness, writes);
+    let page = |harness: &mut dyn Harness, after, limit| {
+        let (rows, complete) = reacted(harness, &entity, 2, "+1", after, limit);
+        (rows.into_iter().map(|(who, seq)| format!("{who}{seq}")).collect::<Vec<_>>().join(" "), complete)
+    };
+    assert_eq!(page(harness, None, 9), ("a11 aa13 ab-12 b10 zo\u{eb}14".into(), true));
+    assert_eq!(page(harness, None, 2), ("a11 aa13".into(), false));
+    assert_eq!(page(harness, Some("aa"), 2), ("ab-12 b10".into(), false));
+    assert_eq!(page(harness, Some("b"), 2), ("zo\u{eb}14".into(), true));
+    assert_eq!(page(harness, Some("a0"), 1), ("aa13".into(), false));
+    assert_eq!(page(harness, Some("zz"), 1), (String::new(), true));
+}
+
+fn pages_of_messages_carry_the_readers_reactions(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    write_log(harness, &entity, 1, 6, 2, false);
+    let counted = |target: Seq, keys: &[&str]| {
+        let reactions = keys.iter().map(|key| StoredReactionCount { key: (*key).to_owned(), count: 2 }).collect();
+        let overlay = StoredOverlay { as_of: 9, reactions, ..StoredOverlay::default() };
+        Projection::Overlay { entity: entity.clone(), target, overlay }
+    };
+    let writes = vec![
+        counted(2, &["+1", "\u{1f44d}"]),
+        counted(4, &["+1"]),
+        counted(5, &["+1"]),
+        reaction(&entity, 2, "\u{1f44d}", "ada", 8, false),
+        reaction(&entity, 2, "+1", "bob", 8, false),
+        reaction(&entity, 4, "+1", "ada", 9, true),
+        // Nobody has it any more, so nobody asks.
+        reaction(&entity, 2, "-1", "ada", 9, true),
+        reaction(&entity, 5, "+1", "bob", 9, false),
+    ];
+    project(harness, writes);
+    let shown =
+        |reader: Option<&str>| PageRequest { show: Show::Messages, reader: reader.map(user), ..wanted(&entity, 1, 6) };
+    for newest_first in [false, true] {
+        let own = |harness: &mut dyn Harness, reader| {
+            let page = page(harness, PageRequest { newest_first, ..shown(reader) });
+            assert_eq!((page.events.len(), page.overlays.len()), (6, 3));
+            let mut own: Vec<_> =
+                page.own.into_iter().map(|(of, key, row)| (of, key.as_str().to_owned(), row.removed)).collect();
+            own.sort();
+            own
+        };
+        assert_eq!(own(harness, Some("ada")), [(2, "\u{1f44d}".to_owned(), false), (4, "+1".to_owned(), true)]);
+        assert_eq!(own(harness, Some("bob")), [(2, "+1".to_owned(), false), (5, "+1".to_owned(), false)]);
+        assert_eq!(own(harness, Some("eve")), []);
+        assert_eq!(own(harness, None), []);
+    }
+    // Counts count.
+    let size = message(1, "hello").body_len();
+    let few = page(harness, PageRequest { bytes_max: 2 * size + 2, ..shown(None) });
+    assert_eq!(seqs(&few), [1]);
 }
 
 fn inbox_numbers_only_grow(harness: &mut dyn Harness) {

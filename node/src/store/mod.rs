@@ -14,7 +14,8 @@ use bytes::Bytes;
 use chappe_schema::{
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
-    stored::{Corrupt, LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
+    reaction::ReactionKey,
+    stored::{Corrupt, LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction},
 };
 
 pub mod embedded;
@@ -119,6 +120,32 @@ pub struct PageRequest {
     pub limit: usize,
     /// The answer ends early at this many bytes of bodies, but holds at least one event if there is one.
     pub bytes_max: usize,
+    /// Whose reactions are wanted beside the overlays of messages.
+    pub reader: Option<UserId>,
+}
+
+/// A slice of who reacted to a message with one key, by user id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReactedRequest {
+    /// In which log.
+    pub entity: EntityId,
+    /// To which message.
+    pub target: Seq,
+    /// With what.
+    pub key: ReactionKey,
+    /// Only users above this one.
+    pub after: Option<UserId>,
+    /// At most this many rows.
+    pub limit: usize,
+}
+
+/// Who reacted to a message with one key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reacted {
+    /// By user id; those who took it back are among them.
+    pub rows: Vec<(UserId, StoredReaction)>,
+    /// Whether there are no more.
+    pub complete: bool,
 }
 
 /// What a page shows of a log.
@@ -139,6 +166,8 @@ pub struct Page {
     pub events: Vec<Arc<Event>>,
     /// What later events made of them, by target, as far as the request wants it.
     pub overlays: Vec<(Seq, StoredOverlay)>,
+    /// The reader's reactions with the keys that stand in these overlays.
+    pub own: Vec<(Seq, ReactionKey, StoredReaction)>,
     /// Whether everything wanted was looked at; else there may be more beyond the last event in the direction of reading.
     pub complete: bool,
     /// The last seq that was looked at, in the direction of reading.
@@ -165,6 +194,19 @@ pub enum Projection {
         target: Seq,
         /// What became of it.
         overlay: StoredOverlay,
+    },
+    /// A user's reaction to a message with one key. An older one (`seq`) never replaces a newer one.
+    Reaction {
+        /// Whose log.
+        entity: EntityId,
+        /// The message.
+        target: Seq,
+        /// With what.
+        key: ReactionKey,
+        /// Whose.
+        user: UserId,
+        /// What it is now.
+        reaction: StoredReaction,
     },
     /// The ids of a run of events. The store writes their prints beside it.
     IdBlock {
@@ -250,8 +292,21 @@ pub trait Store: Send + Sync + 'static {
     /// A slice of a log.
     fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>);
 
-    /// The overlay of one message, if there is one.
-    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, Error>>);
+    /// The overlays that there are of these messages.
+    fn overlays(&self, entity: EntityId, targets: Vec<Seq>, done: Done<Result<Vec<(Seq, StoredOverlay)>, Error>>);
+
+    /// A user's reactions to a message with those of these keys that they ever used.
+    fn reactions(
+        &self,
+        entity: EntityId,
+        target: Seq,
+        user: UserId,
+        keys: Vec<ReactionKey>,
+        done: Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>,
+    );
+
+    /// Who reacted to a message with one key.
+    fn reacted(&self, request: ReactedRequest, done: Done<Result<Reacted, Error>>);
 
     /// Looks for an id among the durable blocks, by their prints, newest first, as far back as blocks whose last event was stamped
     /// at or after `not_before`.

@@ -2,10 +2,14 @@
 
 use chappe_schema::{
     id::{CommandId, EntityId, Generation, Millis, Seq, UserId},
-    stored::{StoredId, StoredOverlay},
+    reaction::ReactionKey,
+    stored::{StoredId, StoredOverlay, StoredReaction},
 };
 
-use super::{Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written};
+use super::{
+    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered, Session,
+    Store, Written,
+};
 
 /// See the module's documentation.
 pub(crate) struct Nothing(Session);
@@ -35,7 +39,19 @@ impl Store for Nothing {
 
     fn page(&self, _: PageRequest, _: Done<Result<Page, Error>>) {}
 
-    fn overlay(&self, _: EntityId, _: Seq, _: Done<Result<Option<StoredOverlay>, Error>>) {}
+    fn overlays(&self, _: EntityId, _: Vec<Seq>, _: Done<Result<Vec<(Seq, StoredOverlay)>, Error>>) {}
+
+    fn reactions(
+        &self,
+        _: EntityId,
+        _: Seq,
+        _: UserId,
+        _: Vec<ReactionKey>,
+        _: Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>,
+    ) {
+    }
+
+    fn reacted(&self, _: ReactedRequest, _: Done<Result<Reacted, Error>>) {}
 
     fn find_id(&self, _: EntityId, _: UserId, _: CommandId, _: Millis, _: Done<Result<Option<StoredId>, Error>>) {}
 

@@ -27,14 +27,16 @@ use bytes::Bytes;
 use chappe_schema::{
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
-    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay},
+    reaction::ReactionKey,
+    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction},
 };
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Shared, Store, Written,
+    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered, Session,
+    Shared, Store, Written,
     ids::{self, Wanted},
     slice::Slice,
 };
@@ -137,6 +139,7 @@ struct Shelf {
     snapshot: Option<(Seq, Bytes)>,
     rows: BTreeMap<(Seq, Epoch), Row>,
     overlays: BTreeMap<Seq, StoredOverlay>,
+    reactions: BTreeMap<(Seq, ReactionKey, UserId), StoredReaction>,
     ids: BTreeMap<Seq, StoredIdBlock>,
     prints: BTreeMap<Seq, StoredIdPrints>,
     inbox: BTreeMap<ConversationId, StoredInbox>,
@@ -174,8 +177,10 @@ enum Request {
 /// What of a shelf is asked.
 enum Part {
     Recovery { ids_since: Millis },
-    Log { from: Seq, upto: Seq },
-    Overlay(Seq),
+    Log { from: Seq, upto: Seq, reader: Option<UserId> },
+    Overlays(Vec<Seq>),
+    Reactions(Seq, UserId),
+    Reacted(Seq, ReactionKey),
     Ids,
 }
 
@@ -213,7 +218,9 @@ enum Then {
     /// With how far back ids are wanted.
     Recover(Millis, Done<Result<Recovered, Error>>),
     Page(PageRequest, Done<Result<Page, Error>>),
-    Overlay(Seq, Done<Result<Option<StoredOverlay>, Error>>),
+    Overlays(Done<Result<Vec<(Seq, StoredOverlay)>, Error>>),
+    Reactions(Vec<ReactionKey>, Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>),
+    Reacted(ReactedRequest, Done<Result<Reacted, Error>>),
     FindId(UserId, CommandId, Millis, Done<Result<Option<StoredId>, Error>>),
     Announced(Done<Result<Vec<EntityId>, Error>>),
 }
@@ -568,6 +575,13 @@ impl Replica {
                     *there = overlay.clone();
                 }
             }
+            Projection::Reaction { entity, target, key, user, reaction } => {
+                let place = (*target, key.clone(), user.clone());
+                let there = self.shelf(entity).reactions.entry(place).or_insert(*reaction);
+                if there.seq < reaction.seq {
+                    *there = *reaction;
+                }
+            }
             Projection::IdBlock { entity, end, block } => {
                 let shelf = self.shelf(entity);
                 shelf.ids.insert(*end, block.clone());
@@ -594,7 +608,7 @@ impl Shelf {
                 let prints = self.recent_prints(*ids_since).into_iter().collect();
                 Self { snapshot: self.snapshot.clone(), rows, inbox: self.inbox.clone(), prints, ..Self::default() }
             }
-            Part::Log { from, upto } => {
+            Part::Log { from, upto, reader } => {
                 let rows = self
                     .rows
                     .range((*from, 0)..=(*upto, Epoch::MAX))
@@ -602,12 +616,24 @@ impl Shelf {
                     .collect();
                 // Those of what edits are about stand below.
                 let overlays = self.overlays.range(..=upto).map(|(seq, overlay)| (*seq, overlay.clone())).collect();
-                Self { rows, overlays, ..Self::default() }
+                let reactions = self
+                    .reactions_of(|target, _, user| Some(user) == reader.as_ref() && (*from..=*upto).contains(&target));
+                Self { rows, overlays, reactions, ..Self::default() }
             }
-            Part::Overlay(target) => {
-                let overlays =
-                    self.overlays.get(target).map(|overlay| (*target, overlay.clone())).into_iter().collect();
-                Self { overlays, ..Self::default() }
+            Part::Overlays(targets) => {
+                let wanted = self.overlays.iter().filter(|(target, _)| targets.contains(target));
+                Self {
+                    overlays: wanted.map(|(target, overlay)| (*target, overlay.clone())).collect(),
+                    ..Self::default()
+                }
+            }
+            Part::Reactions(message, whose) => {
+                let reactions = self.reactions_of(|target, _, user| target == *message && user == whose);
+                Self { reactions, ..Self::default() }
+            }
+            Part::Reacted(message, with) => {
+                let reactions = self.reactions_of(|target, key, _| target == *message && key == with);
+                Self { reactions, ..Self::default() }
             }
             Part::Ids => Self { ids: self.ids.clone(), prints: self.prints.clone(), ..Self::default() },
         }
@@ -624,6 +650,11 @@ impl Shelf {
                 self.overlays.insert(target, overlay);
             }
         }
+        for (place, reaction) in other.reactions {
+            if self.reactions.get(&place).is_none_or(|there| there.seq < reaction.seq) {
+                self.reactions.insert(place, reaction);
+            }
+        }
         self.ids.extend(other.ids);
         self.prints.extend(other.prints);
         for (conversation, position) in other.inbox {
@@ -631,6 +662,21 @@ impl Shelf {
             *there = there.highest(&position);
         }
         self
+    }
+
+    fn reactions_of(
+        &self,
+        is_wanted: impl Fn(Seq, &ReactionKey, &UserId) -> bool,
+    ) -> BTreeMap<(Seq, ReactionKey, UserId), StoredReaction> {
+        let wanted = self.reactions.iter().filter(|((target, key, user), _)| is_wanted(*target, key, user));
+        wanted.map(|(place, reaction)| (place.clone(), *reaction)).collect()
+    }
+
+    fn reacted(self, request: &ReactedRequest) -> Reacted {
+        let rows = self.reactions.into_iter().map(|((.., user), reaction)| (user, reaction));
+        let mut rows = rows.filter(|(user, _)| request.after.as_ref().is_none_or(|after| user > after));
+        let page = rows.by_ref().take(request.limit).collect();
+        Reacted { rows: page, complete: rows.next().is_none() }
     }
 
     fn recent_prints(&self, since: Millis) -> Vec<(Seq, StoredIdPrints)> {
@@ -663,7 +709,10 @@ impl Shelf {
         let mut slice = Slice::new(request);
         let mut take = |event: &Arc<Event>| {
             let overlay = |seq| Ok::<_, Infallible>(self.overlays.get(&seq).cloned());
-            let Ok(()) = slice.take(Arc::clone(event), overlay);
+            let own = |user: &UserId, key: &ReactionKey| {
+                Ok(self.reactions.get(&(event.seq, key.clone(), user.clone())).copied())
+            };
+            let Ok(()) = slice.take(Arc::clone(event), overlay, own);
         };
         if request.newest_first {
             winners.values().rev().for_each(|event| take(event));
@@ -737,8 +786,20 @@ impl Operation {
                 let result = shelf(self.answers).map(|shelf| shelf.page(&request));
                 Box::new(move || done(result))
             }
-            Then::Overlay(target, done) => {
-                let result = shelf(self.answers).map(|mut shelf| shelf.overlays.remove(&target));
+            Then::Overlays(done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.overlays.into_iter().collect());
+                Box::new(move || done(result))
+            }
+            Then::Reactions(keys, done) => {
+                let own = |shelf: Shelf| {
+                    let rows = shelf.reactions.into_iter().filter(|((_, key, _), _)| keys.contains(key));
+                    rows.map(|((_, key, _), reaction)| (key, reaction)).collect()
+                };
+                let result = shelf(self.answers).map(own);
+                Box::new(move || done(result))
+            }
+            Then::Reacted(request, done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.reacted(&request));
                 Box::new(move || done(result))
             }
             Then::FindId(sender, id, not_before, done) => {
@@ -880,12 +941,29 @@ impl Store for Quorum {
     }
 
     fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>) {
-        let part = Part::Log { from: request.from.min(request.upto), upto: request.upto };
+        let reader = request.reader.clone();
+        let part = Part::Log { from: request.from.min(request.upto), upto: request.upto, reader };
         self.read(request.entity.clone(), part, Then::Page(request, done));
     }
 
-    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, Error>>) {
-        self.read(entity, Part::Overlay(target), Then::Overlay(target, done));
+    fn overlays(&self, entity: EntityId, targets: Vec<Seq>, done: Done<Result<Vec<(Seq, StoredOverlay)>, Error>>) {
+        self.read(entity, Part::Overlays(targets), Then::Overlays(done));
+    }
+
+    fn reactions(
+        &self,
+        entity: EntityId,
+        target: Seq,
+        user: UserId,
+        keys: Vec<ReactionKey>,
+        done: Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>,
+    ) {
+        self.read(entity, Part::Reactions(target, user), Then::Reactions(keys, done));
+    }
+
+    fn reacted(&self, request: ReactedRequest, done: Done<Result<Reacted, Error>>) {
+        let part = Part::Reacted(request.target, request.key.clone());
+        self.read(request.entity.clone(), part, Then::Reacted(request, done));
     }
 
     fn find_id(

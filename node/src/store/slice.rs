@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chappe_schema::{
     event::{Event, Fact},
-    id::Seq,
-    stored::StoredOverlay,
+    id::{Seq, UserId},
+    reaction::ReactionKey,
+    stored::{StoredOverlay, StoredReaction},
 };
 
 use super::{Page, PageRequest, Show};
@@ -37,14 +38,16 @@ impl<'a> Slice<'a> {
         self.from
     }
 
-    /// Looks at one event; `overlay` is asked for the message that it is, or edits, if it may become part of the page.
+    /// Looks at one event; `overlay` is asked for the message that it is, or edits, if it may become part of the page, and
+    /// `own` for a reader's reaction to it with one key.
     ///
     /// # Errors
-    /// Those of `overlay`.
+    /// Those of `overlay` and `own`.
     pub(super) fn take<E>(
         &mut self,
         event: Arc<Event>,
         overlay: impl FnOnce(Seq) -> Result<Option<StoredOverlay>, E>,
+        own: impl Fn(&UserId, &ReactionKey) -> Result<Option<StoredReaction>, E>,
     ) -> Result<(), E> {
         if event.seq < self.from || event.seq > self.request.upto || self.full {
             return Ok(());
@@ -68,6 +71,16 @@ impl<'a> Slice<'a> {
             Show::Messages if event.fact.is_message() => {
                 let overlay = overlay(target)?;
                 self.add(event, overlay.map(|overlay| (target, overlay)));
+                if let Some(reader) = &self.request.reader
+                    && let Some((of, overlay)) = self.page.overlays.last()
+                    && *of == target
+                {
+                    for key in overlay.reactions.iter().filter_map(|one| ReactionKey::new(&one.key).ok()) {
+                        if let Some(row) = own(reader, &key)? {
+                            self.page.own.push((target, key, row));
+                        }
+                    }
+                }
             }
             Show::Messages => self.page.reached = event.seq,
         }
@@ -75,8 +88,11 @@ impl<'a> Slice<'a> {
     }
 
     fn add(&mut self, event: Arc<Event>, overlay: Option<(Seq, StoredOverlay)>) {
-        let edited = overlay.as_ref().and_then(|(_, overlay)| overlay.body.as_ref()).map_or(0, Bytes::len);
-        let bytes = event.body_len() + edited;
+        let beside = overlay.as_ref().map_or(0, |(_, overlay)| {
+            let reactions: usize = overlay.reactions.iter().map(|one| one.key.len() + 32).sum();
+            overlay.body.as_ref().map_or(0, Bytes::len) + reactions
+        });
+        let bytes = event.body_len() + beside;
         if !self.page.events.is_empty() && self.bytes + bytes > self.request.bytes_max {
             self.full = true;
             return;

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use chappe_schema::{
     id::Seq,
-    stored::{Kind, StoredIdPrints, StoredInbox, StoredOverlay, seal, unseal},
+    stored::{Kind, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction, seal, unseal},
 };
 use fjall::OwnedWriteBatch as Batch;
 use parking_lot::{Condvar, Mutex};
@@ -316,6 +316,7 @@ impl Writer<'_> {
     ) -> Result<(), Error> {
         let mut snapshots: HashMap<Vec<u8>, (Seq, &Bytes)> = HashMap::new();
         let mut overlays: HashMap<Vec<u8>, &StoredOverlay> = HashMap::new();
+        let mut reactions: HashMap<Vec<u8>, StoredReaction> = HashMap::new();
         let mut inbox: HashMap<Vec<u8>, StoredInbox> = HashMap::new();
         let mut blocks = 0;
         for write in writes {
@@ -330,6 +331,13 @@ impl Writer<'_> {
                     let newest = overlays.entry(key::with_seq(&entity.to_key(), *target)).or_insert(overlay);
                     if newest.as_of < overlay.as_of {
                         *newest = overlay;
+                    }
+                }
+                Projection::Reaction { entity, target, key, user, reaction } => {
+                    let key = key::reaction(&entity.to_key(), *target, key, user);
+                    let newest = reactions.entry(key).or_insert(*reaction);
+                    if newest.seq < reaction.seq {
+                        *newest = *reaction;
                     }
                 }
                 Projection::IdBlock { entity, end, block } => {
@@ -370,6 +378,16 @@ impl Writer<'_> {
                 Ok(_) => {
                     batch.insert(&self.tables.overlay, key, seal(Kind::Overlay, overlay));
                     self.meter.rows.overlay.increment(1);
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        for (key, reaction) in reactions {
+            match read(&self.tables.reaction, &key, |value| unseal::<StoredReaction>(Kind::Reaction, value)) {
+                Ok(Some(stored)) if stored.seq >= reaction.seq => {}
+                Ok(_) => {
+                    batch.insert(&self.tables.reaction, key, seal(Kind::Reaction, &reaction));
+                    self.meter.rows.reaction.increment(1);
                 }
                 Err(error) => result = Err(error),
             }

@@ -27,7 +27,7 @@ use prost::Message;
 
 use super::{
     config::Config,
-    engine::{Failure, Tables, in_words},
+    engine::{FIRST_TABLES, Failure, TABLES, Tables, in_words},
     journal,
 };
 use crate::store::Session;
@@ -112,6 +112,8 @@ struct Note {
 
 const GENERATION: &str = "generation";
 const STARTS: &str = "starts";
+/// How many of the tables the directory has been given.
+const GIVEN: &str = "tables";
 
 /// Takes the directory, makes sure that all of it is on disk and whole, opens the engine and begins a session.
 pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, Session), OpenError> {
@@ -140,7 +142,7 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, S
         journal::Error::Io { path, source } => OpenError::Io { doing: "read", path, source },
         journal::Error::Damaged(what) => damaged(directory, what),
     })?;
-    let tables = engine(directory, || Tables::open(&log, config))?;
+    let tables = engine(directory, || Tables::open(&log, config, given))?;
     let session = begin_session(directory, &tables)?;
     if !marked {
         sync_above(directory).map_err(failed("sync the folders above", directory))?;
@@ -216,7 +218,8 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
 /// Builds an engine with its tables and first notes.
 fn create(directory: &Path, config: &Config, unfinished: &Path) -> Result<(), OpenError> {
     let tables = engine(directory, || Tables::create(unfinished, config))?;
-    let mut batch = tables.batch(2);
+    let mut batch = tables.batch(3);
+    batch.insert(&tables.note, GIVEN, seal(Kind::Note, &Note { value: TABLES.len() as u64 }));
     batch.insert(&tables.note, GENERATION, seal(Kind::Note, &Note { value: rand::random::<u64>() }));
     batch.insert(&tables.note, STARTS, seal(Kind::Note, &Note { value: 0 }));
     let written = batch.commit().and_then(|()| tables.sync());
@@ -245,6 +248,13 @@ fn engine(directory: &Path, open: impl FnOnce() -> Result<Tables, Failure>) -> R
     }
 }
 
+/// How many tables the notes say that the directory has. A note that is damaged is refused a moment later.
+pub(super) fn given(note: &fjall::Keyspace) -> usize {
+    let value = note.get(GIVEN).ok().flatten();
+    let note = value.and_then(|value| unseal::<Note>(Kind::Note, value.into()).ok());
+    note.map_or(FIRST_TABLES, |note| usize::try_from(note.value).unwrap_or(usize::MAX))
+}
+
 /// Counts this start. The count is on disk before the session exists, so no epoch is ever used twice.
 fn begin_session(directory: &Path, tables: &Tables) -> Result<Session, OpenError> {
     let engine = |error: fjall::Error| OpenError::Engine { directory: directory.to_owned(), why: in_words(&error) };
@@ -261,8 +271,13 @@ fn begin_session(directory: &Path, tables: &Tables) -> Result<Session, OpenError
     };
     let generation = Generation(note(GENERATION)?);
     let starts = note(STARTS)? + 1;
-    let mut batch = tables.batch(1);
+    let mut batch = tables.batch(2);
     batch.insert(&tables.note, STARTS, seal(Kind::Note, &Note { value: starts }));
+    // Tables that this start has added are there from now on; those of a newer program stay.
+    let is_noted = tables.note.contains_key(GIVEN).map_err(engine)? && note(GIVEN)? >= TABLES.len() as u64;
+    if !is_noted {
+        batch.insert(&tables.note, GIVEN, seal(Kind::Note, &Note { value: TABLES.len() as u64 }));
+    }
     batch.commit().map_err(engine)?;
     Ok(Session { id: starts, epoch: starts, generation })
 }

@@ -12,8 +12,11 @@ use fjall::{
 
 use super::config::Config;
 
-/// The tables' names, as they stand in the directory.
-const TABLES: [&str; 7] = ["log", "snapshot", "ids", "overlay", "inbox", "announce", "note"];
+/// The tables' names, as they stand in the directory, in the order in which they came up: later ones behind.
+pub(super) const TABLES: [&str; 8] = ["log", "snapshot", "ids", "overlay", "inbox", "announce", "note", "reaction"];
+
+/// Tables that every directory has had from its beginning.
+pub(super) const FIRST_TABLES: usize = 7;
 
 /// Handles on all tables. A clone is eight counters; the engine is closed when the last is dropped.
 #[derive(Clone)]
@@ -26,6 +29,7 @@ pub(super) struct Tables {
     pub(super) inbox: Keyspace,
     pub(super) announce: Keyspace,
     pub(super) note: Keyspace,
+    pub(super) reaction: Keyspace,
     log_memtable_size: u64,
     table_memtable_size: u64,
 }
@@ -53,18 +57,23 @@ impl Tables {
         Self::with(database(path, config)?, config)
     }
 
-    /// Opens the engine and its tables. It would create a table that is not there: so that what was lost does not look
-    /// as if it had never been, that is an error here.
+    /// Opens the engine and its tables, and creates those that came up since the directory was used last. The engine
+    /// would create any table that is not there: so that what was lost does not look as if it had never been, a table
+    /// that the directory was `given`, as its notes say, must be there.
     ///
     /// # Errors
     /// The first table that is missing, or what the engine says.
-    pub(super) fn open(path: &Path, config: &Config) -> Result<Self, Failure> {
+    pub(super) fn open(path: &Path, config: &Config, given: impl FnOnce(&Keyspace) -> usize) -> Result<Self, Failure> {
         let db = database(path, config)?;
         let there = db.list_keyspace_names();
-        match TABLES.iter().find(|name| !there.iter().any(|known| &**known == **name)) {
-            Some(name) => Err(Failure::Missing(name)),
-            None => Self::with(db, config),
+        let missing = |names: &[&'static str]| {
+            names.iter().find(|name| !there.iter().any(|known| &**known == **name)).map(|name| Failure::Missing(name))
+        };
+        if let Some(failure) = missing(&TABLES[..FIRST_TABLES]) {
+            return Err(failure);
         }
+        let given = given(&db.keyspace("note", table_options)?).clamp(FIRST_TABLES, TABLES.len());
+        missing(&TABLES[..given]).map_or_else(|| Self::with(db, config), Err)
     }
 
     fn with(db: Database, config: &Config) -> Result<Self, Failure> {
@@ -77,6 +86,7 @@ impl Tables {
             inbox: table("inbox")?,
             announce: table("announce")?,
             note: table("note")?,
+            reaction: table("reaction")?,
             db,
             log_memtable_size: config.log_memtable_size.get(),
             table_memtable_size: config.table_memtable_size.get(),
@@ -104,7 +114,8 @@ impl Tables {
     }
 
     fn full(&self) -> impl Iterator<Item = &Keyspace> {
-        let others = [&self.snapshot, &self.ids, &self.overlay, &self.inbox, &self.announce, &self.note];
+        let others =
+            [&self.snapshot, &self.ids, &self.overlay, &self.inbox, &self.announce, &self.note, &self.reaction];
         let sized = others.map(|table| (table, self.table_memtable_size)).into_iter();
         let sized = std::iter::once((&self.log, self.log_memtable_size)).chain(sized);
         let full = sized.filter(|(table, size)| {
@@ -130,6 +141,14 @@ impl Tables {
     pub(super) fn disk_bytes(&self) -> Option<u64> {
         self.db.disk_space().ok()
     }
+}
+
+/// The engine with its notes and no other table touched.
+#[cfg(test)]
+pub(super) fn bare(path: &Path, config: &Config) -> fjall::Result<(Database, Keyspace)> {
+    let db = database(path, config)?;
+    let note = db.keyspace("note", table_options)?;
+    Ok((db, note))
 }
 
 fn database(path: &Path, config: &Config) -> fjall::Result<Database> {

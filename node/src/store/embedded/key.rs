@@ -7,6 +7,7 @@
 //! | ids | entity ‖ last seq of the block | `StoredIdBlock` |
 //! | ids | `p` ‖ entity ‖ last seq of the block | `StoredIdPrints`: all of a log's stand together, apart from the blocks |
 //! | overlay | entity ‖ target seq | `StoredOverlay` |
+//! | reaction | entity ‖ target seq ‖ length of the key ‖ key ‖ user | `StoredReaction` |
 //! | inbox | user ‖ conversation | `StoredInbox` |
 //! | announce | entity | checked seq |
 //! | note | name | `Note` |
@@ -15,6 +16,7 @@
 
 use chappe_schema::{
     id::{ConversationId, EntityId, Seq, UserId},
+    reaction::ReactionKey,
     stored::Corrupt,
 };
 
@@ -63,6 +65,22 @@ pub(super) fn open_checked_seq(value: &[u8]) -> Result<Seq, Corrupt> {
         return Err(Corrupt::Checksum);
     }
     seq.first_chunk().map(|seq| Seq::from_be_bytes(*seq)).ok_or(Corrupt::Short(value.len()))
+}
+
+/// What the keys of all reactions to a message with one key begin with; the user follows.
+pub(super) fn reactions(entity: &[u8], target: Seq, key: &ReactionKey) -> Vec<u8> {
+    let key = key.as_str().as_bytes();
+    let mut out = Vec::with_capacity(entity.len() + 9 + key.len());
+    out.extend_from_slice(entity);
+    out.extend_from_slice(&target.to_be_bytes());
+    out.push(key.len() as u8);
+    out.extend_from_slice(key);
+    out
+}
+
+/// A reaction row's key.
+pub(super) fn reaction(entity: &[u8], target: Seq, key: &ReactionKey, user: &UserId) -> Vec<u8> {
+    joined(&reactions(entity, target, key), user.as_str().as_bytes())
 }
 
 /// An inbox row's key.

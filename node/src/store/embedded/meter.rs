@@ -20,16 +20,20 @@ pub(super) enum Operation {
     Recover,
     Page,
     Overlay,
+    Reactions,
+    Reacted,
     FindId,
     Announced,
 }
 
-const OPERATIONS: [(Operation, &str); 7] = [
+const OPERATIONS: [(Operation, &str); 9] = [
     (Operation::Append, "append"),
     (Operation::Project, "project"),
     (Operation::Recover, "recover"),
     (Operation::Page, "page"),
     (Operation::Overlay, "overlay"),
+    (Operation::Reactions, "reactions"),
+    (Operation::Reacted, "reacted"),
     (Operation::FindId, "find_id"),
     (Operation::Announced, "announced"),
 ];
@@ -49,6 +53,7 @@ pub(super) struct Rows {
     pub(super) snapshot: Counter,
     pub(super) ids: Counter,
     pub(super) overlay: Counter,
+    pub(super) reaction: Counter,
     pub(super) inbox: Counter,
     pub(super) announce: Counter,
 }
@@ -78,6 +83,7 @@ impl Meter {
                 snapshot: rows("snapshot"),
                 ids: rows("ids"),
                 overlay: rows("overlay"),
+                reaction: rows("reaction"),
                 inbox: rows("inbox"),
                 announce: rows("announce"),
             },

@@ -26,12 +26,14 @@ use std::{
 
 use chappe_schema::{
     id::{CommandId, EntityId, Millis, Seq, UserId},
-    stored::{LogRow, StoredId, StoredOverlay},
+    reaction::ReactionKey,
+    stored::{LogRow, StoredId, StoredOverlay, StoredReaction},
 };
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Recovered, Session, Store, Written, ids::Wanted,
+    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered, Session,
+    Store, Written, ids::Wanted,
 };
 
 mod commit;
@@ -226,8 +228,25 @@ impl Store for Embedded {
         self.read(meter::Operation::Page, done, move |tables| read::page(tables, &request));
     }
 
-    fn overlay(&self, entity: EntityId, target: Seq, done: Done<Result<Option<StoredOverlay>, Error>>) {
-        self.read(meter::Operation::Overlay, done, move |tables| read::overlay(tables, &entity, target));
+    fn overlays(&self, entity: EntityId, targets: Vec<Seq>, done: Done<Result<Vec<(Seq, StoredOverlay)>, Error>>) {
+        self.read(meter::Operation::Overlay, done, move |tables| read::overlays(tables, &entity, &targets));
+    }
+
+    fn reactions(
+        &self,
+        entity: EntityId,
+        target: Seq,
+        user: UserId,
+        keys: Vec<ReactionKey>,
+        done: Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>,
+    ) {
+        self.read(meter::Operation::Reactions, done, move |tables| {
+            read::reactions(tables, &entity, target, &user, keys)
+        });
+    }
+
+    fn reacted(&self, request: ReactedRequest, done: Done<Result<Reacted, Error>>) {
+        self.read(meter::Operation::Reacted, done, move |tables| read::reacted(tables, &request));
     }
 
     fn find_id(

@@ -8,8 +8,12 @@ use std::{
 use bytes::Bytes;
 use chappe_schema::{
     event::Event,
-    id::{EntityId, Millis, Seq},
-    stored::{Corrupt, Kind, LogRow, StoredId, StoredIdPrints, StoredInbox, StoredOverlay, conversation_id, unseal},
+    id::{EntityId, Millis, Seq, UserId},
+    reaction::ReactionKey,
+    stored::{
+        Corrupt, Kind, LogRow, StoredId, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction, conversation_id,
+        unseal,
+    },
 };
 use fjall::{Guard, Iter, Readable};
 use parking_lot::{Condvar, Mutex};
@@ -19,7 +23,7 @@ use super::{
     key,
 };
 use crate::store::{
-    Error, Page, PageRequest, Recovered,
+    Error, Page, PageRequest, Reacted, ReactedRequest, Recovered,
     ids::{self, Wanted},
     slice::Slice,
 };
@@ -172,8 +176,10 @@ impl Overlays<'_> {
     fn take(&mut self, slice: &mut Slice<'_>, event: Arc<Event>) -> Result<(), Error> {
         let seq = event.seq;
         // What an edit is about stands anywhere below.
-        let of = |target| if target == seq { self.of(target) } else { overlay(self.tables, self.entity, target) };
-        slice.take(event, of)
+        let (tables, entity) = (self.tables, self.entity);
+        let own = |user: &UserId, key: &ReactionKey| reaction(tables, entity, seq, key, user);
+        let of = |target| if target == seq { self.of(target) } else { overlay(tables, entity, target) };
+        slice.take(event, of, own)
     }
 
     /// The overlay of a message. Messages are asked for in the direction of reading.
@@ -197,8 +203,66 @@ impl Overlays<'_> {
     }
 }
 
+/// The overlays of some messages.
+pub(super) fn overlays(
+    tables: &Tables,
+    entity: &EntityId,
+    targets: &[Seq],
+) -> Result<Vec<(Seq, StoredOverlay)>, Error> {
+    let one = |target: &Seq| Ok(overlay(tables, entity, *target)?.map(|overlay| (*target, overlay)));
+    targets.iter().filter_map(|target| one(target).transpose()).collect()
+}
+
+/// A user's reactions to a message.
+pub(super) fn reactions(
+    tables: &Tables,
+    entity: &EntityId,
+    target: Seq,
+    user: &UserId,
+    keys: Vec<ReactionKey>,
+) -> Result<Vec<(ReactionKey, StoredReaction)>, Error> {
+    let one = |key: ReactionKey| Ok(reaction(tables, entity, target, &key, user)?.map(|row| (key, row)));
+    keys.into_iter().filter_map(|key| one(key).transpose()).collect()
+}
+
+/// Who reacted to a message with one key.
+pub(super) fn reacted(tables: &Tables, request: &ReactedRequest) -> Result<Reacted, Error> {
+    let ReactedRequest { entity, target, key, after, limit } = request;
+    let prefix = key::reactions(&entity.to_key(), *target, key);
+    // A user's text holds no control characters, so nobody stands between a user and this.
+    let from = after
+        .as_ref()
+        .map_or_else(|| prefix.clone(), |after| key::joined(&key::joined(&prefix, after.as_str().as_bytes()), &[0]));
+    // No text holds this byte.
+    let upto = key::joined(&prefix, &[u8::MAX]);
+    let mut reacted = Reacted::default();
+    for guard in tables.view().range(&tables.reaction, from..upto) {
+        if reacted.rows.len() >= *limit {
+            return Ok(reacted);
+        }
+        let (key, value) = guard.into_inner().map_err(|error| failed(entity, &error))?;
+        let user = std::str::from_utf8(&key[prefix.len()..]).ok().and_then(|user| UserId::new(user).ok());
+        let user = user.ok_or_else(|| corrupt(entity, BAD_KEY))?;
+        reacted.rows.push((user, unseal(Kind::Reaction, value.into()).map_err(|why| corrupt(entity, why))?));
+    }
+    reacted.complete = true;
+    Ok(reacted)
+}
+
+fn reaction(
+    tables: &Tables,
+    entity: &EntityId,
+    target: Seq,
+    key: &ReactionKey,
+    user: &UserId,
+) -> Result<Option<StoredReaction>, Error> {
+    let key = key::reaction(&entity.to_key(), target, key, user);
+    let value = tables.reaction.get(key).map_err(|error| failed(entity, &error))?;
+    value.map(|value| unseal(Kind::Reaction, value.into()).map_err(|why| corrupt(entity, why))).transpose()
+}
+
 /// The overlay of one message.
-pub(super) fn overlay(tables: &Tables, entity: &EntityId, target: Seq) -> Result<Option<StoredOverlay>, Error> {
+fn overlay(tables: &Tables, entity: &EntityId, target: Seq) -> Result<Option<StoredOverlay>, Error> {
     let value = tables.overlay.get(key::with_seq(&entity.to_key(), target)).map_err(|error| failed(entity, &error))?;
     value.map(|value| open_overlay(entity, &value)).transpose()
 }

@@ -191,9 +191,41 @@ fn embedded_store_does_not_begin_anew_where_something_is_missing() {
     assert!(missing("log/keyspaces/3/v0").contains("lacks the manifest"));
 }
 
+/// A directory from before a table came up gets it, and then it must stay there.
+#[test]
+fn embedded_store_adds_the_tables_that_came_up_later() {
+    use super::engine::{FIRST_TABLES, TABLES};
+    let directory = tempfile::tempdir().unwrap();
+    open(directory.path()).close();
+    let folders = || -> Vec<std::path::PathBuf> {
+        let mut folders: Vec<_> = std::fs::read_dir(directory.path().join("log/keyspaces"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_str().unwrap().parse::<u64>().is_ok_and(|number| number > 0))
+            .collect();
+        folders.sort_by_key(|path| path.file_name().unwrap().to_str().unwrap().parse::<u64>().unwrap());
+        folders
+    };
+    assert_eq!(folders().len(), TABLES.len());
+    let last = folders().pop().unwrap();
+    std::fs::remove_dir_all(&last).unwrap();
+    let said = refusal(directory.path());
+    assert!(said.contains(&format!("its table {} is missing", TABLES[TABLES.len() - 1])), "{said}");
+    // As a program that did not know of it has left the directory: neither the table nor a note of it.
+    let (db, note) = super::engine::bare(&directory.path().join("log"), &small()).unwrap();
+    note.remove("tables").unwrap();
+    db.persist(fjall::PersistMode::SyncAll).unwrap();
+    drop((db, note));
+    open(directory.path()).close();
+    assert!(folders().len() >= TABLES.len() && TABLES.len() > FIRST_TABLES);
+    let added = folders().pop().unwrap();
+    std::fs::remove_dir_all(added).unwrap();
+    assert!(refusal(directory.path()).contains("is missing"), "what was added once does not vanish unseen");
+}
+
 /// Opens the engine beside the store.
 fn engine(directory: &Path) -> Tables {
-    Tables::open(&directory.join("log"), &small()).unwrap()
+    Tables::open(&directory.join("log"), &small(), super::directory::given).unwrap()
 }
 
 #[test]
@@ -244,6 +276,7 @@ fn embedded_store_serves_no_damaged_row() {
         show: Show::Log,
         limit: 10,
         bytes_max: 1000,
+        reader: None,
     };
     let refused = ask(&mut owner, |store, done| store.recover(bad.clone(), 0, done)).unwrap_err();
     assert!(contract::is_corrupt(&refused), "{refused}");
@@ -289,6 +322,7 @@ fn read_all(store: &Arc<Embedded>, entity: &EntityId, head: Seq, text: &str) -> 
         show: Show::Log,
         limit: 10_000,
         bytes_max: usize::MAX,
+        reader: None,
     };
     store.page(request, Box::new(move |page| tx.send(page).unwrap()));
     let page = rx.recv_timeout(Duration::from_secs(10)).unwrap()?;
