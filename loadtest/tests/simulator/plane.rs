@@ -37,8 +37,7 @@ pub enum Said {
 impl Raft {
     /// Three voters who have founded a cluster.
     pub fn found(seed: u64, voters: usize, partitions: usize) -> Self {
-        let plan =
-            Plan { seed, voters: voters as u32, partitions: partitions as u32, ..Plan::default() };
+        let plan = Plan { seed, voters: voters as u32, partitions: partitions as u32, ..Plan::default() };
         let mut simulation = Simulation::new(plan);
         simulation.advance(3_000);
         let newest = simulation.map(0);

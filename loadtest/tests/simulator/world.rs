@@ -926,8 +926,7 @@ impl World {
     fn send(&mut self, gateway: usize, sendings: Vec<(SessionId, ToNode)>) {
         for (session, message) in sendings {
             let node = self
-                .plane
-                .map()
+                .cluster_map()
                 .session(session)
                 .map(|session| session.node)
                 .and_then(|uid| self.nodes.iter().position(|host| host.uid == uid));
@@ -982,17 +981,11 @@ impl World {
         link.up = false;
         link.held.clear();
         let uid = self.nodes[node].uid;
-        let host = &mut self.gateways[gateway];
         // Every session that it knew of that node.
-        let sessions: Vec<SessionId> = host
-            .map
-            .sessions()
-            .chain(self.cluster_map().sessions())
-            .filter(|(_, session)| session.node == uid)
-            .map(|(id, _)| id)
-            .collect();
+        let known = self.gateways[gateway].map.sessions().chain(self.cluster_map().sessions());
+        let sessions: Vec<SessionId> = known.filter(|(_, session)| session.node == uid).map(|(id, _)| id).collect();
         for session in sessions {
-            host.lanes.lost(session, now);
+            self.gateways[gateway].lanes.lost(session, now);
         }
         if let Some(stepped) = &self.nodes[node].node {
             stepped.detach(self.gateways[gateway].id);
