@@ -18,16 +18,18 @@ pub struct Pace {
     pub heartbeat: Millis,
     /// The shortest election timeout. Six heartbeats and more: a lost packet or a slow disk elects nobody.
     pub election: Millis,
+    /// A snapshot is written every so many entries: as many are read again at a start.
+    pub snapshot: u64,
     /// What the leader waits for.
     pub timing: Timing,
 }
 
 impl Pace {
     /// For machines that have the CPU they ask for.
-    pub const PROMPT: Self = Self { heartbeat: 50, election: 340, timing: Timing::PROMPT };
+    pub const PROMPT: Self = Self { heartbeat: 50, election: 340, snapshot: 5_000, timing: Timing::PROMPT };
 
     /// For machines on which processes starve for seconds.
-    pub const GENEROUS: Self = Self { heartbeat: 300, election: 2_000, timing: Timing::GENEROUS };
+    pub const GENEROUS: Self = Self { heartbeat: 300, election: 2_000, timing: Timing::GENEROUS, ..Self::PROMPT };
 
     /// How far apart the election timeouts of two voters are: as far as Raft's own checks for them.
     const fn step(self) -> Millis {
@@ -49,11 +51,11 @@ impl Pace {
             election_timeout_max: election + 1,
             // A snapshot is 100 KB.
             install_snapshot_timeout: self.election * 8,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-            // Who is further behind than this is sent the snapshot, which must then have come to be.
-            replication_lag_threshold: SNAPSHOT_ENTRIES,
-            // For those who were away for a moment.
-            max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot),
+            // Who is further behind than this is sent the snapshot, which has come to be by then.
+            replication_lag_threshold: 2 * self.snapshot,
+            // Entries that are kept although a snapshot has them, for those who were away for a moment.
+            max_in_snapshot_log_to_keep: self.snapshot / 5,
             ..Config::default()
         }
     }
@@ -61,12 +63,6 @@ impl Pace {
 
 /// As many voters as there are at most.
 const ELECTION_STEPS: u32 = 5;
-
-/// A snapshot is written every so many entries: as much as is read again at a start, a tenth of a second's work.
-const SNAPSHOT_ENTRIES: u64 = 5_000;
-
-/// Entries that are kept although a snapshot has them.
-const KEPT_ENTRIES: u64 = 1_000;
 
 // A voter that stands for election has waited its timeout twice; the longest lease must be over by then.
 const _: () = {

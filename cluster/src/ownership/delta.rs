@@ -49,10 +49,15 @@ pub enum Update {
 pub struct Recent {
     map: Map,
     deltas: VecDeque<Delta>,
+    /// In all of them.
+    rows: usize,
 }
 
-/// Deltas kept. A reader that is further behind gets a whole map, which is about as long as so many failovers.
+/// Deltas kept. A reader that is further behind gets a whole map.
 const DELTAS_MAX: usize = 256;
+
+/// Rows in all deltas that are kept, for each partition: beyond that a whole map is shorter than what leads to it.
+const ROWS_MAX: usize = 2;
 
 // === impl Delta ===
 
@@ -195,11 +200,14 @@ impl Recent {
         if map.version() <= self.map.version() {
             return;
         }
-        if self.deltas.len() == DELTAS_MAX {
-            self.deltas.pop_front();
-        }
-        self.deltas.push_back(map.diff(&self.map));
+        let delta = map.diff(&self.map);
+        self.rows += delta.rows.len();
+        self.deltas.push_back(delta);
         self.map = map;
+        let rows_max = ROWS_MAX * self.map.partitions() as usize;
+        while self.deltas.len() > DELTAS_MAX || (self.rows > rows_max && self.deltas.len() > 1) {
+            self.rows -= self.deltas.pop_front().map_or(0, |delta| delta.rows.len());
+        }
     }
 
     /// What brings a reader at `version` up to date; none if it is, or is ahead.

@@ -538,6 +538,20 @@ fn a_reader_far_behind_gets_the_whole_map() {
     assert_eq!(recent.since(log.map().version()), None);
     recent.advance(Map::default());
     assert_eq!(recent.map(), log.map(), "an older map changes nothing");
+
+    // Also when less happened, but to everything.
+    let (mut log, _) = Log::dealt(64, 2);
+    let mut recent = Recent::default();
+    recent.advance(log.map().clone());
+    let far = log.map().version();
+    for _ in 0..3 {
+        let to = log.register(1);
+        let expired: Vec<SessionId> = log.map().sessions().map(|(id, _)| id).filter(|id| *id != to).collect();
+        let assignments = (0..64).map(|p| Assignment { partition: Partition(p), expect: log.epoch(p), to }).collect();
+        log.ok(&Command::ExpireAndAssign { session: expired.first().copied(), minute: None, assignments });
+        recent.advance(log.map().clone());
+    }
+    assert!(matches!(recent.since(far), Some(Update::Whole(_))));
 }
 
 #[test]

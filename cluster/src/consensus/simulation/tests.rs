@@ -109,7 +109,9 @@ impl Oracle {
 /// One seed: eight seconds of faults under a proposal every 40 ms, then peace.
 fn run(seed: u64, voters: u32, lie: bool) -> (u64, usize) {
     let mut random = Random::new(seed ^ 0xfa17);
-    let mut raft = Simulation::new(Plan { seed, voters, ..Plan::default() });
+    // In every third seed who was away for a few seconds is sent a snapshot.
+    let pace = Pace { snapshot: if seed % 3 == 0 { 20 } else { 5_000 }, ..Pace::PROMPT };
+    let mut raft = Simulation::new(Plan { seed, voters, pace, ..Plan::default() });
     let mut oracle = Oracle::default();
     let heard: Arc<Mutex<Vec<Outcome>>> = Arc::default();
     let mut down: BTreeSet<u32> = BTreeSet::new();
@@ -191,6 +193,33 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
     let rate = seeds as f64 / began.elapsed().as_secs_f64();
     println!("{seeds} seeds, {acknowledged} acknowledged, none lost; {rate:.1} seeds a second");
     assert!(acknowledged > 20 * seeds as usize);
+}
+
+#[test]
+fn who_was_away_for_long_is_sent_a_snapshot() {
+    let pace = Pace { snapshot: 50, ..Pace::PROMPT };
+    let mut nodes = Nodes::of(Plan { seed: 11, voters: 3, pace, ..Plan::default() });
+    nodes.run(2_000);
+    let away = (nodes.leader() + 1) % 3;
+    nodes.raft.crash(away);
+    let session = nodes.sessions[&nodes.leader()];
+    for n in 0..200 {
+        let slot = n % 2 == 0;
+        nodes.propose(nodes.leader(), Command::SetDrain { session, slot });
+    }
+    let before = nodes.raft.vitals(nodes.leader()).unwrap();
+    assert!(before.snapshot > 150, "{before:?}");
+    nodes.raft.restart(away);
+    nodes.run(2_000);
+    let after = nodes.raft.vitals(away).unwrap();
+    assert!(after.snapshot > 150 && after.applied >= before.applied, "{after:?}");
+    assert_eq!(nodes.raft.map(away), nodes.raft.map(nodes.leader()));
+    // And its disk has it.
+    nodes.raft.crash(away);
+    nodes.raft.isolate(away);
+    nodes.raft.restart(away);
+    nodes.raft.advance(20);
+    assert!(nodes.raft.vitals(away).unwrap().applied >= after.snapshot);
 }
 
 /// A disk that claims to have synced is the bug that this simulation exists to find.
