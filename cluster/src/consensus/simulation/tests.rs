@@ -110,7 +110,7 @@ impl Oracle {
 fn run(seed: u64, voters: u32, lie: bool) -> (u64, usize) {
     let mut random = Random::new(seed ^ 0xfa17);
     // In every third seed who was away for a few seconds is sent a snapshot.
-    let pace = Pace { snapshot: if seed % 3 == 0 { 20 } else { 5_000 }, ..Pace::PROMPT };
+    let pace = Pace { snapshot: if seed.is_multiple_of(3) { 20 } else { 5_000 }, ..Pace::PROMPT };
     let mut raft = Simulation::new(Plan { seed, voters, pace, ..Plan::default() });
     let mut oracle = Oracle::default();
     let heard: Arc<Mutex<Vec<Outcome>>> = Arc::default();
