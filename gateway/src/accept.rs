@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     gateway::Gateway,
-    http::{self, proxy, routes::Routes},
+    http::{self, first::Looked, proxy, routes::Routes},
     limiter::{Key, Scope},
     meters::{Reason, Task},
 };
@@ -72,14 +72,21 @@ fn admit(gateway: &Arc<Gateway>, routes: &Routes, refusals: &Arc<Semaphore>, str
     let taken = gateway.seats.http.load(Ordering::Relaxed) + gateway.connections.len();
     if taken >= gateway.seats.max {
         let error = Error::new(Code::Overloaded).with_detail("the server has as many connections as it may");
-        return refuse(refusals, stream, error.after_ms(FULL_RETRY_AFTER_MS));
+        return refuse(gateway, refusals, stream, error.after_ms(FULL_RETRY_AFTER_MS));
     }
     let seat = Seat::take(gateway);
     let (routes, refusals) = (routes.clone(), Arc::clone(refusals));
     tokio::spawn(async move {
         match greet(&seat.0, peer.ip()).await {
-            Ok(()) => serve(stream, peer.ip(), seat, routes).await,
-            Err(error) => refuse(&refusals, stream, error),
+            Ok(()) => match &seat.0.tls.clone() {
+                None => serve(stream, peer.ip(), seat, routes).await,
+                Some(tls) => {
+                    if let Some(stream) = tls.accept(stream).await {
+                        serve(stream, peer.ip(), seat, routes).await;
+                    }
+                }
+            },
+            Err(error) => refuse(&seat.0, &refusals, stream, error),
         }
     });
 }
@@ -93,15 +100,32 @@ async fn greet(gateway: &Gateway, peer: IpAddr) -> Result<(), Error> {
     if decision.allowed { Ok(()) } else { Err(Error::new(Code::RateLimited).after_ms(decision.retry_after_ms)) }
 }
 
-/// HTTP until the connection ends or becomes a WebSocket. Generic over the stream: TLS will stand in front of it, and
-/// HTTP/2 beside `http::connection`.
+/// HTTP until the connection ends or becomes a WebSocket. Generic over the stream: TLS stands in front of it where it is
+/// configured.
 async fn serve<IO>(stream: IO, peer: IpAddr, seat: Seat, routes: Routes)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let gateway = &seat.0;
+    let mut stream = Looked::new(stream);
+    let mut leaving = gateway.leaving.subscribe();
+    let is_http2 = tokio::select! {
+        biased;
+        is_http2 = timeout(http::connection::FIRST_HEAD_TIMEOUT, stream.is_http2()) => is_http2,
+        // What has begun to come is answered by whoever answers what is incomplete.
+        _ = leaving.wait_for(|leaving| *leaving) => Ok(Ok(false)),
+    };
+    match is_http2 {
+        Ok(Ok(true)) => return http::http2::serve(stream, peer, gateway, routes).await,
+        // A stranger who has never said a word.
+        Err(_) if stream.is_silent() => return,
+        Ok(Ok(false)) | Err(_) => {}
+        Ok(Err(_)) => return,
+    }
     match http::connection::serve(stream, peer, gateway, routes).await {
-        http::connection::End::Upgraded(stream, rest) => crate::websocket::begin(stream, &rest, gateway),
+        http::connection::End::Upgraded(stream, rest, format) => {
+            crate::websocket::begin(stream.into_inner(), &rest, gateway, format);
+        }
         http::connection::End::Done(stream) => {
             drop(seat);
             linger(stream).await;
@@ -114,7 +138,11 @@ where
     }
 }
 
-fn refuse(refusals: &Arc<Semaphore>, stream: TcpStream, error: Error) {
+fn refuse(gateway: &Gateway, refusals: &Arc<Semaphore>, stream: TcpStream, error: Error) {
+    // A handshake is work that is not done for whoever is too many, and nobody would understand what is said without one.
+    if gateway.tls.is_some() {
+        return;
+    }
     let Ok(permit) = Arc::clone(refusals).try_acquire_owned() else { return };
     tokio::spawn(async move {
         say_last(stream, &error).await;

@@ -10,7 +10,7 @@ use std::{collections::VecDeque, sync::Arc};
 use chappe_schema::{
     access::Access,
     error::{Code, Error},
-    id::{EntityId, UserId},
+    id::UserId,
     limit::{ACCESS_CACHE_MAX, ACCESS_STALE_MS_MAX},
     wire::{Actor, AskedAccess},
 };
@@ -116,11 +116,11 @@ impl Gateway {
                 let (answer, access) = oneshot::channel();
                 let user = actor.user.clone();
                 let pending = Pending::Access(user.clone(), asked, answer);
-                let partition = EntityId::User(user.clone()).partition();
+                let partition = user.partition();
                 let make = |correlation| Ask::Access(Arc::new(AskedAccess { correlation, user }));
                 let time = (self.clock.seconds(), self.clock.now_ms());
                 let at_once = self.route.ask(partition, pending, time, &*self.link, make);
-                self.receive(at_once);
+                self.receive_at_once(at_once);
                 // Every question is answered, by the sweep if by nobody else.
                 access.await.unwrap_or_else(|_| Err(Error::new(Code::GoingAway)))?
             }
@@ -190,7 +190,7 @@ mod tests {
         let mut bob = world.client("bob", 3600, 64 * 1024).await;
         world.node.change_access("ada", false, |access| access.set_ban(1, Some(Ban::default())));
         let owner = Owner { session: 1, epoch: 7 };
-        let of = |name: &str| (EntityId::User(UserId::new(name).unwrap()).partition(), owner);
+        let of = |name: &str| (UserId::new(name).unwrap().partition(), owner);
         world.gateway.assigned(&[of("ada"), of("bob")]);
         assert_eq!(ada.ended().await, ("auth.banned".into(), 4504));
         bob.nothing().await;

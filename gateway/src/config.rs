@@ -9,13 +9,13 @@ use std::{
 use chappe_cluster::process::config::{Period, Problem};
 use serde::{Deserialize, Serialize};
 
-use crate::{auth, http::proxy::Network, limiter};
+use crate::{auth, http::proxy::Network, limiter, tls};
 
 /// The gateway's part of the configuration. Everything has a default that works on one's own machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where clients connect: HTTP and WebSocket on one port.
+    /// Where clients connect: HTTP, WebSocket and gRPC on one port.
     pub listen: SocketAddr,
     /// Origins whose pages may use this server from a browser, as browsers write them (`https://chat.example.com`), or
     /// `*`. When empty, pages of loopback origins and of the host that serves them may.
@@ -28,6 +28,10 @@ pub struct Config {
     pub connections_max: usize,
     /// Over how long connections are closed when the server leaves, so that they do not all come back at once.
     pub drain_window: Period,
+    /// Whether gRPC's reflection tells everybody what there is. It does so in any case where development tokens are issued.
+    pub grpc_reflection: bool,
+    /// TLS on the port for clients; none unless it is configured.
+    pub tls: tls::Config,
     /// How clients' tokens are checked.
     pub auth: auth::Config,
     /// How much clients may ask for.
@@ -42,6 +46,8 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             connections_max: 0,
             drain_window: Period::secs(10),
+            grpc_reflection: false,
+            tls: tls::Config::default(),
             auth: auth::Config::default(),
             limits: limiter::Config::default(),
         }
@@ -77,6 +83,9 @@ impl Config {
         }
         if !(KEYS_MIN..=KEYS_MAX).contains(&self.limits.keys_max) {
             at("limits.keys_max", format!("{} is not within {KEYS_MIN} to {KEYS_MAX}", self.limits.keys_max));
+        }
+        if let Some(error) = tls::check(&self.tls) {
+            at(error.setting(), error.to_string());
         }
         for error in auth::check(&self.auth, self.listen, data_dir) {
             let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();

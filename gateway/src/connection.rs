@@ -4,14 +4,16 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use chappe_schema::{
     access::{By, Token},
     error::{Code, Error},
-    id::{ConnectionSlot, DeviceId, GatewayId, UserId},
+    id::{ConnectionSlot, DeviceId, GatewayId, SessionId, UserId},
+    limit::PRESENCE_IDLE_MS,
+    presence::{Attention, Watch},
     wire::Actor,
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -41,8 +43,25 @@ pub(crate) struct Connection {
     expires: AtomicU32,
     /// Since when we have been saying goodbye.
     closing: AtomicU32,
+    /// When it last asked for something.
+    acted: AtomicU32,
+    /// The session that has registered it, of its user's owner; [`NOBODY`] so far.
+    owner: AtomicU64,
+    /// What its user's owner is told of it.
+    attention: Mutex<Attending>,
     /// Numbers its errors.
     errors: AtomicU32,
+}
+
+/// What a connection's client has said of its user's attention, and what follows from its silence.
+#[derive(Debug, Default)]
+struct Attending {
+    /// The client says that nobody is at hand.
+    is_away: bool,
+    /// It has asked for nothing for a while.
+    is_idle: bool,
+    /// At whom it looks.
+    watches: Option<Arc<[Watch]>>,
 }
 
 /// Who a connection is, for good.
@@ -72,6 +91,12 @@ struct Place {
     connection: Option<Arc<Connection>>,
 }
 
+/// No session.
+const NOBODY: SessionId = SessionId::MAX;
+
+/// After so many seconds without a request a connection counts as idle.
+const IDLE_S: u32 = (PRESENCE_IDLE_MS / 1000) as u32;
+
 /// Places that a slot's number can name; the bits above count lives. A million connections are far beyond what one
 /// process may have files for, and freed places wait in a queue, so 4096 lives take long.
 const PLACE_BITS: u32 = 20;
@@ -89,6 +114,11 @@ impl Connection {
     /// A name for one of its errors, under which it stands in the log.
     pub(crate) fn request_id(&self) -> String {
         format!("{:x}-{:x}-{:x}", self.gateway.0, self.slot.0, self.errors.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whether what this session says of its user counts: by now that may be a former owner's.
+    pub(crate) fn is_of(&self, session: SessionId) -> bool {
+        self.owner.load(Ordering::Relaxed) == session
     }
 
     /// Who it is, once that is known.
@@ -116,6 +146,50 @@ impl Connection {
     /// Notes a sign of life.
     pub(crate) fn hear(&self, now: u32) {
         self.heard.store(now, Ordering::Relaxed);
+    }
+
+    /// Notes that it asks for something; what is to be told of that, if it counted as idle.
+    pub(crate) fn act(&self, now: u32) -> Option<Attention> {
+        self.acted.store(now, Ordering::Relaxed);
+        self.set_idle(false)
+    }
+
+    /// Notes that it has asked for nothing for a while; what is to be told of that, if it is news.
+    pub(crate) fn rest(&self, now: u32) -> Option<Attention> {
+        let is_idle = now - self.acted.load(Ordering::Relaxed).min(now) >= IDLE_S;
+        if is_idle { self.set_idle(true) } else { None }
+    }
+
+    fn set_idle(&self, is_idle: bool) -> Option<Attention> {
+        let mut attending = self.attention.lock();
+        let was_idle = std::mem::replace(&mut attending.is_idle, is_idle);
+        // Whoever has said so is away already.
+        (was_idle != is_idle && !attending.is_away).then(|| attending.all())
+    }
+
+    /// Its client says whether anybody is at hand; what is to be told of it.
+    pub(crate) fn declare(&self, is_away: bool) -> Attention {
+        let mut attending = self.attention.lock();
+        attending.is_away = is_away;
+        attending.all()
+    }
+
+    /// Whether nobody is at hand.
+    pub(crate) fn is_away(&self) -> bool {
+        let attending = self.attention.lock();
+        attending.is_away || attending.is_idle
+    }
+
+    /// Its client looks at these users, and at nobody else; what is to be told of it.
+    pub(crate) fn look(&self, watches: Arc<[Watch]>) -> Attention {
+        let mut attending = self.attention.lock();
+        attending.watches = Some(watches).filter(|watches| !watches.is_empty());
+        attending.all()
+    }
+
+    /// All of that, for an owner who knows nothing of it; `None` if there is nothing to know.
+    pub(crate) fn attention(&self) -> Option<Attention> {
+        Some(self.attention.lock().all()).filter(|attention| *attention != Attention::default())
     }
 
     /// Notes that something was written, so the socket takes something.
@@ -156,6 +230,12 @@ impl Connection {
     }
 }
 
+impl Attending {
+    fn all(&self) -> Attention {
+        Attention { away: self.is_away || self.is_idle, watches: self.watches.clone() }
+    }
+}
+
 // === impl Connections ===
 
 impl Connections {
@@ -187,6 +267,9 @@ impl Connections {
             stalled: AtomicU32::new(0),
             expires: AtomicU32::new(u32::MAX),
             closing: AtomicU32::new(0),
+            acted: AtomicU32::new(now),
+            owner: AtomicU64::new(NOBODY),
+            attention: Mutex::default(),
             errors: AtomicU32::new(0),
         });
         place.connection = Some(Arc::clone(&connection));
@@ -238,6 +321,19 @@ impl Connections {
 }
 
 impl Table {
+    /// A session has registered a connection: from now on it hears of its user from there.
+    pub(crate) fn registered(&self, slot: ConnectionSlot, session: SessionId) {
+        if let Some(connection) = self.get(slot) {
+            connection.owner.store(session, Ordering::Relaxed);
+        }
+    }
+
+    /// Those of these connections that this session has registered.
+    pub(crate) fn of_owner(&self, mut slots: Vec<ConnectionSlot>, session: SessionId) -> Vec<ConnectionSlot> {
+        slots.retain(|slot| self.get(*slot).is_some_and(|connection| connection.is_of(session)));
+        slots
+    }
+
     /// The connection of a slot, if it is still there.
     pub(crate) fn get(&self, slot: ConnectionSlot) -> Option<&Arc<Connection>> {
         let place = self.places.get((slot.0 & (PLACES_MAX as u32 - 1)) as usize)?;
@@ -286,9 +382,25 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_nothing_is_away_until_they_ask() {
+        let connection = Connections::new(GatewayId(1)).insert(10).unwrap();
+        assert_eq!((connection.attention(), connection.rest(9 + IDLE_S)), (None, None));
+        let away = Attention { away: true, watches: None };
+        assert_eq!(connection.rest(10 + IDLE_S), Some(away.clone()));
+        assert_eq!(connection.rest(11 + IDLE_S), None, "that is no news");
+        assert_eq!(connection.attention(), Some(away.clone()), "for the next owner");
+        assert_eq!(connection.act(12 + IDLE_S), Some(Attention::default()));
+        assert_eq!(connection.act(13 + IDLE_S), None);
+        // What the client says of itself holds, whatever it asks for.
+        assert_eq!(connection.declare(true), away);
+        assert_eq!((connection.rest(14 + 2 * IDLE_S), connection.act(15 + 2 * IDLE_S)), (None, None));
+        assert_eq!(connection.declare(false), Attention::default());
+    }
+
+    #[test]
     fn a_connection_is_small() {
         let size = std::mem::size_of::<Connection>();
         println!("a Connection takes {size} bytes");
-        assert!(size <= 320, "{size} bytes");
+        assert!(size <= 368, "{size} bytes");
     }
 }

@@ -5,12 +5,13 @@
 //! to delivery tasks over queues that keep the order of each conversation, changes of membership included.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     sync::{Arc, Weak},
 };
 
 use chappe_schema::{
-    event::Event,
+    event::{Event, Fact},
     id::{ConnectionSlot, ConversationId, Millis, Seq, UserId},
     limit::DELIVERY_QUEUE_MAX,
 };
@@ -42,8 +43,18 @@ const LANES: usize = 2;
 /// Events remembered in their encoded form. The recipients of a small conversation live on several shards of a node,
 /// which deliver the same event within microseconds of each other.
 const RECENT: usize = 1024;
-/// Larger frames are not worth the memory.
+/// Larger ones are not worth the memory.
 const RECENT_BYTES_MAX: usize = 2 * 1024;
+
+/// About what an event's frame takes: its body, if it has one, is most of it.
+fn size(event: &Event) -> usize {
+    match &event.fact {
+        Fact::MessageNew { body, .. } | Fact::MessageUpdated { body, .. } => body.bytes().len(),
+        Fact::ConversationCreated { members, settings, .. } => members.len() * 64 + settings.data.len(),
+        Fact::ConversationUpdated { settings } => settings.data.len(),
+        _ => 0,
+    }
+}
 
 /// One delivery task's work, in order.
 #[derive(Default)]
@@ -61,15 +72,20 @@ enum Item {
     Few(ConversationId, Arc<[Arc<Event>]>, Vec<ConnectionSlot>),
     /// Events that found the queue full: only how far they went.
     Head(ConversationId, Seq, Cause),
-    /// The same, of events that came through users.
-    FewHead(ConversationId, Seq, Vec<ConnectionSlot>),
+    /// The same, of events that came through users, or did not come.
+    FewHead(ConversationId, Seq, Vec<ConnectionSlot>, Cause),
     Removed(ConversationId, UserId),
+    /// A member is writing, or no longer is.
+    Typing(ConversationId, UserId, bool),
 }
 
 struct Recent {
     event: Weak<Event>,
     encoded: Arc<Encoded>,
 }
+
+/// Items of a lane behind which nobody is told any more who is writing: they would learn of it too late.
+const TYPING_BEHIND_MAX: usize = 256;
 
 /// How many connections are served before the wakers are called and others may run.
 const STEP: usize = 256;
@@ -96,7 +112,7 @@ impl Item {
     fn broken_off(self) -> Self {
         match self {
             Self::Events(conversation, events) => Self::Head(conversation, last(&events), Cause::Panic),
-            Self::Few(conversation, events, slots) => Self::FewHead(conversation, last(&events), slots),
+            Self::Few(conversation, events, slots) => Self::FewHead(conversation, last(&events), slots, Cause::Panic),
             other => other,
         }
     }
@@ -124,7 +140,7 @@ impl Delivery {
             return Arc::clone(&recent.encoded);
         }
         let encoded = Encoded::event(conversation, event);
-        if encoded.frame.len() <= RECENT_BYTES_MAX {
+        if size(event) <= RECENT_BYTES_MAX {
             // The weak reference keeps the event's address from being used again, so a pointer is proof enough.
             let recent = Recent { event: Arc::downgrade(event), encoded: Arc::clone(&encoded) };
             let former = place.lock().replace(recent);
@@ -148,6 +164,29 @@ impl Gateway {
         }
     }
 
+    /// The delivery tasks, for whoever drives them by hand.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn delivery_lanes(self: &Arc<Self>) -> Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
+        (0..LANES).map(|index| Box::pin(Arc::clone(self).run_lane(index)) as _).collect()
+    }
+
+    /// Those of these connections that do not listen to the conversation as well. To the others `later` goes in their lane,
+    /// which keeps the two ways in order.
+    fn leave_to_lane<'a>(
+        &self,
+        conversation: ConversationId,
+        connections: &'a [ConnectionSlot],
+        later: impl FnOnce(Vec<ConnectionSlot>) -> Item,
+    ) -> Cow<'a, [ConnectionSlot]> {
+        let (listening, plain) = self.listeners.split(conversation, connections);
+        if !listening.is_empty() {
+            let lane = self.delivery.lane(conversation);
+            lane.queue.lock().push_back(later(listening));
+            lane.more.notify_one();
+        }
+        plain
+    }
+
     /// Events of a small conversation, for these connections.
     pub(crate) fn deliver(
         &self,
@@ -157,12 +196,8 @@ impl Gateway {
         table: &Table,
         wakers: &mut Wakers,
     ) {
-        let (listening, plain) = self.listeners.split(conversation, connections);
-        if !listening.is_empty() {
-            let lane = self.delivery.lane(conversation);
-            lane.queue.lock().push_back(Item::Few(conversation, Arc::clone(events), listening));
-            lane.more.notify_one();
-        }
+        let later = |listening| Item::Few(conversation, Arc::clone(events), listening);
+        let plain = self.leave_to_lane(conversation, connections, later);
         for event in events.iter() {
             let encoded = self.delivery.encode(conversation, event);
             for slot in plain.iter() {
@@ -171,6 +206,22 @@ impl Gateway {
                 }
             }
             observe(&self.meters.delivery_small, self.clock.now_ms(), event);
+        }
+    }
+
+    /// Events of a small conversation that will not come: these connections are told to fetch them.
+    pub(crate) fn behind(
+        &self,
+        conversation: ConversationId,
+        head: Seq,
+        connections: &[ConnectionSlot],
+        table: &Table,
+        wakers: &mut Wakers,
+    ) {
+        let later = |listening| Item::FewHead(conversation, head, listening, Cause::Moved);
+        let plain = self.leave_to_lane(conversation, connections, later);
+        for connection in plain.iter().filter_map(|slot| table.get(*slot)) {
+            connection.outbox.lock().behind(conversation, head, wakers);
         }
     }
 
@@ -201,6 +252,20 @@ impl Gateway {
         }
     }
 
+    /// A member is writing, or no longer is: behind whatever was said before, so that nobody who was removed hears of it. While
+    /// much else waits it is left out.
+    pub(crate) fn typing(&self, conversation: ConversationId, user: UserId, is_typing: bool) {
+        if self.listeners.any(conversation) {
+            let lane = self.delivery.lane(conversation);
+            let mut queue = lane.queue.lock();
+            if queue.len() < TYPING_BEHIND_MAX {
+                queue.push_back(Item::Typing(conversation, user, is_typing));
+                drop(queue);
+                lane.more.notify_one();
+            }
+        }
+    }
+
     async fn run_lane(self: Arc<Self>, index: usize) {
         let lane = &self.delivery.lanes[index];
         let mut listeners = Vec::new();
@@ -224,12 +289,23 @@ impl Gateway {
                 self.list_few(conversation, &slots, listeners);
                 self.hand_out(conversation, &self.encoded(conversation, &events), listeners).await;
             }
-            Item::FewHead(conversation, head, slots) => {
+            Item::FewHead(conversation, head, slots, cause) => {
                 self.list_few(conversation, &slots, listeners);
-                self.say_head(conversation, head, Cause::Panic, listeners).await;
+                self.say_head(conversation, head, cause, listeners).await;
             }
             Item::Removed(conversation, user) => {
                 self.listeners.remove_user(conversation, &user, &self.connections, &*self.link);
+            }
+            Item::Typing(conversation, user, is_typing) => {
+                self.listeners.list(conversation, listeners);
+                for step in listeners.chunks(STEP) {
+                    let mut wakers = Wakers::new();
+                    let slots: Vec<ConnectionSlot> = step.iter().map(|(slot, _)| *slot).collect();
+                    let table = self.connections.table();
+                    self.show_typing(conversation, &user, is_typing, &slots, &table, &mut wakers);
+                    drop(table);
+                    wake(wakers);
+                }
             }
             Item::Head(conversation, head, cause) => {
                 self.listeners.list(conversation, listeners);
@@ -360,7 +436,7 @@ pub(crate) mod tests {
         let removed = Item::Removed(conversation, UserId::new("bob").unwrap());
         assert!(matches!(removed.broken_off(), Item::Removed(..)));
         let few = Item::Few(conversation, Vec::new().into(), vec![ConnectionSlot(7)]);
-        assert!(matches!(few.broken_off(), Item::FewHead(_, 0, slots) if slots == [ConnectionSlot(7)]));
+        assert!(matches!(few.broken_off(), Item::FewHead(_, 0, slots, _) if slots == [ConnectionSlot(7)]));
         assert!(matches!(Item::Events(conversation, Vec::new().into()).broken_off(), Item::Head(..)));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use chappe_cluster::link::{GatewayPort, Links, NodePort, memory::MemoryLink};
+use chappe_cluster::link::{GatewayPort, Links};
 use chappe_schema::{
     access::Token,
     command::Command,
@@ -15,6 +15,7 @@ use chappe_schema::{
     inbox::Cursor,
     limit::COMMAND_DEADLINE_MS,
     operation::Op,
+    proto::frame::Answer,
     reply::Reply,
     wire::{Actor, Asked, Connecting, Correlation, Heads, Owner, ToGateway},
 };
@@ -34,10 +35,11 @@ use crate::{
     rejoin::unregistered,
     resume::{self, CameBack, Resuming},
     route::{
-        Asking, Pending, Refreshing, Route,
+        Asking, AtOnce, Pending, Refreshing, Route,
         lanes::{Ask, RESEND_MS},
         weight,
     },
+    tls::Tls,
     websocket::{ephemeral, outbox::Wakers},
 };
 
@@ -45,6 +47,8 @@ use crate::{
 pub struct Gateway {
     pub(crate) config: Config,
     pub(crate) auth: Auth,
+    /// Where TLS is configured.
+    pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) limiter: Arc<dyn Limiter>,
     pub(crate) clock: Clock,
     pub(crate) meters: Meters,
@@ -64,22 +68,37 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Joined to its node, not yet listening.
+    /// Joined to its nodes, not yet listening.
     pub(crate) fn join(
         config: Config,
         auth: Auth,
+        tls: Option<Tls>,
         limiter: Arc<dyn Limiter>,
         id: GatewayId,
-        node: Arc<dyn NodePort>,
+        connect: impl FnOnce(GatewayId, Arc<dyn GatewayPort>) -> Arc<dyn Links>,
+    ) -> Arc<Self> {
+        Self::join_by(Clock::new(), config, auth, tls, limiter, id, connect)
+    }
+
+    /// [`Gateway::join`], by this clock.
+    pub(crate) fn join_by(
+        clock: Clock,
+        config: Config,
+        auth: Auth,
+        tls: Option<Tls>,
+        limiter: Arc<dyn Limiter>,
+        id: GatewayId,
+        connect: impl FnOnce(GatewayId, Arc<dyn GatewayPort>) -> Arc<dyn Links>,
     ) -> Arc<Self> {
         let port = Arc::new(Port::default());
-        let link: Arc<dyn Links> = Arc::new(MemoryLink::join(id, node, Arc::clone(&port) as Arc<dyn GatewayPort>));
+        let link = connect(id, Arc::clone(&port) as Arc<dyn GatewayPort>);
         let gateway = Arc::new(Self {
             seats: Seats::new(config.connections_max),
             config,
             auth,
+            tls: tls.map(Arc::new),
             limiter,
-            clock: Clock::new(),
+            clock,
             meters: Meters::new(),
             connections: Connections::new(id),
             listeners: Listeners::new(),
@@ -110,7 +129,7 @@ impl Gateway {
         let make = |correlation| Ask::Command(Arc::new(Asked { correlation, actor, id, command, deadline }));
         let time = (self.clock.seconds(), now);
         let at_once = self.route.ask(entity.partition(), pending, time, &*self.link, make);
-        self.receive(at_once);
+        self.receive_at_once(at_once);
     }
 
     /// Registers a connection at its user's entity; the answer is what `resuming` gets.
@@ -119,7 +138,7 @@ impl Gateway {
         let cursor = resuming.cursor;
         let pending = Pending::Connect(connection, Box::new(resuming));
         let at_once = self.register(pending, actor, connection, positions, cursor);
-        self.receive(at_once);
+        self.receive_at_once(at_once);
     }
 
     /// Tells a connection's user of it. What is answered at once is to be received when nobody else is under way.
@@ -130,10 +149,12 @@ impl Gateway {
         connection: ConnectionSlot,
         positions: Vec<ConversationId>,
         cursor: Option<Cursor>,
-    ) -> Vec<ToGateway> {
-        let partition = EntityId::User(actor.user.clone()).partition();
-        let make =
-            |correlation| Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions, cursor }));
+    ) -> AtOnce {
+        let partition = actor.user.partition();
+        let again = matches!(pending, Pending::Rejoin(_));
+        let make = |correlation| {
+            Ask::Connect(Arc::new(Connecting { correlation, actor, connection, positions, cursor, again }))
+        };
         let time = (self.clock.seconds(), self.clock.now_ms());
         self.route.ask(partition, pending, time, &*self.link, make)
     }
@@ -141,7 +162,7 @@ impl Gateway {
     /// Registers a connection again, with a newer token.
     pub(crate) fn refresh(&self, actor: Actor, connection: ConnectionSlot, refreshing: Box<Refreshing>) {
         let at_once = self.register(Pending::Refresh(connection, refreshing), actor, connection, Vec::new(), None);
-        self.receive(at_once);
+        self.receive_at_once(at_once);
     }
 
     /// The second of the clock in which a connection with this token is over: never early, and at most two seconds late.
@@ -183,12 +204,19 @@ impl Gateway {
         wake(wakers);
     }
 
+    /// What nodes answered while something was sent to them.
+    pub(crate) fn receive_at_once(&self, at_once: AtOnce) {
+        for (from, batch) in at_once {
+            self.receive(from, batch);
+        }
+    }
+
     /// A batch of a node's shard, which waits meanwhile: everything large is handed on.
-    pub(crate) fn receive(&self, batch: Vec<ToGateway>) {
+    pub(crate) fn receive(&self, from: SessionId, batch: Vec<ToGateway>) {
         if batch.is_empty() {
             return;
         }
-        let (mut wakers, mut at_once) = (Wakers::new(), Vec::new());
+        let (mut wakers, mut at_once) = (Wakers::new(), AtOnce::new());
         let table = self.connections.table();
         for message in batch {
             match message {
@@ -202,9 +230,11 @@ impl Gateway {
                 }
                 ToGateway::Connected(correlation, result) => match self.take(correlation) {
                     Some(Pending::Connect(connection, resuming)) => {
+                        table.registered(connection, from);
                         self.connected(connection, &resuming, result, &table, &mut wakers);
                     }
                     Some(Pending::Rejoin(connection)) => {
+                        table.registered(connection, from);
                         self.rejoined(connection, result, &table, &mut wakers);
                     }
                     Some(Pending::Refresh(connection, refreshing)) => {
@@ -232,20 +262,37 @@ impl Gateway {
                     }
                 }
                 ToGateway::Deliver { conversation, events, connections } => {
+                    let connections = table.of_owner(connections, from);
                     self.deliver(conversation, &events, &connections, &table, &mut wakers);
+                }
+                ToGateway::Behind { conversation, head, connections } => {
+                    let connections = table.of_owner(connections, from);
+                    self.behind(conversation, head, &connections, &table, &mut wakers);
                 }
                 ToGateway::Broadcast { conversation, events } => self.broadcast(conversation, events),
                 ToGateway::Removed { conversation, user } => self.removed(conversation, user),
                 ToGateway::InboxChanged { connections, changed } => {
                     let frame = ephemeral::frame(|out| frame::write_inbox_changed(out, &changed));
                     let key = ephemeral::Key::Inbox(changed.conversation);
+                    let connections = table.of_owner(connections, from);
                     for connection in connections.iter().filter_map(|slot| table.get(*slot)) {
-                        connection.outbox.lock().ephemeral(key, &frame, &mut wakers);
+                        connection.outbox.lock().ephemeral(&key, &frame, &mut wakers);
+                    }
+                }
+                ToGateway::Presence { connections, user, shown } => {
+                    let connections = table.of_owner(connections, from);
+                    self.show(&connections, &user, shown, &table, &mut wakers);
+                }
+                ToGateway::Typing { conversation, user, is_typing } => self.typing(conversation, user, is_typing),
+                ToGateway::Receipts { connections, receipts } => {
+                    let frame = ephemeral::frame(|out| frame::write_receipts(out, &receipts));
+                    for connection in connections.iter().filter_map(|slot| table.get(*slot)) {
+                        connection.outbox.lock().receipts(&receipts, &frame, &mut wakers);
                     }
                 }
                 ToGateway::Cursors(cursors) => {
                     for (slot, cursor) in cursors {
-                        if let Some(connection) = table.get(slot) {
+                        if let Some(connection) = table.get(slot).filter(|one| one.is_of(from)) {
                             connection.outbox.lock().know_cursor(cursor);
                         }
                     }
@@ -254,7 +301,7 @@ impl Gateway {
         }
         drop(table);
         wake(wakers);
-        self.receive(at_once);
+        self.receive_at_once(at_once);
     }
 
     /// Sends the lanes that wait for an owner, when there is one. Without such lanes it sleeps.
@@ -264,7 +311,7 @@ impl Gateway {
             while self.route.is_waiting() {
                 tokio::time::sleep(Duration::from_millis(RESEND_MS)).await;
                 let at_once = self.route.resume(self.clock.now_ms(), &*self.link);
-                self.receive(at_once);
+                self.receive_at_once(at_once);
             }
         }
     }
@@ -393,7 +440,8 @@ impl Gateway {
             }
         }
         outbox.know_cursor(heads.cursor);
-        outbox.own(
+        outbox.answer(
+            Answer::Connect,
             |out| {
                 let (user, device) = (&who.user, who.device.as_ref());
                 let inbox = (heads.cursor, heads.lag);
@@ -405,6 +453,8 @@ impl Gateway {
         if !outcome.catch_up.is_done() && !outbox.is_closing() {
             outbox.catch_up = Some(Box::new(outcome.catch_up));
         }
+        drop(outbox);
+        self.attend_again(connection);
     }
 }
 
@@ -413,7 +463,10 @@ fn answer_socket(asking: &Asking, result: Result<Reply, Error>, table: &Table, w
     let mut outbox = connection.outbox.lock();
     outbox.answered(weight(asking.op));
     match (result, &asking.id) {
-        (Ok(reply), Some(id)) => outbox.own(|out| frame::write_reply(out, id, &reply, &asking.ignored), wakers),
+        (Ok(reply), Some(id)) => {
+            let write = |out: &mut Vec<u8>| frame::write_reply(out, id, &reply, &asking.ignored);
+            outbox.answer(Answer::Op(asking.op), write, wakers);
+        }
         // Nobody waits for it, but there may be room to read again.
         (Ok(_), None) => outbox.wake(wakers),
         (Err(error), id) => {
@@ -448,14 +501,25 @@ pub(crate) const fn scope(op: Op) -> crate::limiter::Scope {
     }
 }
 
+/// How much of the budget a command takes. Each user who is watched may have to be looked up.
+pub(crate) fn cost(command: &Command) -> u32 {
+    match command {
+        Command::PresenceWatch { watches } => 1 + watches.len() as u32 / WATCHES_PER_COST,
+        _ => 1,
+    }
+}
+
+/// Watched users who cost as much as one command: a whole screen is changed ten times a second at most.
+const WATCHES_PER_COST: u32 = 20;
+
 /// The gateway's end of its link. Weak: the node holds it, and must not hold the gateway.
 #[derive(Default)]
 struct Port(OnceLock<Weak<Gateway>>);
 
 impl GatewayPort for Port {
-    fn receive(&self, batch: Vec<ToGateway>) {
+    fn receive(&self, from: SessionId, batch: Vec<ToGateway>) {
         if let Some(gateway) = self.0.get().and_then(Weak::upgrade) {
-            gateway.receive(batch);
+            gateway.receive(from, batch);
         }
     }
 
@@ -467,7 +531,7 @@ impl GatewayPort for Port {
 
     fn lost(&self, session: SessionId) {
         if let Some(gateway) = self.0.get().and_then(Weak::upgrade) {
-            gateway.route.lost(session, gateway.clock.now_ms());
+            gateway.lost(session);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! - `accept`: new connections
 //! - [`http`]: HTTP, its routes walked from the table of operations
 //! - `websocket`: WebSockets, one small future per connection
+//! - `grpc`: gRPC, the same table as methods, and a connection on a stream
 //! - [`auth`]: who is at the other end
 //! - `access`: who was logged out or banned
 //! - [`limiter`]: how much one client may ask for
@@ -14,10 +15,13 @@
 //! - `resume`: what a client that comes back is told, and how it is filled up
 //! - `rejoin`: what is done when partitions have other owners
 //! - `delivery`, `listeners`: events on their way to the connections they are for
+//! - `presence`: who is there and who is writing, said to nodes and to clients
 //! - `connection`: the table of connections
 //! - `sweep`, `clock`: once a second
 //! - `supervise`: what happens when a task of the gateway panics
+//! - [`tls`]: TLS on the port for clients
 //! - `meters`: the metrics' handles
+//! - `simulation`: a gateway that is driven by hand
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -30,16 +34,21 @@ pub mod config;
 mod connection;
 mod delivery;
 mod gateway;
+mod grpc;
 pub mod http;
 pub mod limiter;
 mod listeners;
 mod meters;
+mod presence;
 mod rejoin;
 mod resume;
 pub mod route;
 pub mod server;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod supervise;
 mod sweep;
+pub mod tls;
 mod websocket;
 
 /// The same node of a few lines that the tests from outside have.
@@ -49,4 +58,4 @@ mod tests_node;
 
 pub use config::Config;
 pub use gateway::Gateway;
-pub use server::{Door, Drained, Running, StartError};
+pub use server::{Door, Drained, Running, StartError, reload};

@@ -8,10 +8,10 @@ use std::borrow::Cow;
 
 use chappe_cluster::link::Links;
 use chappe_schema::{
-    id::{ConnectionSlot, ConversationId, EntityId, Partition, Seq, UserId},
+    id::{ConnectionSlot, ConversationId, Partition, Seq, UserId},
     wire::ToNode,
 };
-use hashbrown::{HashMap, HashSet, hash_map::Entry};
+use hashbrown::{HashMap, hash_map::Entry};
 use parking_lot::Mutex;
 
 use crate::connection::Connections;
@@ -44,24 +44,22 @@ impl Listeners {
         let audience = match shard.entry(conversation) {
             Entry::Occupied(audience) => audience.into_mut(),
             Entry::Vacant(none) => {
-                link.tell(
-                    EntityId::Conversation(conversation).partition(),
-                    ToNode::Interest { conversation, listening: true },
-                );
+                link.tell(conversation.partition(), ToNode::Interest { conversation, listening: true });
                 none.insert(Audience::default())
             }
         };
         audience.entry(slot).or_insert(NOT_YET);
     }
 
-    /// These partitions have other owners, who know of no listeners here.
-    pub(crate) fn announce_again(&self, moved: &HashSet<Partition>, link: &dyn Links) {
+    /// Such partitions have owners who know of no listeners here.
+    pub(crate) fn announce_again(&self, moved: &dyn Fn(Partition) -> bool, link: &dyn Links) {
         for shard in &self.shards {
-            for conversation in shard.lock().keys() {
-                let partition = EntityId::Conversation(*conversation).partition();
-                if moved.contains(&partition) {
-                    link.tell(partition, ToNode::Interest { conversation: *conversation, listening: true });
-                }
+            let shard = shard.lock();
+            let mut conversations: Vec<_> = shard.keys().filter(|one| moved(one.partition())).copied().collect();
+            // In an order that a simulation can repeat.
+            conversations.sort_unstable();
+            for conversation in conversations {
+                link.tell(conversation.partition(), ToNode::Interest { conversation, listening: true });
             }
         }
     }
@@ -169,10 +167,7 @@ impl Listeners {
         audience.retain(|listener, _| keep(*listener));
         if audience.is_empty() {
             shard.remove(&conversation);
-            link.tell(
-                EntityId::Conversation(conversation).partition(),
-                ToNode::Interest { conversation, listening: false },
-            );
+            link.tell(conversation.partition(), ToNode::Interest { conversation, listening: false });
         }
     }
 

@@ -3,7 +3,7 @@
 use chappe_cluster::process::metrics::{
     DELIVERY_LATENCY_SECONDS, GATEWAY_CONNECTIONS, GATEWAY_CONNECTIONS_CLOSED_TOTAL, GATEWAY_CONNECTIONS_LIMIT,
     GATEWAY_CONNECTIONS_OPENED_TOTAL, GATEWAY_FRAME_BYTES_TOTAL, GATEWAY_FRAMES_TOTAL, GATEWAY_PANICS_TOTAL,
-    GATEWAY_RESUMES_TOTAL, GATEWAY_RESYNCS_TOTAL, GATEWAY_ROUTES_TOTAL,
+    GATEWAY_RESUMES_TOTAL, GATEWAY_RESYNCS_TOTAL, GATEWAY_ROUTES_TOTAL, PRESENCE_CONNECTIONS,
 };
 use chappe_schema::error::{Code, Error};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
@@ -16,6 +16,10 @@ pub(crate) struct Meters {
     pub(crate) http: Transport,
     /// Most connections.
     pub(crate) connections_limit: Gauge,
+    /// Authenticated connections where somebody is at hand.
+    pub(crate) online: Gauge,
+    /// And those where nobody is.
+    pub(crate) away: Gauge,
     /// What clients sent.
     pub(crate) frames_in: Flow,
     /// What clients were sent.
@@ -90,6 +94,8 @@ impl Meters {
             websocket: Transport::new("websocket"),
             http: Transport::new("http"),
             connections_limit: gauge!(GATEWAY_CONNECTIONS_LIMIT),
+            online: gauge!(PRESENCE_CONNECTIONS, "status" => "online"),
+            away: gauge!(PRESENCE_CONNECTIONS, "status" => "away"),
             frames_in: flow("in"),
             frames_out: flow("out"),
             resumes: Resumes {

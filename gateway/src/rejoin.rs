@@ -6,7 +6,7 @@
 
 use chappe_schema::{
     error::{Code, Error},
-    id::{ConnectionSlot, EntityId, Partition, UserId},
+    id::{ConnectionSlot, Partition, SessionId, UserId},
     wire::{Heads, Owner, ToNode},
 };
 use hashbrown::HashSet;
@@ -14,8 +14,8 @@ use hashbrown::HashSet;
 use crate::{
     connection::Table,
     gateway::Gateway,
-    meters::{Cause, Reason},
-    route::Pending,
+    meters::Reason,
+    route::{AtOnce, Pending},
     websocket::outbox::Wakers,
 };
 
@@ -27,24 +27,40 @@ pub(crate) fn unregistered(code: Code) -> u16 {
 impl Gateway {
     /// These partitions have other owners than before.
     pub(crate) fn assigned(&self, owners: &[(Partition, Owner)]) {
-        let mut at_once = Vec::new();
+        let mut at_once = AtOnce::new();
         for (partition, owner) in owners {
             at_once.extend(self.route.assigned(*partition, *owner, &*self.link));
         }
         let moved: HashSet<Partition> = owners.iter().map(|(partition, _)| *partition).collect();
-        self.listeners.announce_again(&moved, &*self.link);
+        self.listeners.announce_again(&|partition| moved.contains(&partition), &*self.link);
+        at_once.extend(self.register_again(|partition| moved.contains(&partition), |_| true));
+        self.receive_at_once(at_once);
+    }
+
+    /// The way to a node is broken, and the node has forgotten whom it knew here: it is told again when the way is there
+    /// again, or its successor is. That may be said many times until then; who waits for an answer already is not told twice.
+    pub(crate) fn lost(&self, session: SessionId) {
+        self.route.lost(session, self.clock.now_ms());
+        let lost = |partition| self.link.owner(partition).is_some_and(|owner| owner.session == session);
+        self.listeners.announce_again(&lost, &*self.link);
+        let waiting = self.route.rejoining();
+        let at_once = self.register_again(lost, |slot| !waiting.contains(&slot));
+        self.receive_at_once(at_once);
+    }
+
+    /// Registers such connections of all users who live in such partitions.
+    fn register_again(&self, lives: impl Fn(Partition) -> bool, is_due: impl Fn(ConnectionSlot) -> bool) -> AtOnce {
         let mut homeless = Vec::new();
         self.connections.each(|connection| {
             if let Some(actor) = connection.actor()
-                && moved.contains(&EntityId::User(actor.user.clone()).partition())
+                && lives(actor.user.partition())
+                && is_due(connection.slot)
             {
                 homeless.push((connection.slot, actor));
             }
         });
-        for (slot, actor) in homeless {
-            at_once.extend(self.register(Pending::Rejoin(slot), actor, slot, Vec::new(), None));
-        }
-        self.receive(at_once);
+        let register = |(slot, actor)| self.register(Pending::Rejoin(slot), actor, slot, Vec::new(), None);
+        homeless.into_iter().flat_map(register).collect()
     }
 
     /// A new owner has registered a connection, or cannot.
@@ -60,10 +76,9 @@ impl Gateway {
         match result {
             Ok(heads) => {
                 outbox.know_cursor(heads.cursor);
-                for (conversation, head) in heads.others {
-                    if outbox.catch_up.as_mut().is_none_or(|catch_up| !catch_up.raise(conversation, head.seq)) {
-                        outbox.resync(conversation, head.seq, Cause::Moved, wakers);
-                    }
+                self.attend_again(connection);
+                for (conversation, head) in heads.others.into_iter().chain(heads.doubtful) {
+                    outbox.behind(conversation, head.seq, wakers);
                 }
             }
             // Without its registration the connection is of no use; its client comes back, unless it may not.
@@ -78,6 +93,6 @@ impl Gateway {
     /// A connection that is gone by the time its registration is known of is registered nowhere.
     pub(crate) fn unregister(&self, user: &UserId, connection: ConnectionSlot) {
         let user = user.clone();
-        self.link.tell(EntityId::User(user.clone()).partition(), ToNode::Disconnect { user, connection });
+        self.link.tell(user.partition(), ToNode::Disconnect { user, connection });
     }
 }

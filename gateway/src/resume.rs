@@ -169,7 +169,7 @@ pub(crate) fn filled(outbox: &mut Outbox, result: Result<Reply, Error>, wakers: 
                     end = event.seq;
                     // What lies above the target has not been announced yet: it will come live, or raise the target.
                     if event.seq > gap.after && event.seq <= gap.target {
-                        outbox.own(|out| frame::write_event(out, conversation, event), wakers);
+                        outbox.own_event(conversation, event, wakers);
                     }
                 }
                 gap.after = end.clamp(gap.after, gap.target);

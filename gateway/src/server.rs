@@ -4,13 +4,13 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use chappe_cluster::link::NodePort;
+use chappe_cluster::link::{GatewayPort, Links, NodePort, memory::MemoryLink};
 use chappe_schema::{
     error::Code,
     frame,
@@ -19,6 +19,7 @@ use chappe_schema::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket},
+    signal::unix::Signal,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -34,6 +35,7 @@ use crate::{
     meters::{Reason, Task},
     supervise::supervised,
     sweep,
+    tls::{self, Tls},
     websocket::outbox::Wakers,
 };
 
@@ -54,6 +56,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The certificate cannot be used.
+    #[error("gateway.tls")]
+    Tls(#[from] tls::Error),
 }
 
 impl Gateway {
@@ -84,9 +89,26 @@ impl Gateway {
     ) -> Result<Running, StartError> {
         // Several gateways of one process (in tests) are several to their node.
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let (listener, address) = door.open()?;
         let id = GatewayId(NEXT.fetch_add(1, Ordering::Relaxed));
-        let gateway = Self::join(config, auth, limiter, id, node);
+        let join = |port| Arc::new(MemoryLink::join(id, node, port)) as Arc<dyn Links>;
+        Self::start_among(door, config, auth, limiter, (id, join)).await
+    }
+
+    /// [`Gateway::start_behind`], among the nodes of a cluster: with a number that no other gateway there has, and what makes
+    /// its links of its end of them.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn start_among(
+        door: Door,
+        config: Config,
+        auth: Auth,
+        limiter: Arc<dyn Limiter>,
+        (id, connect): (GatewayId, impl FnOnce(Arc<dyn GatewayPort>) -> Arc<dyn Links>),
+    ) -> Result<Running, StartError> {
+        let tls = Tls::read(&config.tls)?;
+        let (listener, address) = door.open()?;
+        let gateway = Self::join(config, auth, tls, limiter, id, |_, port| connect(port));
         gateway.meters.connections_limit.set(gateway.seats.max as f64);
         let mut tasks = JoinSet::new();
         gateway.start_delivery(&mut tasks);
@@ -103,7 +125,13 @@ impl Gateway {
             };
             tasks.spawn(supervised(Arc::clone(&gateway), Task::Keys, keep));
         }
+        if let Some(tls) = &gateway.tls {
+            let kept = Arc::clone(tls);
+            let keep = move || Arc::clone(&kept).keep_fresh();
+            tasks.spawn(supervised(Arc::clone(&gateway), Task::Keys, keep));
+        }
         let (routes, listener, entered) = (routes::of(&gateway), Arc::new(listener), Arc::clone(&gateway));
+        tasks.spawn(routes.grpc.clone().keep_health());
         let accept = move || accept::run(Arc::clone(&entered), Arc::clone(&listener), routes.clone());
         tasks.spawn(supervised(Arc::clone(&gateway), Task::Accept, accept));
         tracing::info!(event = "gateway_started", %address, connections_max = gateway.seats.max);
@@ -143,6 +171,45 @@ impl Door {
             Ok((listener, address))
         };
         open().map_err(|source| StartError::Listen { address, source })
+    }
+}
+
+/// Every SIGHUP: what can be read anew is, the rest of the configuration waits for a restart.
+pub async fn reload(mut hangups: Signal, gateway: Weak<Running>) {
+    while hangups.recv().await.is_some() {
+        let Some(gateway) = gateway.upgrade() else { return };
+        let Reloaded { read, refused, fetching } = gateway.reload_keys();
+        for error in refused {
+            let setting = format!("gateway.auth.{}", error.setting());
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(
+                event = "configuration_reload_failed",
+                setting,
+                error,
+                "what it held before stays in force"
+            );
+        }
+        if fetching {
+            tracing::info!(event = "configuration_reload_begun", settings = "gateway.auth.jwks_url", "being fetched");
+        }
+        match gateway.reload_certificate() {
+            Some(Ok(())) => tracing::info!(event = "configuration_reloaded", settings = "gateway.tls", "read again"),
+            Some(Err(error)) => {
+                let error = error.to_string();
+                let setting = "gateway.tls";
+                tracing::error!(
+                    event = "configuration_reload_failed",
+                    setting,
+                    error,
+                    "what it held before stays in force"
+                );
+            }
+            None => {}
+        }
+        if !read.is_empty() {
+            let settings = format!("gateway.auth.{}", read.join(", gateway.auth."));
+            tracing::info!(event = "configuration_reloaded", settings, "read again; nothing else is reloaded");
+        }
     }
 }
 
@@ -188,6 +255,21 @@ impl Running {
     #[must_use]
     pub fn reload_keys(&self) -> Reloaded {
         self.gateway.auth.reload()
+    }
+
+    /// Whether clients connect over TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.gateway.tls.is_some()
+    }
+
+    /// Reads the certificate anew, for one that was renewed; it is also read by itself when its files change. Connections
+    /// that are open stay. `None` where there is no TLS.
+    ///
+    /// # Errors
+    /// When it cannot be used: the one of before stays in force.
+    pub fn reload_certificate(&self) -> Option<Result<(), tls::Error>> {
+        self.gateway.tls.as_ref().map(|tls| tls.reload())
     }
 
     /// Resolves to `true` when there are keys to check tokens with: until then everybody is told to come back later. Only

@@ -46,8 +46,21 @@ pub(crate) fn once(gateway: &Gateway) -> u32 {
     let now = gateway.clock.tick();
     gateway.expire();
     let mut wakers = Wakers::new();
-    gateway.connections.each(|connection| look(connection, now, gateway.generation, &mut wakers));
+    let mut resting = Vec::new();
+    let (mut online, mut away) = (0_u32, 0_u32);
+    gateway.connections.each(|connection| {
+        look(connection, now, gateway.generation, &mut wakers);
+        resting.extend(connection.rest(now).map(|attention| (Arc::clone(connection), attention)));
+        if connection.who().is_some() {
+            *if connection.is_away() { &mut away } else { &mut online } += 1;
+        }
+    });
+    gateway.meters.online.set(f64::from(online));
+    gateway.meters.away.set(f64::from(away));
     wake(wakers);
+    for (connection, attention) in resting {
+        gateway.attend(&connection, attention);
+    }
     now
 }
 

@@ -18,10 +18,14 @@ mod door;
 mod drain;
 #[path = "it/flow.rs"]
 mod flow;
+#[path = "it/grpc.rs"]
+mod grpc;
 #[path = "it/hostile.rs"]
 mod hostile;
 #[path = "it/http.rs"]
 mod http;
+#[path = "it/http2.rs"]
+mod http2;
 #[path = "it/inbox.rs"]
 mod inbox;
 #[path = "it/jwks.rs"]
@@ -30,5 +34,9 @@ mod jwks;
 mod node;
 #[path = "it/parity.rs"]
 mod parity;
+#[path = "it/presence.rs"]
+mod presence;
+#[path = "it/tls.rs"]
+mod tls;
 #[path = "it/world.rs"]
 mod world;

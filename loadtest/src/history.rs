@@ -297,10 +297,10 @@ pub enum What {
         /// The seq of the leaving.
         upto: u64,
     },
-    /// An observer learned how far `user` has received or read.
+    /// A connection was told how far `user` has received or read.
     Receipt {
-        /// Who learned it.
-        observer: User,
+        /// Which.
+        connection: Connection,
         /// About whom.
         user: User,
         /// Where.
@@ -309,6 +309,41 @@ pub enum What {
         mark: Mark,
         /// Up to which message ordinal.
         upto: u64,
+    },
+    /// A user is about to say how far they have got, for others to see: 0 for what is nobody else's business.
+    ReceiptStart {
+        /// Who.
+        user: User,
+        /// Where.
+        conversation: Conversation,
+        /// Messages up to this ordinal have reached them.
+        delivered: u64,
+        /// They have read up to here.
+        read: u64,
+    },
+    /// It was accepted.
+    ReceiptAck {
+        /// Who.
+        user: User,
+        /// Where.
+        conversation: Conversation,
+        /// Messages up to this ordinal have reached them.
+        delivered: u64,
+        /// They have read up to here.
+        read: u64,
+    },
+    /// In a quiet system, when everybody has said how far they have got, an observer was shown how far `user` has.
+    ReceiptShown {
+        /// To whom.
+        observer: User,
+        /// About whom.
+        user: User,
+        /// Where.
+        conversation: Conversation,
+        /// Messages up to this ordinal have reached them.
+        delivered: u64,
+        /// They have read up to here.
+        read: u64,
     },
     /// A user went online or offline, or began or stopped typing (`conversation` says where).
     Presence {

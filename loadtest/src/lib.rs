@@ -21,6 +21,7 @@ pub mod bench;
 pub mod client;
 pub mod crowd;
 pub mod history;
+pub mod local;
 pub mod metrics;
 pub mod model;
 pub mod oracle;

@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Instant};
 
 use anyhow::Context;
-use chappe_loadtest::{bench, crowd, history, model, oracle::Oracle, raw};
+use chappe_loadtest::{bench, crowd, history, local, model, oracle::Oracle, raw};
 use clap::{Parser, Subcommand};
 
 /// The tester shares its machine with the server it measures.
@@ -31,6 +31,8 @@ enum Command {
     Bench(bench::Plan),
     /// The protocol of ownership in a small world, every state of it: a table of checks and verdicts.
     Model(model::command::Plan),
+    /// A cluster of real processes on this machine, until Ctrl-C.
+    Cluster(local::Plan),
     /// Judge a history that `run --history` wrote.
     Judge {
         /// The JSONL file.
@@ -84,6 +86,7 @@ fn main() -> anyhow::Result<()> {
         Command::Run(plan) => runtime.block_on(until_interrupted(crowd::run::run(*plan))),
         Command::Bench(plan) => runtime.block_on(until_interrupted(bench::run(plan))),
         Command::Model(plan) => model::command::run(&plan),
+        Command::Cluster(plan) => runtime.block_on(local::run(plan)),
         Command::Judge { file } => judge(&file),
         Command::RawServer { listen, groups, ack_bytes, delivery_bytes, echo } => runtime.block_on(async {
             chappe_loadtest::process::raise_file_limit();

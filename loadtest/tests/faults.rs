@@ -21,6 +21,8 @@ mod full;
 mod kill;
 #[path = "faults/power.rs"]
 mod power;
+#[path = "faults/receipts.rs"]
+mod receipts;
 #[path = "faults/retry.rs"]
 mod retry;
 #[path = "faults/sync.rs"]

@@ -28,7 +28,7 @@ use chappe_schema::{
     body::Body,
     command::{Command, Create, From, Page},
     event::{ConversationKind, Encryption, HistoryAccess},
-    id::{CommandId, ConversationId, EntityId, GatewayId, UserId},
+    id::{CommandId, ConversationId, EntityId, GatewayId, SessionId, UserId},
     reply::Reply,
     wire::{Actor, Asked, Correlation, Lane, ToGateway, ToNode},
 };
@@ -47,7 +47,7 @@ struct Answers {
 }
 
 impl GatewayPort for Answers {
-    fn receive(&self, batch: Vec<ToGateway>) {
+    fn receive(&self, _: SessionId, batch: Vec<ToGateway>) {
         for message in batch {
             if let ToGateway::Reply(_, result) = message {
                 match result {
@@ -145,6 +145,8 @@ async fn main() {
                 title: String::new(),
                 data: None,
                 history: HistoryAccess::All,
+                receipts: true,
+                open: false,
             };
             // Each conversation has an owner of its own, so that no inbox grows without end.
             let owner = UserId::new(&format!("owner-{n}")).unwrap();
@@ -193,6 +195,8 @@ async fn main() {
         title: String::new(),
         data: None,
         history: HistoryAccess::All,
+        receipts: true,
+        open: false,
     };
     bench.ask(&ada, Command::ConversationCreate(Box::new(create))).await;
     bench.drain().await;

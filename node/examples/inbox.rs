@@ -23,7 +23,7 @@ use chappe_schema::{
     command::{Command, Create},
     error::Error,
     event::{ConversationKind, Encryption, HistoryAccess},
-    id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, UserId},
+    id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, SessionId, UserId},
     inbox::{Cursor, Filter},
     reply::Reply,
     wire::{Actor, Asked, Connecting, Correlation, Heads, Lane, ToGateway, ToNode},
@@ -42,7 +42,7 @@ enum Answer {
 struct Port(UnboundedSender<Answer>);
 
 impl GatewayPort for Port {
-    fn receive(&self, batch: Vec<ToGateway>) {
+    fn receive(&self, _: SessionId, batch: Vec<ToGateway>) {
         for message in batch {
             let _ = match message {
                 ToGateway::Reply(_, result) => self.0.send(Answer::Reply(result)),
@@ -113,9 +113,9 @@ impl Bench {
         self.asked += 1;
         let begun = Instant::now();
         let actor = Self::actor(who);
-        let lane = Lane { partition: EntityId::User(actor.user.clone()).partition(), attempt: 0 };
+        let lane = Lane { partition: actor.user.partition(), attempt: 0 };
         let (correlation, connection) = (Correlation(self.asked), ConnectionSlot(self.asked as u32));
-        let connecting = Connecting { correlation, actor, connection, positions: Vec::new(), cursor };
+        let connecting = Connecting { correlation, actor, connection, positions: Vec::new(), cursor, again: false };
         let at_once = self.node.receive(GATEWAY, ToNode::Connect(lane, Arc::new(connecting)));
         assert!(at_once.is_empty(), "refused at once: {at_once:?}");
         loop {
@@ -176,6 +176,8 @@ async fn main() {
             title: format!("conversation {n}"),
             data: None,
             history: HistoryAccess::All,
+            receipts: true,
+            open: false,
         };
         bench.ask(&format!("owner-{n}"), Command::ConversationCreate(Box::new(create)));
         if n % 1_000 == 999 || n + 1 == count {

@@ -102,7 +102,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The sessions' task: hands on what is heard, as long as the node lives.
 async fn live(
     mut tenant: Tenant,
-    heard: Mailbox<Heard>,
+    (home, heard): (Arc<Home>, Mailbox<Heard>),
     plane: Arc<dyn ControlPlane>,
     peers: Arc<dyn Peers>,
     clock: Arc<dyn Fn() -> Millis + Send + Sync>,
@@ -114,6 +114,7 @@ async fn live(
     loop {
         tokio::select! {
             () = heard.filled() => {}
+            () = home.leaving() => {}
             _ = looks.tick() => {}
         }
         let now = clock();
@@ -147,99 +148,107 @@ async fn tick(mailboxes: Arc<[Mailbox<Mail>]>) {
     }
 }
 
+/// The shards of a node that is being started.
+struct Loops {
+    mailboxes: Arc<[Mailbox<Mail>]>,
+    settings: Settings,
+    tasks: JoinSet<()>,
+}
+
+impl Loops {
+    fn new(config: &Config) -> Self {
+        let shards = config.shards();
+        let settings =
+            Settings { idle_ms: config.idle_after.as_ms(), budget_bytes: config.entity_memory.as_usize() / shards };
+        Self { mailboxes: (0..shards).map(|_| Mailbox::new()).collect(), settings, tasks: JoinSet::new() }
+    }
+
+    /// Starts a shard for every mailbox, of the parts that are made for it.
+    fn run(&mut self, make: impl Fn(usize, Arc<[Mailbox<Mail>]>, Settings) -> Parts) {
+        for index in 0..self.mailboxes.len() {
+            let shard = Shard::new(make(index, Arc::clone(&self.mailboxes), self.settings.clone()));
+            self.tasks.spawn(shard.run());
+        }
+    }
+
+    fn into_node(self, generation: Generation, heard: Option<Mailbox<Heard>>) -> Arc<Node> {
+        let Self { mailboxes, tasks: shards, .. } = self;
+        let ticker = tokio::spawn(tick(Arc::clone(&mailboxes)));
+        let tasks = Mutex::new(Some(Tasks { shards, ticker }));
+        Arc::new(Node { mailboxes, heard, generation, stopping: AtomicBool::new(false), tasks })
+    }
+}
+
 impl Node {
     /// Starts the shards on the present runtime.
     ///
     /// # Errors
     /// When the store cannot say which announcements are owed.
     pub async fn start(start: Start) -> Result<Arc<Self>, store::Error> {
-        let shards = start.config.shards();
         let (tx, rx) = oneshot::channel();
         start.store.announced(Box::new(move |result| {
             // The receiver waits just below.
             let _ = tx.send(result);
         }));
         let owed = rx.await.map_err(|_| store::Error::Unavailable("the store gave no answer".to_owned()))??;
-        let mailboxes: Arc<[Mailbox<Mail>]> = (0..shards).map(|_| Mailbox::new()).collect();
-        let settings = Settings {
-            idle_ms: start.config.idle_after.as_ms(),
-            budget_bytes: start.config.entity_memory.as_usize() / shards,
-        };
         let dead = Arc::clone(&start.dead);
         let reports: Arc<dyn Fn(Report) + Send + Sync> = Arc::new(move |report| {
             if let Report::Ended(_, why) = report {
                 dead(why);
             }
         });
-        let mut tasks = JoinSet::new();
-        for index in 0..shards {
-            let shard = Shard::new(Parts {
-                index,
-                peers: Arc::clone(&mailboxes),
-                store: Arc::clone(&start.store),
-                settings: settings.clone(),
-                clock: Arc::clone(&start.clock),
-                reports: Arc::clone(&reports),
-                abroad: Arc::new(Alone),
-                unannounced: owed.iter().filter(|entity| shard_of(entity, shards) == index).cloned().collect(),
-            });
-            tasks.spawn(shard.run());
-        }
-        let ticker = tokio::spawn(tick(Arc::clone(&mailboxes)));
-        Ok(Arc::new(Self {
-            mailboxes,
-            heard: None,
-            generation: start.store.session().generation,
-            stopping: AtomicBool::new(false),
-            tasks: Mutex::new(Some(Tasks { shards: tasks, ticker })),
-        }))
+        let mut loops = Loops::new(&start.config);
+        loops.run(|index, peers, settings| Parts {
+            index,
+            store: Arc::clone(&start.store),
+            settings,
+            clock: Arc::clone(&start.clock),
+            reports: Arc::clone(&reports),
+            abroad: Arc::new(Alone),
+            unannounced: owed.iter().filter(|entity| shard_of(entity, peers.len()) == index).cloned().collect(),
+            peers,
+        });
+        Ok(loops.into_node(start.store.session().generation, None))
     }
 
     /// Starts the shards and the sessions of a node that shares its log with others.
     #[must_use]
     pub fn join(join: Join) -> Arc<Self> {
-        let shards = join.config.shards();
-        let mailboxes: Arc<[Mailbox<Mail>]> = (0..shards).map(|_| Mailbox::new()).collect();
         let (home, heard) = (Arc::new(Home::default()), Mailbox::new());
-        let settings = Settings {
-            idle_ms: join.config.idle_after.as_ms(),
-            budget_bytes: join.config.entity_memory.as_usize() / shards,
-        };
-        let mut tasks = JoinSet::new();
-        for index in 0..shards {
+        let mut loops = Loops::new(&join.config);
+        loops.run(|index, peers, settings| {
             let reports = heard.clone();
-            let shard = Shard::new(Parts {
+            Parts {
                 index,
-                peers: Arc::clone(&mailboxes),
+                peers,
                 store: Arc::new(Nothing::default()),
-                settings: settings.clone(),
+                settings,
                 clock: Arc::clone(&join.clock),
                 reports: Arc::new(move |report| reports.send(Heard::Report(report))),
                 abroad: Arc::clone(&home) as Arc<dyn Abroad>,
                 unannounced: Vec::new(),
-            });
-            tasks.spawn(shard.run());
-        }
-        let (generation, refused) = (join.generation, Arc::clone(&join.refused));
-        let tenant = Tenant::new(join.me, Arc::clone(&mailboxes), join.shared, generation, home, heard.clone());
+            }
+        });
+        let mailboxes = Arc::clone(&loops.mailboxes);
+        let tenant = Tenant::new(join.me, mailboxes, join.shared, join.generation, Arc::clone(&home), heard.clone());
         let seen = heard.clone();
         join.plane.watch(Box::new(move |map| seen.send(Heard::Map(map.clone()))));
-        let (plane, peers) = (Arc::clone(&join.plane), Arc::clone(&join.peers));
-        tasks.spawn(live(tenant, heard.clone(), plane, peers, Arc::clone(&join.clock), refused));
-        let ticker = tokio::spawn(tick(Arc::clone(&mailboxes)));
-        Arc::new(Self {
-            mailboxes,
-            generation,
-            heard: Some(heard),
-            stopping: AtomicBool::new(false),
-            tasks: Mutex::new(Some(Tasks { shards: tasks, ticker })),
-        })
+        loops.tasks.spawn(live(tenant, (home, heard.clone()), join.plane, join.peers, join.clock, join.refused));
+        loops.into_node(join.generation, Some(heard))
     }
 
     /// Something from another node.
     pub fn hear(&self, word: Between) {
         if let Some(heard) = &self.heard {
             heard.send(Heard::Word(word));
+        }
+    }
+
+    /// The way to the node that lives this session was broken: what was on it is lost. To be said when the way is there
+    /// again.
+    pub fn peer_lost(&self, session: SessionId) {
+        if let Some(heard) = &self.heard {
+            heard.send(Heard::Lost(session));
         }
     }
 
@@ -288,7 +297,7 @@ impl Node {
             ToNode::Command(_, asked) => vec![ToGateway::Reply(asked.correlation, Err(error))],
             ToNode::Connect(_, connecting) => vec![ToGateway::Connected(connecting.correlation, Err(error))],
             ToNode::AskAccess(_, asked) => vec![ToGateway::Access(asked.correlation, Err(error))],
-            ToNode::Disconnect { .. } | ToNode::Interest { .. } => Vec::new(),
+            ToNode::Disconnect { .. } | ToNode::Attend { .. } | ToNode::Interest { .. } => Vec::new(),
         }
     }
 }

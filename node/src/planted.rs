@@ -13,7 +13,8 @@ pub enum Bug {
     /// A fence read covers what was issued while it was under way. Not among [`Self::ALL`]: in half a minute of simulated
     /// time it takes too rare a coincidence. The model and a test of the pump find it.
     TicketEarly,
-    /// A partition opens before its predecessors' fences are durable.
+    /// A partition opens before its predecessors' fences are durable. Not among [`Self::ALL`] either: since words between
+    /// nodes arrive in order no seed below 3,000 has shown it (668 did before). The model finds it.
     OpenBeforeFence,
     /// Only the last owner is fenced, whoever else is not.
     FenceOnlyLast,
@@ -21,6 +22,9 @@ pub enum Bug {
     UnfencedForgotten,
     /// The winner of a slot is the row that was written first, whatever its epoch.
     EpochNotCompared,
+    /// Rows of all owners stand under one key, in CQL. Not among [`Self::ALL`]: the simulated store has no such key. Tests on a
+    /// real server find it.
+    EpochNotInKey,
     /// Adopted rows count as committed at once and are not written again.
     AdoptedNotWritten,
     /// Ids are not looked up: a repetition is a new message.
@@ -63,7 +67,6 @@ impl Bug {
     /// Those that the simulator has to find.
     pub const ALL: &'static [Self] = &[
         Self::AckBeforeFence,
-        Self::OpenBeforeFence,
         Self::FenceOnlyLast,
         Self::UnfencedForgotten,
         Self::EpochNotCompared,

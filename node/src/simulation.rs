@@ -98,6 +98,11 @@ impl Stepped {
         self.heard.send(Heard::Word(word));
     }
 
+    /// The way to another node was broken, and is there again.
+    pub fn peer_lost(&self, session: SessionId) {
+        self.heard.send(Heard::Lost(session));
+    }
+
     /// The control plane shows a newer map.
     pub fn map_changed(&self, map: Map) {
         self.heard.send(Heard::Map(map));

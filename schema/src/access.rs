@@ -3,11 +3,15 @@
 //! A log-out does not list tokens, of which the server keeps none: it says that tokens issued before a moment count for
 //! nothing any more, of all the user's devices or of one. Only a token that names no device is marked by itself.
 
+// What rkyv derives of an enum's fields has no documentation.
+#![allow(missing_docs)]
+
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
+    archive::Text,
     error::{Code, Error},
     id::{DeviceId, Millis, Seq},
     limit::ACCESS_MARKS_MAX,
@@ -15,7 +19,7 @@ use crate::{
 };
 
 /// What counts of a token once it is believed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Token {
     /// When it was issued; 0 when it does not say, so before every log-out.
     pub issued_at: Millis,
@@ -28,16 +32,16 @@ pub struct Token {
 }
 
 /// By what right somebody speaks for a user.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum By {
     /// The user's own token.
     Token(Token),
     /// A server-side caller, by the name of its API key.
-    Key(Arc<str>),
+    Key(#[rkyv(with = Text)] Arc<str>),
 }
 
 /// A log-out. Without a device and tokens it is about everything that the user has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct LogOut {
     /// Tokens issued before this are refused.
     pub before: Millis,
@@ -50,7 +54,7 @@ pub struct LogOut {
 }
 
 /// A ban.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Ban {
     /// Since when.
     pub since: Millis,
@@ -63,7 +67,7 @@ pub struct Ban {
 }
 
 /// What stands against a user's tokens.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Access {
     /// The event of the user's own log that last changed it; 0 when nothing ever did.
     pub version: Seq,
@@ -76,7 +80,7 @@ pub struct Access {
 }
 
 /// A log-out of one device or of one token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mark {
     /// Tokens issued before this are refused.
     pub before: Millis,
@@ -85,7 +89,7 @@ pub struct Mark {
 }
 
 /// What a mark is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Marked {
     /// Tokens of this device, and those without a device that come under its name.
     Device(DeviceId),

@@ -16,7 +16,7 @@ use crate::{
 
 /// A validated JSON object: well-formed UTF-8 and escapes, bounded size and depth, `text` (if there) a string.
 /// It is spliced into frames as it is, so its bytes never contain a line break.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Body(Bytes);
 
 impl Body {

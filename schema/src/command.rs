@@ -1,6 +1,9 @@
 //! What an operation is given. Every transport decodes to the same [`Command`].
 
-use std::str::FromStr;
+// What rkyv derives of an enum's fields has no documentation.
+#![allow(missing_docs)]
+
+use std::{str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -16,22 +19,26 @@ use crate::{
     inbox::{Cursor, Filter, Marking, MarkingArgs, Place},
     limit::{
         CREATE_MEMBERS_MAX, DATA_BYTES_MAX, ID_AGE_MS_MAX, ID_AHEAD_MS_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX,
-        MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX, REACTIONS_PAGE_MAX, REASON_BYTES_MAX, TITLE_BYTES_MAX,
+        MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX, REACTIONS_PAGE_MAX, REASON_BYTES_MAX, RECEIPTS_PAGE_MAX,
+        TITLE_BYTES_MAX,
     },
     mention::{Mentioned, Mentions},
     operation::Op,
+    presence::{Watch, WatchArgs},
     reaction::ReactionKey,
+    receipt::{BatchArgs, Progress},
     time::Timestamp,
 };
 
 /// One request of a client to an entity, valid in itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 #[allow(missing_docs)] // The variants are the rows of the table of operations.
 pub enum Command {
     ConversationCreate(Box<Create>),
     ConversationList { filter: Filter, below: Option<Place>, limit: usize },
     ConversationGet { conversation: ConversationId },
     ConversationUpdate { conversation: ConversationId, update: Box<Update> },
+    ConversationJoin { conversation: ConversationId },
     ConversationLeave { conversation: ConversationId },
     ConversationDelete { conversation: ConversationId },
     MemberList { conversation: ConversationId, after: Option<UserId>, limit: usize },
@@ -60,14 +67,28 @@ pub enum Command {
     AdminUserLogout { device: Option<DeviceId> },
     InboxSync { cursor: Option<Cursor>, limit: usize },
     InboxUpdate { conversation: ConversationId, marking: Marking },
+    PresenceGet { watch: Watch },
+    PresenceUpdate { invisible: bool },
+    // Of a connection: its gateway answers them.
+    PresenceWatch { watches: Arc<[Watch]> },
+    PresenceAway { away: bool },
+    TypingStart { conversation: ConversationId },
+    TypingStop { conversation: ConversationId },
+    // `private` where the caller says more than their preference does.
+    ConversationRead { conversation: ConversationId, n: u64, private: Option<bool> },
+    ConversationDelivered { conversation: ConversationId, n: u64 },
+    ReceiptPut { progress: Vec<Progress>, private: Option<bool> },
+    ReceiptList { conversation: ConversationId, seq: Seq, after: Option<UserId>, limit: usize },
+    ReceiptPreference,
+    ReceiptPrefer { private: bool },
 }
 
 /// A creation. The gateway has derived the id, so that a repetition meets the same entity.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Create {
     /// The new conversation.
     pub conversation: ConversationId,
-    /// Direct or group.
+    /// What it is.
     pub kind: ConversationKind,
     /// Fixed for ever.
     pub encryption: Encryption,
@@ -79,10 +100,14 @@ pub struct Create {
     pub data: Option<Body>,
     /// What newcomers may read.
     pub history: HistoryAccess,
+    /// Whether members see how far the others have got.
+    pub receipts: bool,
+    /// Whether whoever wants to becomes a member.
+    pub open: bool,
 }
 
 /// A change of settings; what is `None` stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Update {
     /// New title, empty for none.
     pub title: Option<String>,
@@ -90,10 +115,14 @@ pub struct Update {
     pub data: Option<Body>,
     /// What newcomers may read from now on.
     pub history: Option<HistoryAccess>,
+    /// Whether members see how far the others have got from now on.
+    pub receipts: Option<bool>,
+    /// Whether whoever wants to becomes a member, from now on.
+    pub open: Option<bool>,
 }
 
 /// Which part of the history.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Page {
     /// Where from.
     pub from: From,
@@ -102,7 +131,7 @@ pub struct Page {
 }
 
 /// Where a page lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum From {
     /// The newest messages.
     Newest,
@@ -135,10 +164,12 @@ struct CreateArgs<'a> {
     title: String,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
-    #[serde(default)]
-    history: HistoryAccess,
+    history: Option<HistoryAccess>,
     #[serde(default)]
     encryption: Encryption,
+    receipts: Option<bool>,
+    #[serde(default)]
+    open: bool,
     idempotency_key: Option<String>,
 }
 
@@ -177,6 +208,8 @@ struct UpdateArgs<'a> {
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     history: Option<HistoryAccess>,
+    receipts: Option<bool>,
+    open: Option<bool>,
     idempotency_key: Option<Uuid>,
 }
 
@@ -263,6 +296,33 @@ struct ReactionsArgs {
 }
 
 #[derive(Deserialize)]
+struct ReadArgs {
+    conversation: ConversationId,
+    n: u64,
+    private: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct DeliveredArgs {
+    conversation: ConversationId,
+    n: u64,
+}
+
+#[derive(Deserialize)]
+struct ReceiptsArgs {
+    conversation: ConversationId,
+    seq: Seq,
+    cursor: Option<UserId>,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct PreferArgs {
+    private: bool,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
 struct EventsArgs {
     conversation: ConversationId,
     #[serde(default)]
@@ -322,6 +382,28 @@ struct BanArgs {
     #[serde(default)]
     reason: String,
     idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct PresenceArgs {
+    user: UserId,
+    conversation: Option<ConversationId>,
+}
+
+#[derive(Deserialize)]
+struct VisibilityArgs {
+    invisible: bool,
+    idempotency_key: Option<Uuid>,
+}
+
+#[derive(Deserialize)]
+struct WatchesArgs {
+    users: Vec<WatchArgs>,
+}
+
+#[derive(Deserialize)]
+struct AwayArgs {
+    away: bool,
 }
 
 /// A message's body, or an edited one.
@@ -397,6 +479,9 @@ impl Create {
         }
         text_within("title", &args.title, TITLE_BYTES_MAX)?;
         let data = data(args.data)?;
+        if args.open && args.kind != ConversationKind::Channel {
+            return Err(Error::invalid("open", "only channels are open to whoever wants to join"));
+        }
         if let Some(key) = &args.idempotency_key {
             text_within("idempotency_key", key, KEY_BYTES_MAX)?;
         }
@@ -414,11 +499,18 @@ impl Create {
                 if !args.title.is_empty() || data.is_some() {
                     return Err(Error::invalid("title", "a direct conversation has no title or data"));
                 }
+                if args.receipts == Some(false) {
+                    let detail = "a direct conversation has them; whoever minds reads privately";
+                    return Err(Error::invalid("receipts", detail));
+                }
                 (ConversationId::direct(caller, &with, args.encryption), vec![with])
             }
-            ConversationKind::Group => {
+            ConversationKind::Group | ConversationKind::Channel => {
                 if args.with.is_some() {
-                    return Err(Error::invalid("with", "a group's members stand in `members`"));
+                    return Err(Error::invalid("with", "the members stand in `members`"));
+                }
+                if args.kind == ConversationKind::Channel && args.receipts == Some(true) {
+                    return Err(Error::invalid("receipts", "in a channel nobody sees how far the others have got"));
                 }
                 if args.members.len() > CREATE_MEMBERS_MAX {
                     let detail = format!("{} members; at most {CREATE_MEMBERS_MAX} at a creation", args.members.len());
@@ -435,6 +527,11 @@ impl Create {
                 (conversation, members)
             }
         };
+        // What was said in a channel is for whoever comes later, too.
+        let history = args.history.unwrap_or(match args.kind {
+            ConversationKind::Channel => HistoryAccess::All,
+            ConversationKind::Direct | ConversationKind::Group => HistoryAccess::SinceJoin,
+        });
         Ok(Self {
             conversation,
             kind: args.kind,
@@ -442,7 +539,9 @@ impl Create {
             members,
             title: args.title,
             data,
-            history: args.history,
+            history,
+            receipts: args.receipts.unwrap_or(true),
+            open: args.open,
         })
     }
 }
@@ -482,11 +581,18 @@ impl Command {
                 if let Some(title) = &args.title {
                     text_within("title", title, TITLE_BYTES_MAX)?;
                 }
-                let update = Update { title: args.title, data: data(args.data)?, history: args.history };
+                let UpdateArgs { history, receipts, open, .. } = args;
+                let update = Update { title: args.title, data: data(args.data)?, history, receipts, open };
                 if update == Update::default() {
-                    return Err(Error::invalid("title", "nothing to change: give `title`, `data` or `history`"));
+                    let detail = "nothing to change: give `title`, `data`, `history`, `receipts` or `open`";
+                    return Err(Error::invalid("title", detail));
                 }
                 Self::ConversationUpdate { conversation: args.conversation, update: Box::new(update) }
+            }
+            Op::ConversationJoin => {
+                let args: KeyedArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::ConversationJoin { conversation: args.conversation }
             }
             Op::ConversationLeave => {
                 let args: KeyedArgs = args(json, ignored)?;
@@ -638,6 +744,61 @@ impl Command {
                 id = key(args.idempotency_key)?;
                 Self::InboxUpdate { conversation: args.conversation, marking: args.marking()? }
             }
+            Op::PresenceGet => {
+                let args: PresenceArgs = args(json, ignored)?;
+                Self::PresenceGet { watch: Watch::new(caller, args.user, args.conversation) }
+            }
+            Op::PresenceUpdate => {
+                let args: VisibilityArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::PresenceUpdate { invisible: args.invisible }
+            }
+            Op::PresenceWatch => {
+                let args: WatchesArgs = args(json, ignored)?;
+                Self::PresenceWatch { watches: Watch::decode(caller, args.users)? }
+            }
+            Op::PresenceAway => {
+                let args: AwayArgs = args(json, ignored)?;
+                Self::PresenceAway { away: args.away }
+            }
+            Op::TypingStart => {
+                let args: ConversationArgs = args(json, ignored)?;
+                Self::TypingStart { conversation: args.conversation }
+            }
+            Op::TypingStop => {
+                let args: ConversationArgs = args(json, ignored)?;
+                Self::TypingStop { conversation: args.conversation }
+            }
+            Op::ConversationRead => {
+                let args: ReadArgs = args(json, ignored)?;
+                Self::ConversationRead { conversation: args.conversation, n: args.n, private: args.private }
+            }
+            Op::ConversationDelivered => {
+                let args: DeliveredArgs = args(json, ignored)?;
+                Self::ConversationDelivered { conversation: args.conversation, n: args.n }
+            }
+            Op::ReceiptPut => {
+                let args: BatchArgs = args(json, ignored)?;
+                Self::ReceiptPut { progress: args.progress()?, private: args.private }
+            }
+            Op::ReceiptList => {
+                let args: ReceiptsArgs = args(json, ignored)?;
+                Self::ReceiptList {
+                    conversation: args.conversation,
+                    seq: args.seq,
+                    after: args.cursor,
+                    limit: limit(args.limit, RECEIPTS_PAGE_MAX)?,
+                }
+            }
+            Op::ReceiptPreference => {
+                let NoArgs {} = args(json, ignored)?;
+                Self::ReceiptPreference
+            }
+            Op::ReceiptPrefer => {
+                let args: PreferArgs = args(json, ignored)?;
+                id = key(args.idempotency_key)?;
+                Self::ReceiptPrefer { private: args.private }
+            }
         };
         Ok(Decoded { command, id })
     }
@@ -650,6 +811,7 @@ impl Command {
             Self::ConversationList { .. } => Op::ConversationList,
             Self::ConversationGet { .. } => Op::ConversationGet,
             Self::ConversationUpdate { .. } => Op::ConversationUpdate,
+            Self::ConversationJoin { .. } => Op::ConversationJoin,
             Self::ConversationLeave { .. } => Op::ConversationLeave,
             Self::ConversationDelete { .. } => Op::ConversationDelete,
             Self::MemberList { .. } => Op::MemberList,
@@ -677,6 +839,18 @@ impl Command {
             Self::AdminUserLogout { .. } => Op::AdminUserLogout,
             Self::InboxSync { .. } => Op::InboxSync,
             Self::InboxUpdate { .. } => Op::InboxUpdate,
+            Self::PresenceGet { .. } => Op::PresenceGet,
+            Self::PresenceUpdate { .. } => Op::PresenceUpdate,
+            Self::PresenceWatch { .. } => Op::PresenceWatch,
+            Self::PresenceAway { .. } => Op::PresenceAway,
+            Self::TypingStart { .. } => Op::TypingStart,
+            Self::TypingStop { .. } => Op::TypingStop,
+            Self::ConversationRead { .. } => Op::ConversationRead,
+            Self::ConversationDelivered { .. } => Op::ConversationDelivered,
+            Self::ReceiptPut { .. } => Op::ReceiptPut,
+            Self::ReceiptList { .. } => Op::ReceiptList,
+            Self::ReceiptPreference => Op::ReceiptPreference,
+            Self::ReceiptPrefer { .. } => Op::ReceiptPrefer,
         }
     }
 
@@ -689,6 +863,16 @@ impl Command {
             Self::ConversationList { .. }
             | Self::InboxSync { .. }
             | Self::InboxUpdate { .. }
+            | Self::PresenceGet { .. }
+            | Self::PresenceUpdate { .. }
+            | Self::PresenceWatch { .. }
+            | Self::PresenceAway { .. }
+            // How far somebody has got is said to them first: their preference counts, and their other devices hear of it.
+            | Self::ConversationRead { .. }
+            | Self::ConversationDelivered { .. }
+            | Self::ReceiptPut { .. }
+            | Self::ReceiptPreference
+            | Self::ReceiptPrefer { .. }
             | Self::SessionList
             | Self::SessionLogout { .. }
             | Self::SessionLogoutAll
@@ -698,6 +882,7 @@ impl Command {
             | Self::AdminUserLogout { .. } => None,
             Self::ConversationGet { conversation }
             | Self::ConversationUpdate { conversation, .. }
+            | Self::ConversationJoin { conversation }
             | Self::ConversationLeave { conversation }
             | Self::ConversationDelete { conversation }
             | Self::MemberList { conversation, .. }
@@ -713,9 +898,12 @@ impl Command {
             | Self::ReactionAdd { conversation, .. }
             | Self::ReactionRemove { conversation, .. }
             | Self::ReactionList { conversation, .. }
+            | Self::ReceiptList { conversation, .. }
             | Self::EventList { conversation, .. }
             | Self::ConversationOpen { conversation }
-            | Self::ConversationClose { conversation } => Some(*conversation),
+            | Self::ConversationClose { conversation }
+            | Self::TypingStart { conversation }
+            | Self::TypingStop { conversation } => Some(*conversation),
         }
     }
 
@@ -734,11 +922,39 @@ impl Command {
         )
     }
 
-    /// Whether it may change something.
+    /// Whether it is about who is seen.
+    #[must_use]
+    pub const fn is_about_presence(&self) -> bool {
+        matches!(
+            self,
+            Self::PresenceGet { .. }
+                | Self::PresenceUpdate { .. }
+                | Self::PresenceWatch { .. }
+                | Self::PresenceAway { .. }
+        )
+    }
+
+    /// Whether it is about how far the caller has got.
+    #[must_use]
+    pub const fn is_about_receipts(&self) -> bool {
+        matches!(
+            self,
+            Self::ConversationRead { .. }
+                | Self::ConversationDelivered { .. }
+                | Self::ReceiptPut { .. }
+                | Self::ReceiptPreference
+                | Self::ReceiptPrefer { .. }
+        )
+    }
+
+    /// Whether it changes something that may not be changed twice: then it has an id.
     #[must_use]
     pub fn is_mutation(&self) -> bool {
         use crate::operation::Identity;
-        !matches!(self.op().row().identity, Identity::ReadOnly | Identity::Connection)
+        !matches!(
+            self.op().row().identity,
+            Identity::ReadOnly | Identity::Connection | Identity::Ephemeral | Identity::Watermark
+        )
     }
 
     /// A hash of what is asked, so that another request under the same id is recognised as a conflict.
@@ -761,12 +977,25 @@ impl Command {
                     text(member.as_str());
                 }
                 hash.update(create.data.as_ref().map_or(&[], |data| data.bytes()));
+                // Creations of before there were receipts keep their hashes.
+                if !create.receipts {
+                    hash.update(b"\0receipts off");
+                }
+                if create.open {
+                    hash.update(b"\0open");
+                }
             }
             Self::ConversationUpdate { update, .. } => {
                 for part in [update.title.as_deref(), update.history.map(HistoryAccess::name)] {
                     text(part.unwrap_or("\0"));
                 }
                 hash.update(update.data.as_ref().map_or(b"\0", |data| data.bytes()));
+                if let Some(receipts) = update.receipts {
+                    hash.update(if receipts { b"\0receipts on" } else { b"\0receipts off" });
+                }
+                if let Some(open) = update.open {
+                    hash.update(if open { b"\0open" } else { b"\0not open" });
+                }
             }
             Self::MemberAdd { user, role, .. } | Self::MemberRole { user, role, .. } => {
                 text(user.as_str());
@@ -790,6 +1019,7 @@ impl Command {
             Self::SessionLogout { device } | Self::AdminUserLogout { device } => {
                 text(device.as_ref().map_or("", DeviceId::as_str));
             }
+            Self::ReceiptPrefer { private } => hash.update(&[u8::from(*private)]),
             Self::AdminUserBan { until, reason } => {
                 text(reason);
                 hash.update(&until.unwrap_or(0).to_le_bytes());
@@ -802,6 +1032,7 @@ impl Command {
                 hash.update(&[u8::from(marking.muted_until.is_some())]);
                 hash.update(&marking.muted_until.unwrap_or(0).to_le_bytes());
             }
+            Self::PresenceUpdate { invisible } => hash.update(&[u8::from(*invisible)]),
             _ => {}
         }
         hash.digest()
@@ -960,6 +1191,22 @@ mod tests {
     }
 
     #[test]
+    fn who_is_looked_at_by_which_right() {
+        let get = |json: &str| match decode(Op::PresenceGet, json).unwrap().command {
+            Command::PresenceGet { watch } => watch.conversation,
+            other => panic!("{other:?}"),
+        };
+        let bob = UserId::new("bob").unwrap();
+        assert_eq!(get(r#"{"user":"bob"}"#), ConversationId::direct(&caller(), &bob, Encryption::None));
+        let named = format!(r#"{{"user":"bob","conversation":"{CONVERSATION}"}}"#);
+        assert_eq!(get(&named), CONVERSATION.parse().unwrap());
+        for json in [r"{}", r#"{"users":"bob"}"#, r#"{"users":[{"user":""}]}"#, r#"{"users":[{"user":"ada"}]}"#] {
+            let error = decode(Op::PresenceWatch, json).unwrap_err();
+            assert_eq!((error.code, error.field.as_deref()), (Code::Invalid, Some("users")), "{json}");
+        }
+    }
+
+    #[test]
     fn what_is_no_object_is_malformed() {
         for json in ["", "[]", "7", "{", "{\"conversation\"", "nonsense", "{}{}"] {
             let code = decode(Op::ConversationGet, json).unwrap_err().code;
@@ -1023,14 +1270,18 @@ mod tests {
                         .to_owned()
                 }
                 Op::InboxSync => r#"{"cursor":"9.5.ff","limit":3}"#.to_owned(),
+                Op::ReceiptPut => format!(r#"{{"conversations":{{"{CONVERSATION}":{{"read":4}}}}}}"#),
                 _ => format!(
-                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t","device":"d","pinned":true,"key":"+1"}}"#
+                    r#"{{"conversation":"{CONVERSATION}","client_msg_id":"{CONVERSATION}","seq":4,"body":{{}},"user":"bob","role":"admin","title":"t","device":"d","pinned":true,"key":"+1","invisible":true,"away":true,"users":[{{"user":"bob"}}],"n":4,"private":true}}"#
                 ),
             };
             let decoded = decode(row.op, &json).unwrap_or_else(|error| panic!("{}: {error}", row.name));
             assert_eq!(decoded.command.op(), row.op);
             assert_eq!(decoded.command.conversation().is_some(), row.owner == Owner::Conversation, "{}", row.name);
-            let reads = matches!(row.identity, Identity::ReadOnly | Identity::Connection);
+            let reads = matches!(
+                row.identity,
+                Identity::ReadOnly | Identity::Connection | Identity::Ephemeral | Identity::Watermark
+            );
             assert_eq!(decoded.command.is_mutation(), !reads, "{}", row.name);
             if !reads {
                 assert_eq!(hashes.insert(decoded.command.hash(), row.name), None, "two commands with one hash");

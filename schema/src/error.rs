@@ -24,7 +24,7 @@ pub struct Row {
 macro_rules! table {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $http:literal, $grpc:ident, $close:expr, $retryable:literal, $title:literal;)*) => {
         /// What went wrong, as a program sees it.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
         pub enum Code { $($(#[$doc])* #[doc = $title] $name,)* }
 
         impl Code {
@@ -95,6 +95,7 @@ table! {
     MessageDeleted = "message.deleted", 409, FAILED_PRECONDITION, None, false, "the message has been deleted";
     MessageTooLarge = "message.too_large", 413, OUT_OF_RANGE, None, false, "the body is larger than a message may be";
     ReactionLimit = "reaction.limit", 409, FAILED_PRECONDITION, None, false, "the message has as many different reactions as it may";
+    ReceiptsOff = "receipts.off", 409, FAILED_PRECONDITION, None, false, "the members of this conversation do not see each other's receipts";
     EncryptionRequired = "encryption_required", 422, INVALID_ARGUMENT, None, false, "the conversation is encrypted: nothing readable may be put into it";
     IdConflict = "message.id_conflict", 409, ALREADY_EXISTS, None, false, "the same id was used for another request";
     BadId = "message.bad_id", 422, INVALID_ARGUMENT, None, false, "the id must be a UUIDv7 made with the server's clock";
@@ -122,13 +123,15 @@ pub fn excerpt(text: &str) -> Cow<'_, str> {
 }
 
 /// One occurrence of an error. It serialises as the problem object (RFC 9457) that every transport shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Error {
     /// Its row in the table.
     pub code: Code,
     /// What is special about this occurrence.
+    #[rkyv(with = rkyv::with::AsOwned)]
     pub detail: Cow<'static, str>,
     /// The offending field of the request.
+    #[rkyv(with = rkyv::with::Map<rkyv::with::AsOwned>)]
     pub field: Option<Cow<'static, str>>,
     /// When to try again.
     pub retry_after_ms: Option<u64>,

@@ -1,5 +1,8 @@
 //! One durable fact in the log of a conversation or of a user.
 
+// What rkyv derives of an enum's fields has no documentation.
+#![allow(missing_docs)]
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +17,7 @@ use crate::{
 
 /// An event: its place in the log, where it came from, and the fact. Immutable once committed, but for the
 /// erasure of bodies.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Event {
     /// Dense position in the entity's log, from 1.
     pub seq: Seq,
@@ -37,7 +40,7 @@ pub struct Event {
 }
 
 /// What happened. The variants below the line stand in users' logs, the others in conversations'.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Fact {
     /// A message.
     MessageNew {
@@ -78,7 +81,7 @@ pub enum Fact {
     },
     /// The first event of every conversation.
     ConversationCreated {
-        /// Direct or group.
+        /// What it is.
         kind: ConversationKind,
         /// Fixed for ever.
         encryption: Encryption,
@@ -118,7 +121,7 @@ pub enum Fact {
     UserJoined {
         /// Where.
         conversation: ConversationId,
-        /// Direct or group.
+        /// What it is.
         kind: ConversationKind,
         /// The seq in the conversation's log; makes repeated deliveries idempotent.
         at: Seq,
@@ -152,26 +155,55 @@ pub enum Fact {
     UserLoggedOut(LogOut),
     /// The user was banned, or the ban is another from now on.
     UserBanned(Ban),
+    /// How the user is seen from now on, when none of their clients says anything.
+    UserPresence {
+        /// Others are not to see whether they are there.
+        invisible: bool,
+        /// When they were seen last; 0 if nobody remembers.
+        seen: Millis,
+    },
     /// The user is not banned any more.
     UserUnbanned {
         /// The API key that asked for it.
         by: String,
     },
+    /// What others may see of how far the user has read, from now on.
+    UserReceipts {
+        /// Nothing, unless a read says otherwise.
+        private: bool,
+    },
 }
 
 /// What a conversation is; fixed at its creation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum ConversationKind {
     /// Two users, one conversation per pair; cannot be left.
     Direct = 1,
-    /// A named set of members.
+    /// A named set of members who all write.
     Group = 2,
+    /// Few write, many read: a post of its admins for whoever is a member.
+    Channel = 3,
 }
 
 /// Who can read the bodies; fixed at a conversation's creation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Encryption {
@@ -183,21 +215,48 @@ pub enum Encryption {
 }
 
 /// What a member may do. Later roles include the earlier ones' rights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Role {
-    /// Reads and writes; edits and deletes their own messages.
+    /// Reads and writes (in a channel: reads and reacts); edits and deletes their own messages.
     #[default]
     Member = 1,
-    /// Also adds and removes members, changes settings, deletes others' messages.
+    /// Also writes in a channel, adds and removes members, changes settings, deletes others' messages.
     Admin = 2,
     /// Also appoints admins and owners and deletes the conversation.
     Owner = 3,
 }
 
 /// How much of the history before their joining members may read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum HistoryAccess {
@@ -209,7 +268,7 @@ pub enum HistoryAccess {
 }
 
 /// What admins may change about a conversation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Settings {
     /// Shown to people; empty for none.
     pub title: String,
@@ -217,6 +276,10 @@ pub struct Settings {
     pub data: Bytes,
     /// What newcomers may read.
     pub history: HistoryAccess,
+    /// Members do not see how far the others have got.
+    pub receipts_off: bool,
+    /// Whoever knows a channel's id becomes a member by themselves.
+    pub open: bool,
 }
 
 // === impl Fact ===
@@ -244,6 +307,8 @@ impl Fact {
             Self::UserLoggedOut(_) => "user.logged_out",
             Self::UserBanned(_) => "user.banned",
             Self::UserUnbanned { .. } => "user.unbanned",
+            Self::UserPresence { .. } => "user.presence",
+            Self::UserReceipts { .. } => "user.receipts",
         }
     }
 
@@ -294,6 +359,7 @@ macro_rules! from_number {
     };
     (@name ConversationKind Direct) => { "direct" };
     (@name ConversationKind Group) => { "group" };
+    (@name ConversationKind Channel) => { "channel" };
     (@name Encryption None) => { "none" };
     (@name Encryption Mls) => { "mls" };
     (@name Role Member) => { "member" };
@@ -302,7 +368,7 @@ macro_rules! from_number {
     (@name HistoryAccess SinceJoin) => { "since_join" };
     (@name HistoryAccess All) => { "all" };
 }
-from_number!(ConversationKind: Direct, Group);
+from_number!(ConversationKind: Direct, Group, Channel);
 from_number!(Encryption: None, Mls);
 from_number!(Role: Member, Admin, Owner);
 from_number!(HistoryAccess: SinceJoin, All);
@@ -317,7 +383,7 @@ mod tests {
             assert_eq!(serde_json::to_value(role).unwrap(), role.name());
             assert_eq!(Role::from_number(role as i32), Some(role));
         }
-        for kind in [ConversationKind::Direct, ConversationKind::Group] {
+        for kind in [ConversationKind::Direct, ConversationKind::Group, ConversationKind::Channel] {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
         for history in [HistoryAccess::SinceJoin, HistoryAccess::All] {

@@ -20,6 +20,8 @@ use crate::{
     inbox::{Cursor, Lag},
     limit,
     mention::Mentions,
+    presence::Shown,
+    receipt::Receipts,
     reply::Reply,
     time::Timestamp,
     wire::{Head, InboxChanged},
@@ -269,7 +271,7 @@ pub fn write_hello(out: &mut Vec<u8>, connection: &str, now: Millis, generation:
         });
         hello.raw(
             "features",
-            b"[\"resume\",\"edit_history\",\"large_conversations\",\"mentions\",\"inbox\",\"reactions\"]",
+            b"[\"resume\",\"edit_history\",\"large_conversations\",\"mentions\",\"inbox\",\"reactions\",\"receipts\",\"presence\",\"typing\"]",
         );
     });
     object.end();
@@ -318,6 +320,45 @@ pub fn write_inbox_changed(out: &mut Vec<u8>, changed: &InboxChanged) {
             counts.write_json(data);
         }
         data.display("cursor", changed.cursor);
+    });
+    object.end();
+}
+
+/// Appends `{"event":"presence.changed",…}`: how a watched user is shown now. It is not durable and has no seq.
+pub fn write_presence(out: &mut Vec<u8>, user: &UserId, shown: Shown) {
+    let mut object = Object::begin(out);
+    object.text("event", "presence.changed");
+    object.object("data", |data| {
+        data.text("user", user.as_str());
+        shown.write_json(data);
+    });
+    object.end();
+}
+
+/// Appends `{"event":"typing.started",…}` or `typing.stopped`. It is not durable and has no seq.
+pub fn write_typing(out: &mut Vec<u8>, conversation: ConversationId, user: &UserId, is_typing: bool) {
+    let mut object = Object::begin(out);
+    object.text("event", if is_typing { "typing.started" } else { "typing.stopped" });
+    object.display("conversation", conversation).text("sender", user.as_str());
+    object.object("data", |data| {
+        if is_typing {
+            data.number("expires_ms", limit::TYPING_MS);
+        }
+    });
+    object.end();
+}
+
+/// Appends `{"event":"receipt.updated",…}`: how far members have got now. It is not durable and has no seq.
+pub fn write_receipts(out: &mut Vec<u8>, receipts: &Receipts) {
+    let mut object = Object::begin(out);
+    object.text("event", "receipt.updated").display("conversation", receipts.conversation);
+    object.object("data", |data| {
+        data.array("receipts", &receipts.items, |out, receipt| {
+            let mut object = Object::begin(out);
+            object.text("user", receipt.user.as_str());
+            receipt.marks.write_json(&mut object);
+            object.end();
+        });
     });
     object.end();
 }
@@ -406,6 +447,12 @@ impl Event {
             Fact::UserBanned(ban) => ban.write_json(data),
             Fact::UserUnbanned { by } => {
                 data.text("by", by);
+            }
+            Fact::UserPresence { invisible, .. } => {
+                data.flag("invisible", *invisible);
+            }
+            Fact::UserReceipts { private } => {
+                data.flag("private", *private);
             }
         });
         object.end();
@@ -534,6 +581,7 @@ mod tests {
         body::Body,
         id::{Change, CommandId},
         inbox::{Counts, Flags, Reset},
+        receipt::{Receipt, Watermarks},
         reply::Sent,
     };
 
@@ -644,6 +692,13 @@ mod tests {
         let data = serde_json::json!({ "pinned": false, "archived": false, "muted": false, "marked_unread": true,
             "read_n": 7, "unread": 3, "mentions": 1, "cursor": "1.5.a" });
         assert_eq!(json, serde_json::json!({ "event": "inbox.changed", "conversation": conversation, "data": data }));
+        out.clear();
+        let marks = Watermarks { delivered_n: 9, read_n: 7 };
+        let items = vec![Receipt { user: UserId::new("bob").unwrap(), marks }];
+        write_receipts(&mut out, &Receipts { conversation, items });
+        let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let data = serde_json::json!({ "receipts": [{ "user": "bob", "delivered_n": 9, "read_n": 7 }] });
+        assert_eq!(json, serde_json::json!({ "event": "receipt.updated", "conversation": conversation, "data": data }));
         out.clear();
         write_heartbeat(&mut out, cursor);
         assert_eq!(out, br#"{"heartbeat":{"cursor":"1.5.a"}}"#);

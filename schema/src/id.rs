@@ -12,9 +12,10 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
+    archive::Text,
     event::Encryption,
     limit::{DEVICE_ID_BYTES_MAX, PARTITION_BITS, USER_ID_BYTES_MAX},
 };
@@ -32,31 +33,67 @@ pub type SessionId = u64;
 pub type Millis = u64;
 
 /// Identity of the history that clients hold positions in; changes only on restore or loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct Generation(pub u64);
 
+impl Generation {
+    /// The history that a founding of a cluster begins: another one in every cluster, and with every founding.
+    #[must_use]
+    pub fn of(cluster: u128, founding: u16) -> Self {
+        Self(xxh3_64_with_seed(&cluster.to_be_bytes(), u64::from(founding)))
+    }
+}
+
 /// A conversation: UUIDv8 derived for direct ones, v7 or v8 for groups.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(transparent)]
 pub struct ConversationId(pub Uuid);
 
 /// An application's name of a user (the JWT's `sub`): opaque, 1 to 128 bytes of UTF-8 without control characters.
 ///
 /// Cloning shares the text; two equal ids may or may not share it.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UserId(Arc<str>);
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct UserId(#[rkyv(with = Text)] Arc<str>);
 
 /// One of a user's devices: 1 to 64 bytes of `A–Z a–z 0–9 . _ : -`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceId(Arc<str>);
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct DeviceId(#[rkyv(with = Text)] Arc<str>);
 
 /// The id of a mutating command, made before the first attempt (UUIDv7): the same id never has two effects.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(transparent)]
 pub struct CommandId(pub Uuid);
 
 /// What is owned by one node at a time.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum EntityId {
     /// A conversation and its log.
     Conversation(ConversationId),
@@ -79,27 +116,60 @@ pub fn divide_into(partitions: usize) {
 }
 
 /// One slice of the hash space of entity ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Partition(pub u16);
 
 /// A node as the cluster remembers it: a random number, written to its disk before its first start and never reused.
 /// A node that lost its disk is another node. Written in hex.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(transparent)]
 pub struct NodeUid(pub u64);
 
 /// A gateway process as nodes know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct GatewayId(pub u32);
 
 /// A client's connection as its gateway numbers it. Recipients travel as slots, never as names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct ConnectionSlot(pub u32);
 
 /// When something in a user's inbox last changed, in the order of its owners: the epoch of the one that changed it, and
 /// that one's count. Clients see it as a text and know nothing of what is in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct Change {
     /// The owner's.
     pub epoch: Epoch,
@@ -192,6 +262,15 @@ impl CommandId {
         let mut hash = Sha256::new();
         hash.update(b"chappe/reading/1");
         hash.update(conversation.0.as_bytes());
+        hash.update(seq.to_be_bytes());
+        Self(uuid_v8(&hash.finalize()))
+    }
+
+    /// The id under which a user's log notes, as its event `seq`, when the user was last seen.
+    #[must_use]
+    pub fn of_seeing(seq: Seq) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"chappe/seeing/1");
         hash.update(seq.to_be_bytes());
         Self(uuid_v8(&hash.finalize()))
     }
@@ -358,15 +437,38 @@ impl EntityId {
     /// partitions splits each into two neighbours. Conversations and users are spread apart by the kind byte.
     #[must_use]
     pub fn partition(&self) -> Partition {
-        let hash = match self {
-            Self::Conversation(id) => {
-                let mut key = [CONVERSATION; 17];
-                key[1..].copy_from_slice(id.0.as_bytes());
-                xxh3_64(&key)
-            }
-            Self::User(_) => xxh3_64(&self.to_key()),
-        };
-        Partition((hash >> (64 - BITS_IN_USE.load(Ordering::Relaxed))) as u16)
+        match self {
+            Self::Conversation(id) => id.partition(),
+            Self::User(id) => id.partition(),
+        }
+    }
+}
+
+impl ConversationId {
+    /// Where the conversation lives; see [`EntityId::partition`].
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        let mut key = [CONVERSATION; 17];
+        key[1..].copy_from_slice(self.0.as_bytes());
+        Partition::of_key(&key)
+    }
+}
+
+impl UserId {
+    /// Where the user lives; see [`EntityId::partition`]. Asked for every member of every message, so it takes no memory.
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        let id = self.as_str().as_bytes();
+        let mut key = [USER; 2 + USER_ID_BYTES_MAX];
+        key[1] = id.len() as u8;
+        key[2..2 + id.len()].copy_from_slice(id);
+        Partition::of_key(&key[..2 + id.len()])
+    }
+}
+
+impl Partition {
+    fn of_key(key: &[u8]) -> Self {
+        Self((xxh3_64(key) >> (64 - BITS_IN_USE.load(Ordering::Relaxed))) as u16)
     }
 }
 
@@ -549,6 +651,15 @@ mod tests {
         let (seconds, nanos) = id.0.get_timestamp().unwrap().to_unix();
         assert_eq!(id.time(), Some(seconds * 1000 + u64::from(nanos) / 1_000_000));
         assert_eq!(CommandId(Uuid::new_v4()).time(), None);
+    }
+
+    #[test]
+    fn an_entity_lives_where_the_hash_of_its_key_says() {
+        let longest = "x".repeat(USER_ID_BYTES_MAX);
+        let users = ["a", "zoë", longest.as_str()].map(|name| EntityId::from(user(name)));
+        for entity in users.into_iter().chain([ConversationId(Uuid::now_v7()).into()]) {
+            assert_eq!(u64::from(entity.partition().0), xxh3_64(&entity.to_key()) >> (64 - PARTITION_BITS), "{entity}");
+        }
     }
 
     #[test]

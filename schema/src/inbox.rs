@@ -1,5 +1,8 @@
 //! The inbox in words: how a user's conversations are ordered, marked and counted, and up to where a device knows them.
 
+// What rkyv derives of an enum's fields has no documentation.
+#![allow(missing_docs)]
+
 use std::{fmt, str::FromStr};
 
 use serde::Deserialize;
@@ -15,7 +18,9 @@ use crate::{
 };
 
 /// The part of the list in which a conversation stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 #[repr(u8)]
 pub enum Section {
     /// Put away: listed only when asked for.
@@ -28,7 +33,9 @@ pub enum Section {
 
 /// Where a conversation stands in its user's list: pinned ones first, then by last activity, the latest first. It is
 /// also the cursor of a page of the list: what lies below a place does not depend on what moves above it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct Place {
     /// Which part.
     pub section: Section,
@@ -39,7 +46,7 @@ pub struct Place {
 }
 
 /// Up to where a device knows its user's inbox: opaque to clients, equal only if nothing has changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Cursor {
     /// Identity of the history.
     pub generation: Generation,
@@ -48,7 +55,7 @@ pub struct Cursor {
 }
 
 /// Which conversations a list shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Filter {
     /// Those put away, instead of the others.
     pub archived: bool,
@@ -59,7 +66,7 @@ pub struct Filter {
 }
 
 /// What a user has set for one conversation: a fact of their own log, whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Preference {
     /// Ahead of all others.
     pub pinned: bool,
@@ -72,7 +79,7 @@ pub struct Preference {
 }
 
 /// A change of a preference; what is `None` stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Marking {
     /// Pin, or no longer.
     pub pinned: Option<bool>,
@@ -85,7 +92,7 @@ pub struct Marking {
 }
 
 /// A preference as clients see it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Flags {
     /// Ahead of all others.
     pub pinned: bool,
@@ -100,7 +107,7 @@ pub struct Flags {
 }
 
 /// What a member has not read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Counts {
     /// Messages of others that were not deleted.
     pub unread: u64,
@@ -113,7 +120,7 @@ pub struct Counts {
 }
 
 /// The last message of a conversation, cut to what a list shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Last {
     /// Its position.
     pub seq: Seq,
@@ -130,7 +137,7 @@ pub struct Last {
 }
 
 /// What a conversation's owner says of it to one member.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Standing {
     /// Empty for none.
     pub title: String,
@@ -151,11 +158,11 @@ pub struct Standing {
 }
 
 /// One conversation in a user's list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Row {
     /// Which.
     pub conversation: ConversationId,
-    /// Direct or group.
+    /// What it is.
     pub kind: ConversationKind,
     /// The last change of this row.
     pub change: Change,
@@ -168,7 +175,7 @@ pub struct Row {
 }
 
 /// What has changed of one conversation since a cursor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Item {
     /// It stands like this now.
     Row(Row),
@@ -182,7 +189,7 @@ pub enum Item {
 }
 
 /// Why a cursor is of no use: the device must list the inbox anew and go on from the new cursor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Reset {
     /// There was no cursor.
     New,
@@ -195,7 +202,7 @@ pub enum Reset {
 }
 
 /// How far behind its user's inbox a device is that knows it up to a cursor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Lag {
     /// Nothing has changed since.
     Current,
@@ -394,6 +401,9 @@ impl Row {
                     Some(with) => object.text("with", with.as_str()),
                     None => object.text("title", &standing.title),
                 };
+                if standing.large {
+                    object.flag("large", true);
+                }
                 object.number("head", standing.head.seq).number("n", standing.head.n);
                 object.number("read_n", standing.read_n);
                 standing.counts.write_json(&mut object);

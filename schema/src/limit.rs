@@ -48,12 +48,34 @@ pub const KEY_BYTES_MAX: usize = 128;
 /// Most members named in one creation: such an event is still a row of ordinary size. More are added later.
 pub const CREATE_MEMBERS_MAX: usize = 1_000;
 
-/// Most members of a group. Its member list is part of the snapshot (about 50 bytes each). More: `member.limit`;
-/// larger audiences are channels.
+/// Most members of a group, where everybody writes: what 10,000 people say is more than anybody reads. More:
+/// `member.limit`; larger audiences are channels.
 pub const GROUP_MEMBERS_MAX: usize = 10_000;
 
-/// Above this many members a conversation is delivered through gateways' interest instead of each member's user
-/// entity: below, one list of recipients is cheaper than a registry; above, work per member and message is too much.
+/// Most members of a channel. They take some 15 MiB of its owner's memory while it is in use, which is what bounds them:
+/// messages cost the same however many there are. More: `member.limit`.
+pub const CHANNEL_MEMBERS_MAX: usize = 100_000;
+
+/// Users who may ever have been members of one conversation, in multiples of its members at a time: what is remembered of
+/// those who left (which part of the history was theirs, who was removed) is bounded too. More: `member.limit` for whoever is new.
+pub const FORMER_MEMBERS_FACTOR: usize = 2;
+
+/// Stays of one member of which is remembered which part of the history they cover. At the brim the earliest is forgotten:
+/// who leaves and joins again and again sees no more of it.
+pub const STAYS_MAX: usize = 64;
+
+/// Above this many members, present and past, each has a row of their own in the store: a snapshot with all of them inside
+/// stays below 128 KiB, and a change of one does not write the others again.
+pub const SNAPSHOT_MEMBERS_MAX: usize = 1_024;
+
+/// Members' rows that are read at once when such a conversation is recovered, some 100 bytes each.
+pub const MEMBER_ROWS_PAGE: usize = 4_096;
+
+/// Members' rows that are written by one call.
+pub const MEMBER_ROWS_TOGETHER: usize = 256;
+
+/// Above this many members (and every channel) a conversation is delivered through gateways' interest instead of each member's
+/// user entity: below, one list of recipients is cheaper than a registry; above, work per member and message is too much.
 pub const SMALL_MEMBERS_MAX: usize = 256;
 
 /// Members per page of `member.list`.
@@ -81,6 +103,71 @@ pub const REACTION_KEYS_PER_USER_MAX: usize = 20;
 
 /// Users per page of `reaction.list`.
 pub const REACTIONS_PAGE_MAX: usize = 200;
+
+/// Users whom one connection watches: what screens show, several times over. More: refused.
+pub const PRESENCE_WATCHES_MAX: usize = 200;
+
+/// Watchers of one user who are told of every change. Whoever comes later learns of changes when their watch is
+/// renewed: late, and never not at all.
+pub const PRESENCE_WATCHERS_MAX: usize = 1_000;
+
+/// How long a watch lasts that is not renewed: whoever renews it may have gone without a word.
+pub const PRESENCE_EXPIRES_MS: u64 = 60_000;
+
+/// How often the watchers' owners renew watches, with what they know: three times before one is over. Whatever got lost
+/// is said again then.
+pub const PRESENCE_RENEWED_MS: u64 = 20_000;
+
+/// How long a user without connections still counts as there: a phone that changes from one network to another takes
+/// less.
+pub const PRESENCE_GRACE_MS: u64 = 20_000;
+
+/// At most one change of one user is told in this time: the last.
+pub const PRESENCE_PAUSE_MS: u64 = 2_000;
+
+/// Words about presence that one shard says in a second, one to each watcher. At some 10 µs each, with their way to the
+/// socket, that is at most a twenty-fifth of a core. More is due: it is told in the next second, as it stands then.
+pub const PRESENCE_EVENTS_S_MAX: usize = 4_000;
+
+/// A connection that asks for nothing for this long counts as one where nobody is at hand.
+pub const PRESENCE_IDLE_MS: u64 = 5 * 60_000;
+
+/// How exactly a restart remembers when a user was last seen: at most one row of the user's log in this time.
+pub const LAST_SEEN_ROW_MS: u64 = 60 * 60_000;
+
+/// Who said that they are writing is, for this long: longer than people think between two words.
+pub const TYPING_MS: u64 = 6_000;
+
+/// How often whoever goes on writing should say so, and how often others are told so again: who opens the conversation
+/// meanwhile waits no longer.
+pub const TYPING_REPEAT_MS: u64 = 3_000;
+
+/// At most one change of one writer in one conversation is told in this time: the last.
+pub const TYPING_PAUSE_MS: u64 = 1_000;
+
+/// People who are shown as writing in one conversation: more than anybody reads. More: not shown.
+pub const TYPING_USERS_MAX: usize = 16;
+
+/// Above this many members nobody sees how far the others have got: everybody who reads would be told to everybody else, which
+/// grows with the square, and "read by 312 of 4,000" is not what anybody asks. Members' own counts go on.
+pub const RECEIPTS_MEMBERS_MAX: usize = SMALL_MEMBERS_MAX;
+
+/// Conversations of which one `receipt.put` may tell: as many as one `connect` holds positions in. More: refused.
+pub const RECEIPTS_BATCH_MAX: usize = 200;
+
+/// Members per page of `receipt.list`: all that there can be.
+pub const RECEIPTS_PAGE_MAX: usize = RECEIPTS_MEMBERS_MAX;
+
+/// The members of one conversation hear no more often of what has moved, however many read at once. The first word of a
+/// quiet conversation does not wait.
+pub const RECEIPTS_PACE_MS: u64 = 250;
+
+/// Of so many events that a shard has committed, one row may be written to keep receipts: 1.6 % more rows. What the budget
+/// has no room for waits in memory.
+pub const RECEIPTS_EVENTS_PER_ROW: u64 = 64;
+
+/// Rows that may be written to keep receipts in every second, however little is said: so few cost nothing.
+pub const RECEIPTS_ROWS_PER_TICK: u64 = 4;
 
 /// Conversations per page of the inbox, asked for.
 pub const INBOX_PAGE_MAX: usize = 200;
@@ -120,6 +207,10 @@ pub const SETTLING_MS_MAX: u64 = 1_000;
 
 /// How often the owners of a user's large conversations are asked for their heads, which do not come by themselves.
 pub const LARGE_HEADS_MS: u64 = 1_000;
+
+/// Conversations of one shard of which it is remembered, while they are not in memory, where their members live, some 60 bytes
+/// each. Only those of the last five minutes: should news on their way be lost, their heads are said again.
+pub const RECENT_CONVERSATIONS_MAX: usize = 65_536;
 
 /// Conversations that may move on while a user is not in memory, before all are asked again when the user returns.
 pub const MISSED_MAX: usize = 256;
@@ -257,6 +348,10 @@ pub const FENCE_UNREAD_MS_MAX: u64 = 2_000;
 /// Entities of one partition that a planned move hands over in memory. The others are read from the log on first use.
 pub const MOVE_ENTITIES_MAX: usize = 4_096;
 
+/// Bytes of one partition that a planned move hands over in memory; whatever is beyond is read from the log, too. One message
+/// between nodes holds them.
+pub const MOVE_BYTES_MAX: usize = 8 << 20;
+
 /// Recoveries that run at once. More wait: after a restart the store is not swamped.
 pub const RECOVERIES_MAX: usize = 256;
 
@@ -289,10 +384,40 @@ pub const FENCED_MAX: usize = 64;
 
 /// Earlier owners of a partition that the map names: what they did last is warmed up by the next. At the brim the
 /// oldest is forgotten; its entities are recovered when they are first asked for.
-pub const FORMER_OWNERS_MAX: usize = 4;
+pub const FORMER_OWNERS_MAX: usize = 16;
 
 /// Partitions that move together in one plan: sealed at once, they pause for the time of one exchange. More: refused.
 pub const PLAN_MOVES_MAX: usize = 32;
+
+/// Ordered streams each way on one connection between two of our processes. Partitions share them: enough that one slow
+/// consumer holds few others up, few enough that a batch is still one write.
+pub const LINK_LANES: u8 = 16;
+
+/// Largest frame, question or answer between two of our processes: a page, a snapshot, a batch of bodies. Larger: not sent;
+/// one that arrives breaks the connection.
+pub const LINK_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Frames that wait for their streams on one connection, in bytes: what a peer may leave lying while it stands still for as
+/// long as it takes to notice. More: the connection is broken, and whoever waits hears of it.
+pub const LINK_QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Questions under way on one connection, each way. More: not asked.
+pub const LINK_QUESTIONS_MAX: usize = 1_024;
+
+/// Questions of one connection that are being read or answered, in bytes. More: they wait for those before.
+pub const LINK_QUESTION_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Received bytes of one connection that nobody has read yet. More: its peer has to wait.
+pub const LINK_UNREAD_BYTES_MAX: u32 = 32 * 1024 * 1024;
+
+/// Received bytes of one lane that nobody has read yet: all lanes but one may stand still, and the last one goes on.
+pub const LINK_LANE_UNREAD_BYTES_MAX: u32 = 2 * 1024 * 1024;
+
+/// From the first packet of another process to its accepted introduction. Longer: refused.
+pub const LINK_HANDSHAKE_MS_MAX: u64 = 5_000;
+
+/// Handshakes under way at one endpoint. More: refused before anything is computed.
+pub const LINK_HANDSHAKES_MAX: usize = 256;
 
 // Bounds that lean on each other.
 const _: () = {
@@ -306,11 +431,20 @@ const _: () = {
     // A partition's number is a u16.
     assert!(PARTITIONS_MAX <= 1 << 16);
     assert!(UNFENCED_MAX >= NODES_MAX);
-    assert!(CREATE_MEMBERS_MAX <= GROUP_MEMBERS_MAX);
+    assert!(CREATE_MEMBERS_MAX <= GROUP_MEMBERS_MAX && GROUP_MEMBERS_MAX <= CHANNEL_MEMBERS_MAX);
+    assert!(SMALL_MEMBERS_MAX <= SNAPSHOT_MEMBERS_MAX);
+    assert!(2 * PRESENCE_RENEWED_MS < PRESENCE_EXPIRES_MS);
+    // One change of a user is told within a second, whoever watches.
+    assert!(PRESENCE_WATCHERS_MAX <= PRESENCE_EVENTS_S_MAX);
+    assert!(TYPING_PAUSE_MS < TYPING_REPEAT_MS && TYPING_REPEAT_MS < TYPING_MS);
     assert!(REACTION_KEYS_PER_USER_MAX < REACTION_KEYS_MAX);
+    // They travel through users' entities, not to listeners.
+    assert!(RECEIPTS_MEMBERS_MAX <= SMALL_MEMBERS_MAX && RECEIPTS_PAGE_MAX >= PAGE_DEFAULT);
     assert!(REACTION_KEY_BYTES_MAX <= u8::MAX as usize);
     assert!(ID_AHEAD_MS_MAX < ID_AGE_MS_MAX);
     assert!(CONNECTION_IN_FLIGHT_MAX < OUTBOX_FRAMES_MAX);
     assert!(ACCESS_STALE_MS_MAX + COMMAND_DEADLINE_MS < 30_000);
+    assert!(LINK_FRAME_BYTES_MAX <= LINK_QUEUED_BYTES_MAX && LINK_FRAME_BYTES_MAX <= LINK_QUESTION_BYTES_MAX);
+    assert!((LINK_LANES as u32) * LINK_LANE_UNREAD_BYTES_MAX <= LINK_UNREAD_BYTES_MAX);
     assert!(PAGE_BYTES_MAX * (CONNECTION_IN_FLIGHT_MAX / PAGE_IN_FLIGHT_WEIGHT) <= OUTBOX_BYTES_MAX);
 };

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::{error::Error, frame::Object, id::UserId, limit::MENTIONS_MAX};
 
 /// The users whom one message mentions.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mentions {
     /// By user id, each once. Who is no member counts for nothing.
     #[serde(default)]

@@ -13,6 +13,7 @@ pub enum Op {
     ConversationList,
     ConversationGet,
     ConversationUpdate,
+    ConversationJoin,
     ConversationLeave,
     ConversationDelete,
     MemberList,
@@ -40,6 +41,18 @@ pub enum Op {
     AdminUserLogout,
     InboxSync,
     InboxUpdate,
+    PresenceGet,
+    PresenceUpdate,
+    PresenceWatch,
+    PresenceAway,
+    TypingStart,
+    TypingStop,
+    ConversationRead,
+    ConversationDelivered,
+    ReceiptPut,
+    ReceiptList,
+    ReceiptPreference,
+    ReceiptPrefer,
 }
 
 /// One row: everything that is not code about an operation.
@@ -147,6 +160,10 @@ pub enum Identity {
     CreationKey,
     /// It concerns this connection only.
     Connection,
+    /// What it says does not last; said again, it counts again.
+    Ephemeral,
+    /// It raises numbers that only rise: said again, it changes nothing.
+    Watermark,
 }
 
 /// Errors that any operation can meet.
@@ -162,10 +179,16 @@ pub const COMMON_ERRORS: &[Code] = &[
     Code::RateLimited,
     Code::Overloaded,
     Code::Unavailable,
+    Code::ConversationUnavailable,
     Code::OutcomeUnknown,
+    Code::Aborted,
     Code::GoingAway,
     Code::Internal,
 ];
+
+/// Errors that only HTTP can meet: of its requests' form, before anybody knows which operation is meant.
+pub const HTTP_ERRORS: &[Code] =
+    &[Code::UnknownOperation, Code::MethodNotAllowed, Code::UnsupportedMedia, Code::RequestTimeout, Code::HeadTooLarge];
 
 const fn get(path: &'static str, query: &'static [&'static str]) -> Option<Http> {
     Some(Http { method: Method::Get, path, query, status: 200 })
@@ -181,6 +204,8 @@ const MEMBER: &str = "/v1/conversations/{conversation}/members/{user}";
 const MESSAGES: &str = "/v1/conversations/{conversation}/messages";
 const ADMIN_USER_BAN: &str = "/v1/admin/users/{user}/ban";
 const MESSAGE: &str = "/v1/conversations/{conversation}/messages/{seq}";
+const PRESENCE: &str = "/v1/presence/{user}";
+const TYPING: &str = "/v1/conversations/{conversation}/typing";
 const REACTION: &str = "/v1/conversations/{conversation}/messages/{seq}/reactions/{key}";
 
 macro_rules! row {
@@ -207,12 +232,12 @@ pub const OPERATIONS: &[Operation] = &[
     row!(
         ConversationCreate,
         "conversation.create",
-        "Create a direct or group conversation; creating a direct one again returns it.",
+        "Create a direct conversation, a group or a channel; creating a direct one again returns it.",
         http(Method::Post, "/v1/conversations", 201),
         Conversation,
         Anyone,
         CreationKey,
-        [ConversationExists, MemberLimit]
+        [ConversationExists, ConversationNotFound, MemberLimit]
     ),
     row!(
         ConversationList,
@@ -237,7 +262,7 @@ pub const OPERATIONS: &[Operation] = &[
     row!(
         ConversationUpdate,
         "conversation.update",
-        "Change a group's title, data or history access.",
+        "Change the title, data, history access or receipts of a group, or who may join a channel.",
         http(Method::Patch, CONVERSATION, 200),
         Conversation,
         Admin,
@@ -245,9 +270,19 @@ pub const OPERATIONS: &[Operation] = &[
         [ConversationNotFound, Forbidden, ConversationFixed, BadId, IdExpired, IdConflict]
     ),
     row!(
+        ConversationJoin,
+        "conversation.join",
+        "Become a member of an open channel.",
+        http(Method::Post, "/v1/conversations/{conversation}/join", 200),
+        Conversation,
+        Anyone,
+        Key,
+        [ConversationNotFound, MemberLimit, BadId, IdExpired, IdConflict]
+    ),
+    row!(
         ConversationLeave,
         "conversation.leave",
-        "Leave a group.",
+        "Leave a group or a channel.",
         http(Method::Post, "/v1/conversations/{conversation}/leave", 200),
         Conversation,
         Member,
@@ -257,7 +292,7 @@ pub const OPERATIONS: &[Operation] = &[
     row!(
         ConversationDelete,
         "conversation.delete",
-        "Delete a group for everybody.",
+        "Delete a group or a channel for everybody.",
         http(Method::Delete, CONVERSATION, 200),
         Conversation,
         Owner,
@@ -527,6 +562,126 @@ pub const OPERATIONS: &[Operation] = &[
         Member,
         Key,
         [ConversationNotFound, PinnedLimit, BadId, IdExpired, IdConflict]
+    ),
+    row!(
+        PresenceGet,
+        "presence.get",
+        "Whether a user is there, as somebody who shares a conversation with them sees it.",
+        get(PRESENCE, &["conversation"]),
+        User,
+        Anyone,
+        ReadOnly,
+        []
+    ),
+    row!(
+        PresenceUpdate,
+        "presence.update",
+        "Be seen by others, or not.",
+        http(Method::Patch, "/v1/presence", 200),
+        User,
+        Anyone,
+        Key,
+        [BadId, IdExpired, IdConflict]
+    ),
+    row!(
+        PresenceWatch,
+        "presence.watch",
+        "Tell at whom this connection looks, in place of whom it looked at before.",
+        None,
+        User,
+        Anyone,
+        Connection,
+        []
+    ),
+    row!(
+        PresenceAway,
+        "presence.away",
+        "Tell whether anybody is at hand on this connection.",
+        None,
+        User,
+        Anyone,
+        Connection,
+        []
+    ),
+    row!(
+        TypingStart,
+        "typing.start",
+        "Tell that the caller is writing; ends by itself unless it is said again.",
+        http(Method::Put, TYPING, 200),
+        Conversation,
+        Member,
+        Ephemeral,
+        [ConversationNotFound]
+    ),
+    row!(
+        TypingStop,
+        "typing.stop",
+        "Tell that the caller has stopped writing.",
+        http(Method::Delete, TYPING, 200),
+        Conversation,
+        Member,
+        Ephemeral,
+        [ConversationNotFound]
+    ),
+    row!(
+        ConversationRead,
+        "conversation.read",
+        "Tell that the caller has read up to message n. Read on one device is read on all.",
+        http(Method::Put, "/v1/conversations/{conversation}/read", 200),
+        User,
+        Member,
+        Watermark,
+        [ConversationNotFound]
+    ),
+    row!(
+        ConversationDelivered,
+        "conversation.delivered",
+        "Tell that messages up to n have reached the caller's device.",
+        http(Method::Put, "/v1/conversations/{conversation}/delivered", 200),
+        User,
+        Member,
+        Watermark,
+        [ConversationNotFound]
+    ),
+    row!(
+        ReceiptPut,
+        "receipt.put",
+        "Tell how far the caller has got in many conversations.",
+        http(Method::Put, "/v1/receipts", 200),
+        User,
+        Anyone,
+        Watermark,
+        []
+    ),
+    row!(
+        ReceiptList,
+        "receipt.list",
+        "Whom a message has reached and who has read it.",
+        get("/v1/conversations/{conversation}/messages/{seq}/receipts", &["cursor", "limit"]),
+        Conversation,
+        Member,
+        ReadOnly,
+        [ConversationNotFound, MessageNotFound, MessageDeleted, ReceiptsOff]
+    ),
+    row!(
+        ReceiptPreference,
+        "receipt.preference",
+        "Whether others may see how far the caller has read.",
+        get("/v1/receipts/preference", &[]),
+        User,
+        Anyone,
+        ReadOnly,
+        []
+    ),
+    row!(
+        ReceiptPrefer,
+        "receipt.prefer",
+        "Let others see how far the caller has read, or no longer.",
+        http(Method::Put, "/v1/receipts/preference", 200),
+        User,
+        Anyone,
+        Key,
+        [BadId, IdExpired, IdConflict]
     ),
 ];
 

@@ -5,13 +5,14 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
+    archive::Text,
     id::{Malformed, text_id},
     limit::REACTION_KEY_BYTES_MAX,
 };
 
 /// A reaction's key, compared byte for byte: whoever wants two ways of writing an emoji to be one writes one of them.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ReactionKey(Arc<str>);
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct ReactionKey(#[rkyv(with = Text)] Arc<str>);
 
 impl ReactionKey {
     /// # Errors

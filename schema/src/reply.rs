@@ -1,22 +1,30 @@
 //! What an operation answers, and how the answer looks as JSON in every transport.
 
+// What rkyv derives of an enum's fields has no documentation.
+#![allow(missing_docs)]
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::{
     access::{Access, Ban, Marked},
+    archive::Inline,
+    error::Error,
     event::{ConversationKind, Encryption, Event, Role, Settings},
     frame::Object,
     id::{CommandId, ConversationId, DeviceId, Millis, Seq, UserId},
     inbox::{Cursor, Flags, Item, Place, Reset, Row},
+    limit::{TYPING_MS, TYPING_REPEAT_MS},
     mention::{Mentioned, Mentions},
+    presence::Shown,
     reaction::ReactionKey,
+    receipt::{Progressed, ReceiptView, Watermarks},
     time::Timestamp,
 };
 
 /// The answer to a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Reply {
     /// A message was sent, now or (a duplicate) before.
     Sent(Sent),
@@ -63,7 +71,7 @@ pub enum Reply {
     /// A page of members.
     Members {
         /// By user id.
-        items: Vec<(UserId, Role)>,
+        items: Vec<MemberView>,
         /// Where the next page begins.
         next_cursor: Option<UserId>,
     },
@@ -96,11 +104,39 @@ pub enum Reply {
         /// Where the next page begins.
         next_cursor: Option<UserId>,
     },
+    /// How far the caller has got in one conversation.
+    Progressed(Progressed),
+    /// How far the caller has got in conversations, or why nothing could be noted.
+    AllProgressed {
+        /// By conversation.
+        items: Vec<(ConversationId, Result<Progressed, Error>)>,
+    },
+    /// Whom a message has reached.
+    Receipts {
+        /// By user id: who was a member when it was sent and is one now, but for its sender.
+        items: Vec<ReceiptView>,
+        /// How many there are in all.
+        members: u64,
+        /// How many of them it has reached.
+        delivered: u64,
+        /// How many have read it.
+        read: u64,
+        /// Where the next page begins.
+        next_cursor: Option<UserId>,
+    },
+    /// What others may see of how far the caller has read.
+    ReceiptPreference {
+        /// Nothing, unless a read says otherwise.
+        private: bool,
+        /// Whether that was news; `None` when it was only asked for.
+        changed: Option<bool>,
+    },
     /// A page of the log, by seq.
     Events {
         /// Whose.
         conversation: ConversationId,
         /// Consecutive, but for what the caller may not see.
+        #[rkyv(with = rkyv::with::Map<Inline>)]
         items: Vec<Arc<Event>>,
         /// The conversation's head.
         head: Seq,
@@ -130,10 +166,42 @@ pub enum Reply {
     },
     /// What an operator may know of a user.
     User(Box<UserView>),
+    /// How a user is shown to the caller.
+    Presence {
+        /// Whom.
+        user: UserId,
+        /// How.
+        shown: Shown,
+        /// Whether others may not see them: told to themselves only.
+        invisible: Option<bool>,
+    },
+    /// Others see the caller, or do not.
+    Visibility {
+        /// Whether they do not.
+        invisible: bool,
+        /// Whether that was news.
+        changed: bool,
+    },
+    /// The caller is writing.
+    Typing {
+        /// Whether others are told.
+        shown: bool,
+    },
+}
+
+/// A member as other members see them.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct MemberView {
+    /// Who.
+    pub user: UserId,
+    /// As what.
+    pub role: Role,
+    /// How far they have got, where members see that of each other.
+    pub marks: Option<Watermarks>,
 }
 
 /// The acknowledgement of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Sent {
     /// Its position.
     pub seq: Seq,
@@ -146,11 +214,11 @@ pub struct Sent {
 }
 
 /// A conversation as a member sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ConversationView {
     /// Which.
     pub id: ConversationId,
-    /// Direct or group.
+    /// What it is.
     pub kind: ConversationKind,
     /// Fixed.
     pub encryption: Encryption,
@@ -158,6 +226,8 @@ pub struct ConversationView {
     pub settings: Settings,
     /// How many members.
     pub members: usize,
+    /// Whether its events come only to whoever has it open.
+    pub large: bool,
     /// The other member of a direct conversation.
     pub with: Option<UserId>,
     /// The caller's role.
@@ -177,7 +247,7 @@ pub struct ConversationView {
 }
 
 /// A message as it stands now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct MessageView {
     /// Position.
     pub seq: Seq,
@@ -204,7 +274,7 @@ pub struct MessageView {
 }
 
 /// How often a message was reacted to with one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ReactionCount {
     /// With what.
     pub key: ReactionKey,
@@ -215,7 +285,7 @@ pub struct ReactionCount {
 }
 
 /// Somebody's reaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ReactionView {
     /// Whose.
     pub user: UserId,
@@ -226,7 +296,7 @@ pub struct ReactionView {
 }
 
 /// One body of a message's history.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct EditView {
     /// The event that gave it.
     pub seq: Seq,
@@ -237,7 +307,7 @@ pub struct EditView {
 }
 
 /// A connection of a user.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct SessionView {
     /// As its `hello` called it.
     pub connection: String,
@@ -248,13 +318,14 @@ pub struct SessionView {
 }
 
 /// A user as a server-side caller sees them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct UserView {
     /// Who.
     pub user: UserId,
     /// The ban that is in force.
     pub ban: Option<Ban>,
     /// What log-outs there were.
+    #[rkyv(with = Inline)]
     pub access: Arc<Access>,
     /// Where they are connected.
     pub sessions: Vec<SessionView>,
@@ -307,9 +378,12 @@ impl Reply {
                 object.flag("changed", *changed);
             }
             Self::Members { items, next_cursor } => {
-                object.array("members", items, |out, (user, role)| {
+                object.array("members", items, |out, member| {
                     let mut object = Object::begin(out);
-                    object.text("user", user.as_str()).text("role", role.name());
+                    object.text("user", member.user.as_str()).text("role", member.role.name());
+                    if let Some(marks) = member.marks {
+                        marks.write_json(&mut object);
+                    }
                     object.end();
                 });
                 if let Some(cursor) = next_cursor {
@@ -354,6 +428,37 @@ impl Reply {
                     object.text("next_cursor", cursor.as_str());
                 }
             }
+            Self::Progressed(progressed) => progressed.write_json(&mut object),
+            Self::AllProgressed { items } => {
+                object.array("conversations", items, |out, (conversation, result)| {
+                    let mut object = Object::begin(out);
+                    object.display("id", conversation);
+                    match result {
+                        Ok(progressed) => progressed.write_json(&mut object),
+                        Err(error) => {
+                            object.text("error", error.code.row().code);
+                        }
+                    }
+                    object.end();
+                });
+            }
+            Self::Receipts { items, members, delivered, read, next_cursor } => {
+                object.number("members", *members).number("delivered", *delivered).number("read", *read);
+                object.array("receipts", items, |out, item| {
+                    let mut object = Object::begin(out);
+                    object.text("user", item.user.as_str()).flag("delivered", item.delivered).flag("read", item.read);
+                    object.end();
+                });
+                if let Some(cursor) = next_cursor {
+                    object.text("next_cursor", cursor.as_str());
+                }
+            }
+            Self::ReceiptPreference { private, changed } => {
+                object.flag("private", *private);
+                if let Some(changed) = changed {
+                    object.flag("changed", *changed);
+                }
+            }
             Self::Events { conversation, items, head, floor } => {
                 object.array("events", items, |out, event| event.write_json(*conversation, out));
                 object.number("head", *head).number("floor", *floor);
@@ -367,6 +472,19 @@ impl Reply {
             }
             Self::LoggedOut { before } => {
                 object.display("before", Timestamp(*before));
+            }
+            Self::Presence { user, shown, invisible } => {
+                object.text("user", user.as_str());
+                shown.write_json(&mut object);
+                if let Some(invisible) = invisible {
+                    object.flag("invisible", *invisible);
+                }
+            }
+            Self::Visibility { invisible, changed } => {
+                object.flag("invisible", *invisible).flag("changed", *changed);
+            }
+            Self::Typing { shown } => {
+                object.flag("shown", *shown).number("expires_ms", TYPING_MS).number("repeat_ms", TYPING_REPEAT_MS);
             }
             Self::User(view) => {
                 object.object("user", |user| view.write_json(user));
@@ -385,6 +503,9 @@ impl ConversationView {
         self.settings.write_json(object);
         if let Some(with) = &self.with {
             object.text("with", with.as_str());
+        }
+        if self.large {
+            object.flag("large", true);
         }
         object.number("members", self.members as u64).text("role", self.role.name());
         object.number("head", self.head).number("n", self.n).number("floor", self.floor);
@@ -442,7 +563,10 @@ impl Settings {
     /// Adds the settings' fields to an object.
     pub fn write_json(&self, object: &mut Object<'_>) {
         object.text("title", &self.title).raw("data", if self.data.is_empty() { b"{}" } else { &self.data });
-        object.text("history", self.history.name());
+        object.text("history", self.history.name()).flag("receipts", !self.receipts_off);
+        if self.open {
+            object.flag("open", true);
+        }
     }
 }
 
@@ -479,7 +603,8 @@ mod tests {
         body::Body,
         event::{Fact, HistoryAccess},
         id::{Change, Generation},
-        inbox::Section,
+        inbox::{Counts, Section},
+        presence::Status,
     };
     use serde_json::{Value, json};
 
@@ -545,8 +670,9 @@ mod tests {
             id: ID,
             kind: ConversationKind::Direct,
             encryption: Encryption::None,
-            settings: Settings { title: "a \"b\"".into(), data: Bytes::new(), history: HistoryAccess::All },
+            settings: Settings { title: "a \"b\"".into(), history: HistoryAccess::All, ..Settings::default() },
             members: 2,
+            large: false,
             with: Some(user("bob")),
             role: Role::Member,
             head: 7,
@@ -559,7 +685,7 @@ mod tests {
         let shown = shown(&Reply::Conversation(Box::new(view)));
         assert_eq!(
             shown,
-            json!({"conversation": {"id": ID, "kind": "direct", "encryption": "none", "title": "a \"b\"", "data": {}, "history": "all",
+            json!({"conversation": {"id": ID, "kind": "direct", "encryption": "none", "title": "a \"b\"", "data": {}, "history": "all", "receipts": true,
                 "with": "bob", "members": 2, "role": "member", "head": 7, "n": 3, "floor": 0,
                 "created_at": "1970-01-01T00:00:00.000Z", "last_at": "1970-01-01T00:00:00.000Z"}, "existed": true})
         );
@@ -599,9 +725,31 @@ mod tests {
             shown(&marked),
             json!({ "pinned": true, "archived": false, "muted": false, "marked_unread": false, "changed": true })
         );
-        let members =
-            shown(&Reply::Members { items: vec![(user("ada"), Role::Owner)], next_cursor: Some(user("ada")) });
-        assert_eq!(members, json!({ "members": [{ "user": "ada", "role": "owner" }], "next_cursor": "ada" }));
+        let member = |name, marks| MemberView { user: user(name), role: Role::Owner, marks };
+        let items = vec![member("ada", None), member("bob", Some(Watermarks { delivered_n: 3, read_n: 2 }))];
+        let members = shown(&Reply::Members { items, next_cursor: Some(user("bob")) });
+        let bob = json!({ "user": "bob", "role": "owner", "delivered_n": 3, "read_n": 2 });
+        assert_eq!(members, json!({ "members": [{ "user": "ada", "role": "owner" }, bob], "next_cursor": "bob" }));
+    }
+
+    #[test]
+    fn receipts_say_how_far_members_have_got() {
+        let counts = Counts { unread: 1, ..Counts::default() };
+        let progressed = Progressed { delivered_n: 4, read_n: 3, counts };
+        let one = json!({ "delivered_n": 4, "read_n": 3, "unread": 1, "mentions": 0 });
+        assert_eq!(shown(&Reply::Progressed(progressed)), one);
+        let refused = Err(crate::error::Code::ConversationNotFound.into());
+        let many = shown(&Reply::AllProgressed { items: vec![(ID, Ok(progressed)), (ID, refused)] });
+        assert_eq!(many["conversations"][0]["read_n"], json!(3));
+        assert_eq!(many["conversations"][1], json!({ "id": ID, "error": "conversation.not_found" }));
+        let item = ReceiptView { user: user("bob"), delivered: true, read: false };
+        let next_cursor = Some(user("bob"));
+        let of = shown(&Reply::Receipts { items: vec![item], members: 5, delivered: 4, read: 3, next_cursor });
+        let items = json!([{ "user": "bob", "delivered": true, "read": false }]);
+        assert_eq!(of, json!({ "members": 5, "delivered": 4, "read": 3, "receipts": items, "next_cursor": "bob" }));
+        let preference = |changed| shown(&Reply::ReceiptPreference { private: true, changed });
+        assert_eq!(preference(None), json!({ "private": true }));
+        assert_eq!(preference(Some(false)), json!({ "private": true, "changed": false }));
     }
 
     #[test]
@@ -636,6 +784,24 @@ mod tests {
         assert_eq!(shown(&Reply::Changed { seq: 3, changed: false }), json!({ "seq": 3, "changed": false }));
         assert_eq!(shown(&Reply::Opened { head: 3, n: 1, large: true }), json!({ "head": 3, "n": 1, "large": true }));
         assert_eq!(shown(&Reply::Closed), json!({}));
+        let seen = Shown { status: Status::Offline, last_seen: Some(0) };
+        assert_eq!(
+            shown(&Reply::Presence { user: user("bob"), shown: seen, invisible: None }),
+            json!({ "user": "bob", "status": "offline", "last_seen": "1970-01-01T00:00:00.000Z" })
+        );
+        let online = Shown { status: Status::Online, last_seen: None };
+        assert_eq!(
+            shown(&Reply::Presence { user: user("ada"), shown: online, invisible: Some(false) }),
+            json!({ "user": "ada", "status": "online", "invisible": false })
+        );
+        assert_eq!(
+            shown(&Reply::Visibility { invisible: true, changed: false }),
+            json!({ "invisible": true, "changed": false })
+        );
+        assert_eq!(
+            shown(&Reply::Typing { shown: true }),
+            json!({ "shown": true, "expires_ms": TYPING_MS, "repeat_ms": TYPING_REPEAT_MS })
+        );
         let edit = EditView { seq: 2, at: 0, body: None };
         let edits = shown(&Reply::Edits { items: vec![edit], deleted: Some(9), more: false });
         assert_eq!(
@@ -686,6 +852,8 @@ mod tests {
             Fact::UserLoggedOut(LogOut { device: DeviceId::new("tv").ok(), ..LogOut::default() }),
             Fact::UserBanned(Ban { until: Some(1), ..Ban::default() }),
             Fact::UserUnbanned { by: "backend".into() },
+            Fact::UserPresence { invisible: true, seen: 1 },
+            Fact::UserReceipts { private: true },
         ];
         let names: Vec<&str> = facts.iter().map(Fact::name).collect();
         let items =

@@ -43,6 +43,12 @@ pub enum Kind {
     IdPrints = 7,
     /// One user's reaction to one message with one key.
     Reaction = 8,
+    /// How far members of a conversation have got.
+    Receipts = 9,
+    /// A member of a conversation with very many.
+    Member = 10,
+    /// What an event of the cluster's log holds beside its columns.
+    Columns = 16,
     /// One entry of Raft's log.
     RaftEntry = 32,
     /// The state that Raft replicates, at one entry.
@@ -202,36 +208,36 @@ impl LogRow {
 
 /// An event as protobuf. In the cluster's store the same fields are columns.
 #[derive(Clone, PartialEq, Message)]
-struct StoredEvent {
+pub(crate) struct StoredEvent {
     #[prost(uint64, tag = "1")]
-    seq: u64,
+    pub(crate) seq: u64,
     #[prost(uint64, tag = "2")]
-    n: u64,
+    pub(crate) n: u64,
     #[prost(string, tag = "3")]
-    sender: String,
+    pub(crate) sender: String,
     #[prost(string, tag = "4")]
-    device: String,
+    pub(crate) device: String,
     #[prost(bytes = "vec", tag = "5")]
-    command_id: Vec<u8>,
+    pub(crate) command_id: Vec<u8>,
     #[prost(uint64, tag = "6")]
-    target: u64,
+    pub(crate) target: u64,
     #[prost(uint32, tag = "7")]
-    flags: u32,
+    pub(crate) flags: u32,
     #[prost(uint64, tag = "8")]
-    created_at: u64,
+    pub(crate) created_at: u64,
     #[prost(uint32, tag = "9")]
-    kind: u32,
+    pub(crate) kind: u32,
     #[prost(bytes = "bytes", tag = "10")]
-    body: Bytes,
+    pub(crate) body: Bytes,
     #[prost(message, optional, tag = "11")]
-    meta: Option<Meta>,
+    pub(crate) meta: Option<Meta>,
     #[prost(fixed64, tag = "12")]
-    hash: u64,
+    pub(crate) hash: u64,
 }
 
 /// What a fact needs beside a body.
 #[derive(Clone, PartialEq, Message)]
-struct Meta {
+pub(crate) struct Meta {
     #[prost(message, optional, tag = "1")]
     settings: Option<StoredSettings>,
     #[prost(int32, tag = "2")]
@@ -260,16 +266,31 @@ struct Meta {
     change: u64,
     #[prost(string, tag = "14")]
     key: String,
+    #[prost(bool, tag = "15")]
+    private: bool,
     #[prost(message, optional, tag = "20")]
     log_out: Option<StoredLogOut>,
     #[prost(message, optional, tag = "21")]
     ban: Option<StoredBan>,
+    #[prost(message, optional, tag = "22")]
+    presence: Option<StoredPresence>,
 }
 
 impl Meta {
     const fn change(&self) -> Change {
         Change { epoch: self.change_epoch, count: self.change }
     }
+}
+
+/// How a user is seen, whether their clients are there or not.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct StoredPresence {
+    /// Others are not to see whether they are there.
+    #[prost(bool, tag = "1")]
+    pub invisible: bool,
+    /// When they were seen last; 0 if nobody remembers.
+    #[prost(uint64, tag = "2")]
+    pub seen: u64,
 }
 
 /// What a user has set for one conversation.
@@ -419,9 +440,15 @@ pub struct StoredSettings {
     /// [`HistoryAccess`] by number.
     #[prost(int32, tag = "3")]
     pub history: i32,
+    /// Members do not see how far the others have got.
+    #[prost(bool, tag = "4")]
+    pub receipts_off: bool,
+    /// Whoever wants to becomes a member.
+    #[prost(bool, tag = "5")]
+    pub open: bool,
 }
 
-/// A member, in an event or a snapshot.
+/// A member, in an event, a snapshot or a row of their own.
 #[derive(Clone, PartialEq, Message)]
 pub struct StoredMember {
     /// Who.
@@ -433,9 +460,79 @@ pub struct StoredMember {
     /// Pairs of joined and left seqs (snapshots only); an odd count means a member now.
     #[prost(uint64, repeated, tag = "3")]
     pub intervals: Vec<u64>,
-    /// Messages read (snapshots only).
+    /// Messages read (snapshots only; here and below).
     #[prost(uint64, tag = "4")]
     pub read_n: u64,
+    /// Messages that have reached them.
+    #[prost(uint64, tag = "5")]
+    pub delivered_n: u64,
+    /// Messages read as others see it.
+    #[prost(uint64, tag = "6")]
+    pub shown_n: u64,
+    /// Was removed by somebody else: does not come back by themselves.
+    #[prost(bool, tag = "7")]
+    pub barred: bool,
+    /// The last event that is reflected here (rows of their own only).
+    #[prost(uint64, tag = "8")]
+    pub as_of: u64,
+}
+
+/// How far members of a conversation have got. A store may keep them together or each in a row of their own.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredReceipts {
+    /// By user id, ascending.
+    #[prost(message, repeated, tag = "1")]
+    pub items: Vec<StoredReceipt>,
+}
+
+/// How far a member of a conversation has got. Each of its numbers only grows.
+#[derive(Clone, PartialEq, Message)]
+pub struct StoredReceipt {
+    /// Who.
+    #[prost(string, tag = "1")]
+    pub user: String,
+    /// Messages read, privately or not.
+    #[prost(uint64, tag = "2")]
+    pub read_n: u64,
+    /// Messages that have reached them, as others see it.
+    #[prost(uint64, tag = "3")]
+    pub delivered_n: u64,
+    /// Messages read as others see it.
+    #[prost(uint64, tag = "4")]
+    pub shown_n: u64,
+}
+
+impl StoredReceipt {
+    /// What two rows of one member tell together.
+    #[must_use]
+    pub fn highest(&self, other: &Self) -> Self {
+        Self {
+            user: self.user.clone(),
+            read_n: self.read_n.max(other.read_n),
+            delivered_n: self.delivered_n.max(other.delivered_n),
+            shown_n: self.shown_n.max(other.shown_n),
+        }
+    }
+
+    /// Whose.
+    ///
+    /// # Errors
+    /// When the text is no user id.
+    pub fn user(&self) -> Result<UserId, Corrupt> {
+        user_id(&self.user)
+    }
+}
+
+impl StoredReceipts {
+    /// Adds what others tell, of whichever members.
+    pub fn raise(&mut self, others: &[StoredReceipt]) {
+        for other in others {
+            match self.items.binary_search_by(|known| known.user.cmp(&other.user)) {
+                Ok(index) => self.items[index] = self.items[index].highest(other),
+                Err(index) => self.items.insert(index, other.clone()),
+            }
+        }
+    }
 }
 
 /// One id that a log knows.
@@ -583,6 +680,9 @@ pub struct StoredConversation {
     /// Deletions and mentions that somebody may not have read yet.
     #[prost(message, optional, tag = "18")]
     pub marks: Option<StoredMarks>,
+    /// There are too many members for this row: each has one of their own, and `members` is empty.
+    #[prost(bool, tag = "19")]
+    pub members_apart: bool,
     /// The epoch of the owner that wrote it: one above its reader's tells the reader that it is superseded. 0 where there is
     /// one owner for ever.
     #[prost(uint64, tag = "30")]
@@ -661,6 +761,9 @@ pub struct StoredUser {
     /// Log-outs and bans; absent when there never were any.
     #[prost(message, optional, tag = "20")]
     pub access: Option<StoredAccess>,
+    /// How the user is seen; absent when nothing was ever noted.
+    #[prost(message, optional, tag = "21")]
+    pub presence: Option<StoredPresence>,
     /// Leavings up to this change were forgotten: its epoch.
     #[prost(uint64, tag = "6")]
     pub floor_epoch: u64,
@@ -670,6 +773,9 @@ pub struct StoredUser {
     /// The last commands of the user's own.
     #[prost(message, repeated, tag = "8")]
     pub commands: Vec<StoredCommand>,
+    /// Others may not see how far the user has read.
+    #[prost(bool, tag = "9")]
+    pub private_receipts: bool,
     /// The epoch of the owner that wrote it: one above its reader's tells the reader that it is superseded. 0 where there is
     /// one owner for ever.
     #[prost(uint64, tag = "30")]
@@ -847,6 +953,8 @@ const USER_LOGGED_OUT: u32 = 80;
 const USER_BANNED: u32 = 81;
 const USER_UNBANNED: u32 = 82;
 const USER_PREFERENCE: u32 = 67;
+const USER_PRESENCE: u32 = 83;
+const USER_RECEIPTS: u32 = 68;
 
 impl Event {
     /// Bytes of what its client gave it.
@@ -869,12 +977,8 @@ impl From<&Event> for StoredEvent {
     fn from(event: &Event) -> Self {
         let mut body = Bytes::new();
         let mut meta = None;
-        let member = |user: &UserId, role: i32| StoredMember {
-            user: user.as_str().to_owned(),
-            role,
-            intervals: Vec::new(),
-            read_n: 0,
-        };
+        let member =
+            |user: &UserId, role: i32| StoredMember { user: user.as_str().to_owned(), role, ..StoredMember::default() };
         let about = |user: &UserId, role: i32| Some(Meta { members: vec![member(user, role)], ..Meta::default() });
         let about_inbox = |conversation: ConversationId, change: Change| Meta {
             conversation: conversation.0.as_bytes().to_vec(),
@@ -958,10 +1062,19 @@ impl From<&Event> for StoredEvent {
                 meta = Some(Meta { ban: Some(ban.into()), ..Meta::default() });
                 USER_BANNED
             }
+            Fact::UserPresence { invisible, seen } => {
+                let presence = Some(StoredPresence { invisible: *invisible, seen: *seen });
+                meta = Some(Meta { presence, ..Meta::default() });
+                USER_PRESENCE
+            }
             Fact::UserUnbanned { by } => {
                 meta =
                     Some(Meta { ban: Some(StoredBan { by: by.clone(), ..StoredBan::default() }), ..Meta::default() });
                 USER_UNBANNED
+            }
+            Fact::UserReceipts { private } => {
+                meta = Some(Meta { private: *private, ..Meta::default() });
+                USER_RECEIPTS
             }
         };
         Self {
@@ -1040,7 +1153,12 @@ impl TryFrom<StoredEvent> for Event {
             CHANGES_RESERVED => Fact::ChangesReserved { upto: meta.upto },
             USER_LOGGED_OUT => Fact::UserLoggedOut(meta.log_out.ok_or(WRONG)?.try_into()?),
             USER_BANNED => Fact::UserBanned(meta.ban.ok_or(WRONG)?.into()),
+            USER_PRESENCE => {
+                let StoredPresence { invisible, seen } = meta.presence.unwrap_or_default();
+                Fact::UserPresence { invisible, seen }
+            }
             USER_UNBANNED => Fact::UserUnbanned { by: meta.ban.unwrap_or_default().by },
+            USER_RECEIPTS => Fact::UserReceipts { private: meta.private },
             _ => return Err(Corrupt::Content("an event of a kind that this program does not know")),
         };
         Ok(Self {
@@ -1198,7 +1316,13 @@ impl From<StoredPreference> for Preference {
 
 impl From<&Settings> for StoredSettings {
     fn from(settings: &Settings) -> Self {
-        Self { title: settings.title.clone(), data: settings.data.clone(), history: settings.history as i32 }
+        Self {
+            title: settings.title.clone(),
+            data: settings.data.clone(),
+            history: settings.history as i32,
+            receipts_off: settings.receipts_off,
+            open: settings.open,
+        }
     }
 }
 
@@ -1207,7 +1331,8 @@ impl TryFrom<StoredSettings> for Settings {
     fn try_from(stored: StoredSettings) -> Result<Self, Corrupt> {
         let history = HistoryAccess::from_number(stored.history)
             .ok_or(Corrupt::Content("a stored number is no history access"))?;
-        Ok(Self { title: stored.title, data: stored.data, history })
+        let StoredSettings { title, data, receipts_off, open, .. } = stored;
+        Ok(Self { title, data, history, receipts_off, open })
     }
 }
 
@@ -1223,7 +1348,13 @@ mod tests {
     fn every_kind() -> Vec<Arc<Event>> {
         let body = || Body::parse(r#"{"text":"hi"}"#).unwrap();
         let mentions = || Some(Arc::new(Mentions { users: vec![user("bob"), user("eve")], all: true }));
-        let settings = Settings { title: "t".into(), data: Bytes::from_static(b"{}"), history: HistoryAccess::All };
+        let settings = Settings {
+            title: "t".into(),
+            data: Bytes::from_static(b"{}"),
+            history: HistoryAccess::All,
+            receipts_off: true,
+            open: true,
+        };
         let conversation = ConversationId(Uuid::now_v7());
         let change = Change { epoch: 7, count: 9 };
         let facts = [
@@ -1263,6 +1394,10 @@ mod tests {
             Fact::UserBanned(Ban { since: 1, until: Some(0), reason: "spam".into(), by: "backend".into() }),
             Fact::UserBanned(Ban::default()),
             Fact::UserUnbanned { by: "backend".into() },
+            Fact::UserPresence { invisible: true, seen: u64::MAX },
+            Fact::UserPresence { invisible: false, seen: 0 },
+            Fact::UserReceipts { private: true },
+            Fact::UserReceipts { private: false },
         ];
         let event = |(index, fact): (usize, Fact)| {
             Arc::new(Event {
@@ -1336,6 +1471,22 @@ mod tests {
         let bytes = LogRow::seal(2, 0, &[Arc::new(event)]);
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, PINNED);
+    }
+
+    #[test]
+    fn receipts_only_rise_and_stay_in_order() {
+        let item = |user: &str, read_n, delivered_n, shown_n| StoredReceipt {
+            user: user.into(),
+            read_n,
+            delivered_n,
+            shown_n,
+        };
+        let mut receipts = StoredReceipts::default();
+        receipts.raise(&[item("bob", 3, 2, 1), item("ada", 1, 1, 1)]);
+        receipts.raise(&[item("bob", 2, 4, 0), item("eve", 9, 0, 0)]);
+        assert_eq!(receipts.items, [item("ada", 1, 1, 1), item("bob", 3, 4, 1), item("eve", 9, 0, 0)]);
+        let sealed = seal(Kind::Receipts, &receipts);
+        assert_eq!(unseal::<StoredReceipts>(Kind::Receipts, sealed), Ok(receipts));
     }
 
     #[test]

@@ -1,26 +1,30 @@
 //! What gateways and nodes say to each other over a link. On the memory link these values travel as they are; only
 //! a link between machines encodes them.
 
+// What rkyv derives of an enum's fields has no documentation.
+#![allow(missing_docs)]
+
 use std::sync::Arc;
 
 use crate::{
     access::{Access, By},
+    archive::{Inline, SeveralShared},
     command::Command,
     error::Error,
     event::Event,
-    id::{
-        CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, Millis, Partition, Seq, SessionId, UserId,
-    },
+    id::{CommandId, ConnectionSlot, ConversationId, DeviceId, Epoch, Millis, Partition, Seq, SessionId, UserId},
     inbox::{Counts, Cursor, Flags, Lag},
+    presence::{Attention, Shown},
+    receipt::Receipts,
     reply::Reply,
 };
 
 /// Pairs an answer with its question, within one gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Correlation(pub u64);
 
 /// Who asks. Nodes trust gateways: they have checked the token or the key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Actor {
     /// The user.
     pub user: UserId,
@@ -33,7 +37,7 @@ pub struct Actor {
 /// The queue in which one gateway's questions to one partition travel, in order. When one of them must be asked again
 /// (its partition has moved, a link broke), all of the queue is, in order, under the next attempt: what still arrives of
 /// an earlier attempt counts for nothing, so that no later question overtakes an earlier one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Lane {
     /// Where the questions go.
     pub partition: Partition,
@@ -42,7 +46,7 @@ pub struct Lane {
 }
 
 /// Who owns a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Owner {
     /// One life of a node.
     pub session: SessionId,
@@ -51,21 +55,30 @@ pub struct Owner {
 }
 
 /// From a gateway to a node. Messages of one lane stay in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ToNode {
     /// A client's command. Answered once; or its lane is (see [`ToGateway::Moved`]).
-    Command(Lane, Arc<Asked>),
+    Command(Lane, #[rkyv(with = Inline)] Arc<Asked>),
     /// A connection of `user` exists: register it and answer with the inbox's heads, in one step. Said again with a newer
     /// token, it stays the same connection.
-    Connect(Lane, Arc<Connecting>),
+    Connect(Lane, #[rkyv(with = Inline)] Arc<Connecting>),
     /// What stands against a user?
-    AskAccess(Lane, Arc<AskedAccess>),
+    AskAccess(Lane, #[rkyv(with = Inline)] Arc<AskedAccess>),
     /// A connection of `user` is gone. Not answered.
     Disconnect {
         /// Whose.
         user: UserId,
         /// Which.
         connection: ConnectionSlot,
+    },
+    /// What a connection says of its user, all of it; in place of what it said before. Not answered.
+    Attend {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        connection: ConnectionSlot,
+        /// What.
+        attention: Attention,
     },
     /// The gateway has (or no longer has) listeners of a large conversation. Not answered.
     Interest {
@@ -82,14 +95,25 @@ impl ToNode {
     pub fn partition(&self) -> Partition {
         match self {
             ToNode::Command(lane, _) | ToNode::Connect(lane, _) | ToNode::AskAccess(lane, _) => lane.partition,
-            ToNode::Disconnect { user, .. } => EntityId::User(user.clone()).partition(),
-            ToNode::Interest { conversation, .. } => EntityId::Conversation(*conversation).partition(),
+            ToNode::Disconnect { user, .. } | ToNode::Attend { user, .. } => user.partition(),
+            ToNode::Interest { conversation, .. } => conversation.partition(),
+        }
+    }
+}
+
+impl ToNode {
+    /// The lane of what wants an answer.
+    #[must_use]
+    pub const fn lane(&self) -> Option<Lane> {
+        match self {
+            ToNode::Command(lane, _) | ToNode::Connect(lane, _) | ToNode::AskAccess(lane, _) => Some(*lane),
+            ToNode::Disconnect { .. } | ToNode::Attend { .. } | ToNode::Interest { .. } => None,
         }
     }
 }
 
 /// A command on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Asked {
     /// For the answer.
     pub correlation: Correlation,
@@ -104,7 +128,7 @@ pub struct Asked {
 }
 
 /// A question about a user.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct AskedAccess {
     /// For the answer.
     pub correlation: Correlation,
@@ -113,7 +137,7 @@ pub struct AskedAccess {
 }
 
 /// A new connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Connecting {
     /// For the answer.
     pub correlation: Correlation,
@@ -125,10 +149,13 @@ pub struct Connecting {
     pub positions: Vec<ConversationId>,
     /// Up to where it knows the inbox.
     pub cursor: Option<Cursor>,
+    /// It is registered already, with another owner, or with this one before the way broke: it has been told of things that
+    /// are not known here.
+    pub again: bool,
 }
 
 /// From a node to a gateway. One batch is what one turn of a shard produced.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ToGateway {
     /// The answer to a command.
     Reply(Correlation, Result<Reply, Error>),
@@ -149,6 +176,7 @@ pub enum ToGateway {
         /// Whom.
         user: UserId,
         /// All of it.
+        #[rkyv(with = Inline)]
         access: Arc<Access>,
     },
     /// These connections are over: their user was logged out or banned.
@@ -163,8 +191,19 @@ pub enum ToGateway {
         /// Whose events.
         conversation: ConversationId,
         /// In order.
+        #[rkyv(with = SeveralShared)]
         events: Arc<[Arc<Event>]>,
         /// To whom.
+        connections: Vec<ConnectionSlot>,
+    },
+    /// Events of a small conversation that these connections will not be sent, because the news of them were lost with an
+    /// owner, or between two nodes: their clients are to fetch everything up to `head`.
+    Behind {
+        /// Which conversation.
+        conversation: ConversationId,
+        /// Where it stands.
+        head: Seq,
+        /// Who is to be told.
         connections: Vec<ConnectionSlot>,
     },
     /// Committed events of a large conversation, for whoever listens at this gateway.
@@ -172,6 +211,7 @@ pub enum ToGateway {
         /// Whose events.
         conversation: ConversationId,
         /// In order.
+        #[rkyv(with = SeveralShared)]
         events: Arc<[Arc<Event>]>,
     },
     /// Something has changed in a user's inbox that no event tells; for these connections. It may get lost.
@@ -179,7 +219,35 @@ pub enum ToGateway {
         /// To whom.
         connections: Vec<ConnectionSlot>,
         /// What.
+        #[rkyv(with = Inline)]
         changed: Arc<InboxChanged>,
+    },
+    /// How a user is shown now, for connections that watch them. Of several only the last one counts.
+    Presence {
+        /// To whom.
+        connections: Vec<ConnectionSlot>,
+        /// Who.
+        user: UserId,
+        /// How.
+        shown: Shown,
+    },
+    /// A member is writing, or no longer is: for whoever has the conversation open at this gateway, but not for the member.
+    /// It may get lost.
+    Typing {
+        /// Where.
+        conversation: ConversationId,
+        /// Who.
+        user: UserId,
+        /// Which of the two.
+        is_typing: bool,
+    },
+    /// Members of a small conversation have got further; for these connections. It may get lost.
+    Receipts {
+        /// To whom.
+        connections: Vec<ConnectionSlot>,
+        /// Who, and how far.
+        #[rkyv(with = Inline)]
+        receipts: Arc<Receipts>,
     },
     /// Up to where the inboxes of these connections' users are known.
     Cursors(Vec<(ConnectionSlot, Cursor)>),
@@ -192,8 +260,17 @@ pub enum ToGateway {
     },
 }
 
+/// What one turn of a shard has for a gateway, on its way between two processes.
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Turn {
+    /// The session that the shard lives; 0 for what is said in place of one.
+    pub from: SessionId,
+    /// In order.
+    pub batch: Vec<ToGateway>,
+}
+
 /// How a conversation is marked and read now, for its user's other devices.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct InboxChanged {
     /// Which.
     pub conversation: ConversationId,
@@ -206,7 +283,7 @@ pub struct InboxChanged {
 }
 
 /// What a user entity knows when a connection is registered.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Heads {
     /// Of the conversations asked for; `None` where the user is no member.
     pub positions: Vec<(ConversationId, Option<Head>)>,
@@ -214,6 +291,8 @@ pub struct Heads {
     pub unknown: Vec<ConversationId>,
     /// Those others that stand first in the inbox.
     pub others: Vec<(ConversationId, Head)>,
+    /// Of those, where nobody could tell: what was known last.
+    pub doubtful: Vec<(ConversationId, Head)>,
     /// Up to where the inbox is known here.
     pub cursor: Cursor,
     /// How far behind the client is.
@@ -221,7 +300,7 @@ pub struct Heads {
 }
 
 /// Where a conversation stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Head {
     /// Last event.
     pub seq: Seq,

@@ -17,6 +17,9 @@ use super::{
 /// Streams of one process.
 pub(super) const STREAMS: usize = 2;
 
+/// Of so many questions one goes to whoever can be reached instead of to a voter.
+const STRANGERS: usize = 8;
+
 /// How long the one asked waits for something newer.
 pub(super) const HELD: Duration = Duration::from_secs(1);
 
@@ -53,7 +56,8 @@ impl View {
     /// Asks the next node for a newer map, and pauses if there is none to ask. Returns a group that is later than this one.
     async fn ask_next(&self, turn: usize, not: Option<NodeUid>) -> Option<Group> {
         let known = self.rumour.lock().voters.clone();
-        let asked = if known.is_empty() { self.transport.peers() } else { known };
+        // Now and then whoever is there: voters that are all gone, their disks too, name no others.
+        let asked = if known.is_empty() || turn % STRANGERS == STRANGERS - 1 { self.transport.peers() } else { known };
         let node = asked.get(turn % asked.len().max(1)).copied().filter(|node| Some(*node) != not);
         let Some(node) = node else {
             sleep(PAUSE).await;

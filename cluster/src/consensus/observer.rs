@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chappe_schema::id::NodeUid;
 use tokio::task::JoinHandle;
 
-use super::{follow, transport::Transport, view::View};
+use super::{bootstrap::Group, follow, transport::Transport, view::View};
 use crate::{control::Watcher, ownership::Map};
 
 /// Follows the map from the voters. It ends when this is dropped.
@@ -33,6 +33,12 @@ impl Observer {
     /// Calls `watcher` with the newest map, now and after every change, in order. The watcher only hands it on.
     pub fn watch(&self, watcher: Watcher) {
         self.view.board.watch(watcher);
+    }
+
+    /// The cluster and its founding whose map this is, once one was heard of. It changes when the cluster is founded anew.
+    #[must_use]
+    pub fn group(&self) -> Option<Group> {
+        self.view.group()
     }
 
     /// Who leads, as far as it knows.

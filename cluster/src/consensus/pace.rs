@@ -3,7 +3,7 @@
 use chappe_schema::id::Millis;
 use openraft::{Config, SnapshotPolicy};
 
-use crate::control::leader::Timing;
+use crate::{control::leader::Timing, swim::rhythm::Rhythm};
 
 /// Intervals and timeouts of a cluster; the same on all its nodes.
 ///
@@ -22,14 +22,18 @@ pub struct Pace {
     pub snapshot: u64,
     /// What the leader waits for.
     pub timing: Timing,
+    /// How fast membership beats.
+    pub swim: Rhythm,
 }
 
 impl Pace {
     /// For machines that have the CPU they ask for.
-    pub const PROMPT: Self = Self { heartbeat: 50, election: 340, snapshot: 5_000, timing: Timing::PROMPT };
+    pub const PROMPT: Self =
+        Self { heartbeat: 50, election: 340, snapshot: 5_000, timing: Timing::PROMPT, swim: Rhythm::PROMPT };
 
     /// For machines on which processes starve for seconds.
-    pub const GENEROUS: Self = Self { heartbeat: 300, election: 2_000, timing: Timing::GENEROUS, ..Self::PROMPT };
+    pub const GENEROUS: Self =
+        Self { heartbeat: 300, election: 2_000, timing: Timing::GENEROUS, swim: Rhythm::GENEROUS, ..Self::PROMPT };
 
     /// How far apart the election timeouts of two voters are: as far as Raft's own checks for them.
     const fn step(self) -> Millis {

@@ -30,3 +30,16 @@ pub enum Unasked {
     #[error("the connection was lost before the answer came")]
     Lost,
 }
+
+/// The way of a node that has no others: a cluster of one.
+pub struct Lone;
+
+impl Transport for Lone {
+    fn ask(&self, _: NodeUid, _: Request) -> Pin<Box<dyn Future<Output = Result<Reply, Unasked>> + Send>> {
+        Box::pin(std::future::ready(Err(Unasked::Unreachable)))
+    }
+
+    fn peers(&self) -> Vec<NodeUid> {
+        Vec::new()
+    }
+}

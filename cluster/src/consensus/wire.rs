@@ -90,6 +90,12 @@ impl From<Corrupt> for Unreadable {
 // === Bytes ===
 
 impl Request {
+    /// Whether it only asks what is so: all that a process may that is no node.
+    #[must_use]
+    pub const fn only_reads(&self) -> bool {
+        matches!(self.ask, Ask::MapSince(_) | Ask::Status)
+    }
+
     /// The question's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {

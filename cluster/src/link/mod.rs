@@ -1,4 +1,5 @@
-//! How two of our processes talk: `memory` in one process. (Between machines: QUIC, behind the same traits.)
+//! How two of our processes talk: `memory` within one process, to one node that owns everything or to those of a map; `remote`
+//! between machines, over `quic`, behind the same traits.
 //!
 //! Messages of one lane stay in order; a message is delivered at most once, and a way that breaks says so to its gateway
 //! ([`GatewayPort::lost`]). Whoever receives must not block: it puts the message where its own tasks find it.
@@ -11,6 +12,8 @@ use chappe_schema::{
 };
 
 pub mod memory;
+pub mod quic;
+pub mod remote;
 
 /// A gateway's ways to all nodes.
 pub trait Links: Send + Sync + 'static {
@@ -51,8 +54,10 @@ pub trait NodePort: Send + Sync + 'static {
 
 /// The gateway's end of its links.
 pub trait GatewayPort: Send + Sync + 'static {
-    /// What one turn of a shard has for this gateway, in order.
-    fn receive(&self, batch: Vec<ToGateway>);
+    /// What one turn of a shard has for this gateway, in order. `from` is the session that it lives: a gateway heeds of a
+    /// user's events only what comes from the session that has registered the connection, so that nothing late of a former
+    /// owner comes between.
+    fn receive(&self, from: SessionId, batch: Vec<ToGateway>);
 
     /// These partitions have other owners than before. Never said where there is one node.
     fn assigned(&self, _owners: &[(Partition, Owner)]) {}

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use chappe_schema::id::{Epoch, NodeUid, Partition, SessionId};
+use chappe_schema::{
+    id::{Epoch, NodeUid, Partition, SessionId},
+    wire::Owner,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterGeneration, ClusterId, Move, PlanId, Versions};
@@ -123,6 +126,19 @@ impl Map {
     pub fn owner(&self, partition: Partition) -> Option<(SessionId, Epoch)> {
         let row = self.row(partition)?;
         row.owner.filter(|owner| self.is_live(*owner)).map(|owner| (owner, row.epoch))
+    }
+
+    /// [`owner`](Self::owner), as links name it.
+    #[must_use]
+    pub fn named_owner(&self, partition: Partition) -> Option<Owner> {
+        self.owner(partition).map(|(session, epoch)| Owner { session, epoch })
+    }
+
+    /// Partitions whose live owner, or its epoch, is another than in an earlier map.
+    #[must_use]
+    pub fn newly_owned(&self, before: &Self) -> Vec<(Partition, Owner)> {
+        let owned = self.rows().filter_map(|(partition, _)| Some((partition, self.named_owner(partition)?)));
+        owned.filter(|(partition, owner)| before.named_owner(*partition) != Some(*owner)).collect()
     }
 
     /// A partition as it was last given out, be its owner live or not.

@@ -1,5 +1,12 @@
 //! Files: how many may be open (each socket of a client is one), and whom new ones are for.
 
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+};
+
 use rustix::{
     fs::Mode,
     process::{Resource, Rlimit, getrlimit, setrlimit, umask},
@@ -9,6 +16,29 @@ use rustix::{
 /// is nobody else's business on a machine that others use too.
 pub fn keep_private() {
     umask(Mode::RWXG | Mode::RWXO);
+}
+
+/// What people said is for this process's user only. Files follow the umask, which `main` sets; a directory that nobody
+/// else may enter keeps them in any case. One that was there before is its owner's decision, and worth a word.
+///
+/// # Errors
+/// When it is not there and cannot be made.
+pub fn make_private(directory: &Path) -> io::Result<()> {
+    match fs::metadata(directory) {
+        Ok(found) if found.is_dir() && found.permissions().mode() & 0o077 != 0 => {
+            let mode = format!("{:o}", found.permissions().mode() & 0o7777);
+            tracing::warn!(
+                event = "data_directory_open",
+                directory = %directory.display(),
+                mode,
+                "other users of this machine may look into the data directory; chmod 700 closes it"
+            );
+            Ok(())
+        }
+        Ok(found) if found.is_dir() => Ok(()),
+        // What is there and no directory is said by the attempt.
+        Ok(_) | Err(_) => DirBuilder::new().recursive(true).mode(0o700).create(directory),
+    }
 }
 
 /// Raises the soft limit of open files to the hard one, logs both, and returns what now holds.

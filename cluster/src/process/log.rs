@@ -80,7 +80,11 @@ pub fn check(log: &Log) -> Result<(), Error> {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: Format::default(), filter: "info,fjall=warn,lsm_tree=warn".to_owned() }
+        Self {
+            format: Format::default(),
+            filter: "info,fjall=warn,lsm_tree=warn,openraft=error,openraft::replication=off,scylla=warn,scylla::client::session_builder=error"
+                .to_owned(),
+        }
     }
 }
 

@@ -83,6 +83,10 @@ pub enum Component {
     Store,
     /// A node of a cluster: the map of owners, and its part in deciding it.
     Cluster,
+    /// Whoever speaks with other processes of ours over QUIC.
+    Link,
+    /// A node or gateway of a cluster: who takes part.
+    Membership,
 }
 
 /// Time, from half a millisecond to ten seconds, with an edge at every objective (0.25 s is that of delivery).
@@ -91,6 +95,10 @@ pub const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 /// Frames, rows, recipients: from one to the largest channel.
 pub const COUNTS: &[f64] =
     &[0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0, 100_000.0];
+
+/// Round trips, from within one machine to another continent.
+pub const RTT_SECONDS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
 const TRANSPORTS: &[&str] = &["websocket", "http"];
 const CONVERSATIONS: &[&str] = &["direct", "group", "channel"];
@@ -169,6 +177,10 @@ catalogue! {
             "Keys of the issuer's set that tokens may be signed with; 0 where there is no set, or none yet.";
         AUTH_KEYS_REFRESHED_TIMESTAMP_SECONDS = "chappe_auth_keys_refreshed_timestamp_seconds", Kind::Gauge, Seconds, {},
             "When an issuer's key set was last read or fetched, since the Unix epoch.";
+        TLS_HANDSHAKES_TOTAL = "chappe_tls_handshakes_total", Kind::Counter, Count, {result: &["ok", "failed"]},
+            "Handshakes of clients, where TLS is configured.";
+        TLS_CERTIFICATE_READS_TOTAL = "chappe_tls_certificate_reads_total", Kind::Counter, Count, {result: &["ok", "failed"]},
+            "Times that a changed certificate was read; after a failure the one of before stays in force.";
         HTTP_REQUEST_DURATION_SECONDS = "chappe_http_request_duration_seconds", Kind::Histogram(SECONDS), Seconds,
             {route: OPEN, method: OPEN, status_class: &["1xx", "2xx", "3xx", "4xx", "5xx"]},
             "Time from a request's head to its response's head, by route template.";
@@ -204,9 +216,27 @@ catalogue! {
             "Questions of users' inboxes to conversations' owners: where one stands, and what a page shows of it.";
         NODE_INBOX_SETTLING_TOTAL = "chappe_node_inbox_settling_total", Kind::Counter, Count, {},
             "Lists and syncs answered before every conversation of the user had said where it stands.";
+        PRESENCE_CONNECTIONS = "chappe_presence_connections", Kind::Gauge, Count, {status: &["online", "away"]},
+            "Authenticated WebSocket connections, by whether somebody is at hand; counted once a second.";
+        PRESENCE_WATCHES = "chappe_presence_watches", Kind::Gauge, Count, {},
+            "Users looking at users: one for each pair, at the owner of who is looked at.";
+        PRESENCE_DUE = "chappe_presence_due", Kind::Gauge, Count, {},
+            "Watched users whose last change has not been told to everybody who looks: the budget of words per second is used up.";
+        PRESENCE_EVENTS_TOTAL = "chappe_presence_events_total", Kind::Counter, Count, {},
+            "Words to watchers how somebody is seen.";
+        TYPING_CONVERSATIONS = "chappe_typing_conversations", Kind::Gauge, Count, {},
+            "Conversations in which somebody is writing.";
+        TYPING_EVENTS_TOTAL = "chappe_typing_events_total", Kind::Counter, Count, {change: &["started", "stopped"]},
+            "Changes of who is writing that were told to gateways.";
         NODE_INBOX_RESETS_TOTAL = "chappe_node_inbox_resets_total", Kind::Counter, Count,
             {reason: &["new", "generation", "too_old", "ahead"]},
             "Cursors of devices that were of no use, so that they must list the inbox anew.";
+        NODE_RECEIPTS_TOTAL = "chappe_node_receipts_total", Kind::Counter, Count, {kind: &["delivered", "read"]},
+            "Times that clients said how far they have got in a conversation.";
+        NODE_RECEIPTS_TOLD = "chappe_node_receipts_told", Kind::Histogram(COUNTS), Count, {},
+            "Members whose watermarks one word to their conversation tells of; its count is that of such words.";
+        NODE_RECEIPTS_WAITING = "chappe_node_receipts_waiting", Kind::Gauge, Count, {},
+            "Conversations with watermarks that stand in memory only: a crash takes them back.";
         NODE_FANOUT_RECIPIENTS = "chappe_node_fanout_recipients", Kind::Histogram(COUNTS), Count,
             {kind: CONVERSATIONS},
             "Recipients of one event.";
@@ -218,6 +248,10 @@ catalogue! {
         STORE_ERRORS_TOTAL = "chappe_store_errors_total", Kind::Counter, Count,
             {backend: OPEN, operation: OPEN, kind: OPEN},
             "Operations of the log store that failed.";
+        STORE_REQUESTS_LIMIT = "chappe_store_requests_limit", Kind::Gauge, Count, {kind: OPEN},
+            "Statements that may be under way to the CQL servers at once; it falls when they answer late.";
+        STORE_REQUESTS_WAITING = "chappe_store_requests_waiting", Kind::Gauge, Count, {kind: OPEN},
+            "Statements that wait for their turn.";
         STORE_WAL_FSYNC_DURATION_SECONDS = "chappe_store_wal_fsync_duration_seconds", Kind::Histogram(SECONDS),
             Seconds, {},
             "Time of one group commit's sync to disk.";
@@ -256,6 +290,57 @@ catalogue! {
             "Proposals of this node, by what became of them.";
         RAFT_LOG_FSYNC_DURATION_SECONDS = "chappe_raft_log_fsync_duration_seconds", Kind::Histogram(SECONDS), Seconds, {},
             "Time of one sync of the log of decisions.";
+    }
+    Link {
+        QUIC_CONNECTIONS = "chappe_quic_connections", Kind::Gauge, Count,
+            {role: &["node", "gateway"], side: &["dialled", "accepted"]},
+            "Connections to other processes, by what they are and who dialled.";
+        QUIC_DIALS_TOTAL = "chappe_quic_dials_total", Kind::Counter, Count, {result: &["connected", "refused", "failed"]},
+            "Attempts to reach another process.";
+        QUIC_REFUSALS_TOTAL = "chappe_quic_refusals_total", Kind::Counter, Count,
+            {side: &["dialled", "accepted"], reason: &["certificate", "expired", "unknown_authority", "alpn", "name", "somebody_else",
+                "itself", "cluster", "version", "stale", "malformed", "late", "busy"]},
+            "Handshakes that came to nothing because one side refused, by reason.";
+        QUIC_DISCONNECTS_TOTAL = "chappe_quic_disconnects_total", Kind::Counter, Count,
+            {reason: &["goodbye", "silence", "reset", "transport", "queue", "length", "checksum", "lane", "panic", "superseded",
+                "cluster", "introduction", "closed"]},
+            "Connections that ended, by reason.";
+        QUIC_FRAMES_TOTAL = "chappe_quic_frames_total", Kind::Counter, Count, {direction: &["sent", "received"]},
+            "Frames on lanes.";
+        QUIC_FRAME_BYTES_TOTAL = "chappe_quic_frame_bytes_total", Kind::Counter, Bytes, {direction: &["sent", "received"]},
+            "Frames on lanes, in bytes with their headers.";
+        QUIC_DATAGRAMS_TOTAL = "chappe_quic_datagrams_total", Kind::Counter, Count,
+            {result: &["sent", "received", "dropped", "malformed"]},
+            "Datagrams, which may get lost; dropped are those that were not sent because they were too large or too many.";
+        QUIC_QUESTIONS_TOTAL = "chappe_quic_questions_total", Kind::Counter, Count,
+            {result: &["answered", "unreachable", "lost", "served", "declined"]},
+            "Questions by what became of them: asked by this process, and (served, declined) asked of it.";
+        QUIC_QUESTION_DURATION_SECONDS = "chappe_quic_question_duration_seconds", Kind::Histogram(SECONDS), Seconds, {},
+            "From a question of this process to its answer.";
+        QUIC_RTT_SECONDS = "chappe_quic_rtt_seconds", Kind::Histogram(RTT_SECONDS), Seconds, {},
+            "Round trips of all connections, every five seconds.";
+        QUIC_LOST_PACKETS_TOTAL = "chappe_quic_lost_packets_total", Kind::Counter, Count, {},
+            "Packets that were sent and had to be sent again.";
+    }
+    Membership {
+        SWIM_MEMBERS = "chappe_swim_members", Kind::Gauge, Count,
+            {role: &["node", "gateway"], state: &["up", "suspect", "down"]},
+            "Other members of the cluster as this process knows them; suspect ones count as up until they are down.";
+        SWIM_CHANGES_TOTAL = "chappe_swim_changes_total", Kind::Counter, Count, {change: &["up", "down", "renewed"]},
+            "Members that came up (or came back) and went down here; renewed: this process was held for down and contradicted.";
+        SWIM_PROBES_FAILED_TOTAL = "chappe_swim_probes_failed_total", Kind::Counter, Count, {},
+            "Members that answered neither this process nor those that it asked to try.";
+        SWIM_CONTESTED_TOTAL = "chappe_swim_contested_total", Kind::Counter, Count, {},
+            "Times that a later life of this process was known than it lives: once after a clock went back; without end if two have one name.";
+        SWIM_SLEPT_TOTAL = "chappe_swim_slept_total", Kind::Counter, Count, {},
+            "Times that membership acted so late that the process must have stood still.";
+        SWIM_PACKETS_TOTAL = "chappe_swim_packets_total", Kind::Counter, Count, {direction: &["in", "out"]},
+            "Datagrams of membership, dropped ones included.";
+        SWIM_BYTES_TOTAL = "chappe_swim_bytes_total", Kind::Counter, Bytes, {direction: &["in", "out"]},
+            "Bytes of those datagrams.";
+        SWIM_DROPPED_TOTAL = "chappe_swim_dropped_total", Kind::Counter, Count,
+            {reason: &["size", "version", "seal", "replayed", "cluster", "malformed", "unsent"]},
+            "Datagrams that were not heeded, by why; seal: another key or other bytes than were sent; unsent: this system did not take it.";
     }
 }
 
@@ -488,8 +573,15 @@ impl Component {
     pub const ALL: &'static [Component] = &[Component::Process, Component::Gateway, Component::Node, Component::Store];
 
     /// All that there is.
-    pub const EVERY: &'static [Component] =
-        &[Component::Process, Component::Gateway, Component::Node, Component::Store, Component::Cluster];
+    pub const EVERY: &'static [Component] = &[
+        Component::Process,
+        Component::Gateway,
+        Component::Node,
+        Component::Store,
+        Component::Cluster,
+        Component::Link,
+        Component::Membership,
+    ];
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! - [`vitals`]: the `process_*` metrics, read from `/proc`
 //! - [`health`]: named conditions; alive, started, ready
 //! - [`admin`]: the port that shows all of this over HTTP
+//! - [`network`]: how the processes of one cluster find and trust each other
 //! - [`shutdown`]: signals, and the stages in which a process leaves
 //!
 //! Nothing here knows what a conversation is.
@@ -21,6 +22,8 @@ pub mod files;
 pub mod health;
 pub mod log;
 pub mod metrics;
+pub mod network;
+pub mod operator;
 pub mod shutdown;
 pub mod version;
 pub mod vitals;

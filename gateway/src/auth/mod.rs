@@ -32,7 +32,7 @@ mod fetch;
 pub mod jwt;
 pub mod key_set;
 pub mod keys;
-mod source;
+pub(crate) mod source;
 
 pub use api_keys::{ApiKeys, Caller};
 pub use dev::{DevTokens, Issued};

@@ -43,7 +43,7 @@ pub(super) struct File {
 
 /// Tells whether a file has become another: when it was written, its size, and its number, since a mounted secret is
 /// replaced by exchanging what a link names.
-type Print = Option<(i64, i64, u64, u64)>;
+pub(crate) type Print = Option<(i64, i64, u64, u64)>;
 
 impl File {
     pub(super) fn new(path: &Path) -> Self {
@@ -73,7 +73,8 @@ pub(super) fn read(path: &Path, algorithm: Algorithm) -> Result<KeySet, SetupErr
     KeySet::parse(&content, algorithm).map_err(refused)
 }
 
-fn print(path: &Path) -> Print {
+/// A file as it is now.
+pub(crate) fn print(path: &Path) -> Print {
     let found = fs::metadata(path).ok()?;
     Some((found.mtime(), found.mtime_nsec(), found.size(), found.ino()))
 }

@@ -65,11 +65,7 @@ async fn perform(
     request: Request,
 ) -> Result<Response, Refused> {
     let (mut parts, body) = request.into_parts();
-    let caller = authenticate(&gateway, &about, &parts.headers).await?;
-    if let Some(scope) = row.scope().filter(|scope| !caller.may(*scope)) {
-        let detail = format!("the API key `{}` lacks the scope `{}`", caller.name, scope.name());
-        return Err(Error::new(Code::Forbidden).with_detail(detail).into());
-    }
+    let caller = permit(&gateway, &about, &parts.headers, row).await?;
     let path = path_of(RawPathParams::from_request_parts(&mut parts, &()).await)?;
     let field = if row.is_for_users() { AS } else { "user" };
     let named = path.iter().find(|(name, _)| *name == field).map(|(_, value)| UserId::new(value));
@@ -84,6 +80,21 @@ async fn perform(
     }
     let actor = Actor { user, device: None, by: By::Key(Arc::clone(&caller.name)) };
     operate(&gateway, row, http, actor, &path, parts, body).await
+}
+
+/// The server-side caller whose key stands in the headers, if it may ask this.
+pub(crate) async fn permit(
+    gateway: &Gateway,
+    about: &About,
+    headers: &HeaderMap,
+    row: &Operation,
+) -> Result<Arc<Caller>, Refused> {
+    let caller = authenticate(gateway, about, headers).await?;
+    if let Some(scope) = row.scope().filter(|scope| !caller.may(*scope)) {
+        let detail = format!("the API key `{}` lacks the scope `{}`", caller.name, scope.name());
+        return Err(Error::new(Code::Forbidden).with_detail(detail).into());
+    }
+    Ok(caller)
 }
 
 async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> Result<Arc<Caller>, Refused> {

@@ -12,9 +12,16 @@ pub(crate) fn json(status: u16, body: Vec<u8>) -> Response {
     typed(status, body, "application/json")
 }
 
+/// A document in JSON that is the same for everybody.
+pub(crate) fn document(json: &'static str) -> Response {
+    let mut response = typed(200, json, "application/json");
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
 /// A page that loads nothing from elsewhere and talks to nobody but this server.
 pub(crate) fn page(html: &'static str) -> Response {
-    let mut response = typed(200, html.as_bytes().to_vec(), "text/html; charset=utf-8");
+    let mut response = typed(200, html, "text/html; charset=utf-8");
     let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     response
@@ -67,8 +74,8 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-fn typed(status: u16, body: Vec<u8>, content_type: &'static str) -> Response {
-    let mut response = Response::new(Body::from(body));
+fn typed(status: u16, body: impl Into<Body>, content_type: &'static str) -> Response {
+    let mut response = Response::new(body.into());
     // The tables hold valid statuses only.
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

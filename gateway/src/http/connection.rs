@@ -1,4 +1,5 @@
-//! One HTTP/1.1 connection: its requests one after the other, until it ends or becomes a WebSocket.
+//! One HTTP/1.1 connection: its requests one after the other, until it ends or becomes a WebSocket. What every answer has
+//! over HTTP/2 too.
 
 use std::{
     convert::Infallible,
@@ -17,7 +18,8 @@ use std::{
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use chappe_schema::error::{Code, Error};
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -26,17 +28,18 @@ use tokio::{
 };
 use tower::Service as _;
 
-use super::{answer, origin, proxy, routes::Routes};
+use super::{answer, http2::Busy, origin, proxy, routes::Routes};
 use crate::{
     gateway::{Gateway, log},
+    grpc::services,
     limiter::{Key, Scope},
-    websocket::upgrade,
+    websocket::{encode::Format, upgrade},
 };
 
 /// How an HTTP connection ended.
 pub(crate) enum End<IO> {
     /// It is a WebSocket now; the bytes came behind the handshake.
-    Upgraded(IO, Bytes),
+    Upgraded(IO, Bytes, Format),
     /// All is answered.
     Done(IO),
     /// This is still to be said, and then it is over.
@@ -46,7 +49,7 @@ pub(crate) enum End<IO> {
 }
 
 /// How long a stranger may take for its first request's head.
-const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a later head may take, which includes the pause before it: longer than the minute after which common
 /// proxies give up a connection they keep, since whoever ends it first must not be us.
@@ -64,7 +67,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stage = Arc::new(AtomicU8::new(SILENT));
-    let edge = Edge { gateway: Arc::clone(gateway), routes, peer, stage: Arc::clone(&stage) };
+    let edge = Edge { gateway: Arc::clone(gateway), routes, peer, stage: Arc::clone(&stage), busy: None };
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX);
@@ -93,7 +96,10 @@ where
     let has_begun = !parts.read_buf.is_empty();
     let late = || Error::new(Code::RequestTimeout).with_detail("the request's head did not arrive in time");
     match ended {
-        Some(Ok(())) if stage.load(Ordering::Relaxed) == UPGRADED => End::Upgraded(io, parts.read_buf),
+        Some(Ok(())) if stage.load(Ordering::Relaxed) == UPGRADED => End::Upgraded(io, parts.read_buf, Format::Json),
+        Some(Ok(())) if stage.load(Ordering::Relaxed) == UPGRADED_TO_PROTOBUF => {
+            End::Upgraded(io, parts.read_buf, Format::Protobuf)
+        }
         Some(Ok(())) => End::Done(io),
         Some(Err(_)) if status.is_some() => End::Refused(io, broken_head(status)),
         // The pause between two requests may be as long as it likes to be, and ends without a word.
@@ -181,6 +187,8 @@ const SILENT: u8 = 0;
 const ASKED: u8 = 1;
 /// A WebSocket was asked for and granted.
 const UPGRADED: u8 = 2;
+/// The same, of the subprotocol `chappe.v1.protobuf`.
+const UPGRADED_TO_PROTOBUF: u8 = 3;
 
 /// What a handler knows about its request beside the request.
 #[derive(Clone)]
@@ -193,12 +201,22 @@ pub(crate) struct About {
     pub(crate) began: Instant,
 }
 
-struct Edge {
+/// What answers the requests of a connection.
+pub(crate) struct Edge {
     gateway: Arc<Gateway>,
     routes: Routes,
     peer: IpAddr,
     /// Where the connection is: what its server cannot tell.
     stage: Arc<AtomicU8>,
+    /// What an HTTP/2 connection is told of its requests.
+    busy: Option<Arc<Busy>>,
+}
+
+impl Edge {
+    /// Of an HTTP/2 connection.
+    pub(crate) fn of_http2(gateway: Arc<Gateway>, routes: Routes, peer: IpAddr, busy: Arc<Busy>) -> Self {
+        Self { gateway, routes, peer, stage: Arc::default(), busy: Some(busy) }
+    }
 }
 
 impl Service<Request<Incoming>> for Edge {
@@ -212,6 +230,7 @@ impl Service<Request<Incoming>> for Edge {
         let stage = Arc::clone(&self.stage);
         stage.store(ASKED, Ordering::Relaxed);
         let peer = self.peer;
+        let answering = self.busy.as_ref().map(Busy::begin);
         Box::pin(async move {
             let about = About {
                 request_id: request_id(),
@@ -226,7 +245,16 @@ impl Service<Request<Incoming>> for Edge {
             if let Ok(id) = id {
                 headers.insert(REQUEST_ID, id);
             }
-            Ok(response)
+            // It is over when the last of its answer is.
+            Ok(match answering {
+                Some(answering) => response.map(|body| {
+                    Body::new(body.map_frame(move |frame| {
+                        let _ = &answering;
+                        frame
+                    }))
+                }),
+                None => response,
+            })
         })
     }
 }
@@ -241,6 +269,9 @@ async fn answer(
     about: About,
     mut request: Request<Incoming>,
 ) -> Response {
+    if request.version() == Version::HTTP_2 && services::is_grpc(request.headers()) {
+        return routes.grpc.answer(about, request.map(Body::new)).await;
+    }
     let is_websocket = request.uri().path() == upgrade::PATH;
     if request.method() == Method::OPTIONS {
         let mut response = Response::new(Body::empty());
@@ -257,8 +288,12 @@ async fn answer(
             Err(error) => Err(error),
         };
         return match accepted {
-            Ok(response) => {
-                stage.store(UPGRADED, Ordering::Relaxed);
+            Ok((response, format)) => {
+                let upgraded = match format {
+                    Format::Json => UPGRADED,
+                    Format::Protobuf => UPGRADED_TO_PROTOBUF,
+                };
+                stage.store(upgraded, Ordering::Relaxed);
                 response
             }
             Err(error) => {
@@ -278,7 +313,7 @@ async fn answer(
         };
     }
     request.extensions_mut().insert(about);
-    match routes.call(request.map(Body::new)).await {
+    match routes.http.call(request.map(Body::new)).await {
         Ok(response) => response,
         Err(never) => match never {},
     }

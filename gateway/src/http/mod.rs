@@ -1,6 +1,8 @@
 //! HTTP and JSON: the table of operations as routes.
 //!
-//! - [`connection`]: one connection's requests, and what every answer has
+//! - [`first`]: which HTTP a connection speaks
+//! - [`connection`]: one HTTP/1.1 connection's requests, and what every answer has
+//! - [`http2`]: one HTTP/2 connection
 //! - [`routes`]: which path leads where, walked from the table
 //! - [`admin`]: the routes of server-side callers
 //! - [`arguments`]: path, query, headers and body become one JSON object
@@ -9,11 +11,13 @@
 //! - [`proxy`]: who a request comes from
 //! - [`dev_tokens`]: tokens for newcomers, on loopback only
 
-mod admin;
+pub(crate) mod admin;
 pub(crate) mod answer;
 pub(crate) mod arguments;
 pub(crate) mod connection;
 pub(crate) mod dev_tokens;
+pub(crate) mod first;
+pub(crate) mod http2;
 pub(crate) mod origin;
 pub mod proxy;
 pub(crate) mod routes;

@@ -1,6 +1,9 @@
 //! Which path leads where: walked from the table of operations, so that HTTP offers what the other transports offer.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use axum::{
     Router,
@@ -15,6 +18,7 @@ use chappe_schema::{
     command::Command,
     error::{Code, Error, excerpt},
     operation::{Http, Method, OPERATIONS, Operation},
+    reply::Reply,
     wire::Actor,
 };
 use http::{HeaderMap, HeaderValue, header, request::Parts};
@@ -25,15 +29,27 @@ use super::{admin, answer, arguments, connection::About, dev_tokens};
 use crate::{
     auth::Identity,
     gateway::{Gateway, log, scope},
+    grpc::services::Services,
     limiter::{Decision, Key, Scope},
     route::Pending,
 };
 
-/// The routes of a gateway, cheap to clone.
-pub(crate) type Routes = Router;
+/// Everything that is not a WebSocket, cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Routes {
+    /// What HTTP with JSON offers.
+    pub(crate) http: Router,
+    /// What gRPC offers.
+    pub(crate) grpc: Services,
+}
 
-/// Everything that is not a WebSocket.
+/// The routes of a gateway.
 pub(crate) fn of(gateway: &Arc<Gateway>) -> Routes {
+    Routes { http: json(gateway), grpc: Services::of(gateway) }
+}
+
+/// The operations, and what the server says of itself.
+fn json(gateway: &Arc<Gateway>) -> Router {
     let mut router = Router::new();
     for row in OPERATIONS.iter().filter(|row| row.is_for_users()) {
         if let Some(http) = &row.http {
@@ -54,6 +70,8 @@ pub(crate) fn of(gateway: &Arc<Gateway>) -> Routes {
     let (gateway, same) = (Arc::clone(gateway), Arc::clone(gateway));
     router
         .route("/", get(move |headers: HeaderMap| async move { greet(&headers, has_page) }))
+        .route("/openapi.json", get(|| async { answer::document(OPENAPI) }))
+        .route("/docs", get(|| async { answer::page(DOCS) }))
         .fallback(move |request| missing.clone().time(request, gateway.clone(), not_found))
         .method_not_allowed_fallback(move |request| wrong.clone().time(request, same.clone(), not_allowed))
 }
@@ -69,18 +87,24 @@ fn greet(headers: &HeaderMap, has_page: bool) -> Response {
 
 const PAGE: &str = include_str!("page.html");
 
+/// A page that shows [`OPENAPI`] to people.
+const DOCS: &str = include_str!("docs.html");
+
+/// Everything that HTTP offers, for programs. A test of `schema` holds it to the tables.
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+
 const GREETING: &str = concat!(
     r#"{"service":"chappe","version":""#,
     env!("CARGO_PKG_VERSION"),
-    r#"","websocket":"/v1/ws","http":"/v1","docs":"see README.md"}"#
+    r#"","websocket":"/v1/ws","http":"/v1","openapi":"/openapi.json","docs":"/docs"}"#
 );
 
 fn operation(gateway: &Arc<Gateway>, row: &'static Operation, http: &'static Http) -> MethodRouter {
     let gateway = Arc::clone(gateway);
     let watched = Arc::new(Watched::new(http.path, http.method.name()));
     let handler = move |request| {
-        let perform = move |gateway, about, request| perform(gateway, row, http, about, request);
-        watched.clone().time(request, gateway.clone(), perform)
+        let ask = move |gateway, about, request| ask(gateway, row, http, about, request);
+        watched.clone().time(request, gateway.clone(), ask)
     };
     on(filter(http.method), handler)
 }
@@ -96,7 +120,7 @@ pub(super) const fn filter(method: Method) -> MethodFilter {
 }
 
 /// A user's operation.
-async fn perform(
+async fn ask(
     gateway: Arc<Gateway>,
     row: &'static Operation,
     http: &'static Http,
@@ -127,7 +151,23 @@ pub(super) async fn operate(
     let body = arguments::body(http.method, &parts.headers, body).await?;
     let mut ignored = Vec::new();
     let fields = path.iter().filter(|(name, _)| *name != admin::AS);
-    let json = arguments::assemble(row, http, fields, &parts.uri, &parts.headers, &body, &mut ignored)?;
+    let arguments = arguments::assemble(row, http, fields, &parts.uri, &parts.headers, &body, &mut ignored)?;
+    let (reply, decision) = perform(gateway, row, actor, &arguments, &mut ignored).await?;
+    let mut json = Vec::with_capacity(256);
+    reply.write_json(&mut json, &ignored);
+    let mut response = answer::json(http.status, json);
+    answer::limits(response.headers_mut(), &decision);
+    Ok(response)
+}
+
+/// One operation, once it is known who asks and what: over HTTP and over gRPC.
+pub(crate) async fn perform(
+    gateway: &Gateway,
+    row: &'static Operation,
+    actor: Actor,
+    arguments: &str,
+    ignored: &mut Vec<String>,
+) -> Result<(Reply, Decision), Refused> {
     let (scope, key) = match &actor.by {
         By::Token(_) => (scope(row.op), Key::User(actor.user.as_str())),
         By::Key(name) => (Scope::ApiKeys, Key::Caller(name)),
@@ -140,20 +180,16 @@ pub(super) async fn operate(
     if row.is_for_users() {
         gateway.check_access(&actor).await.map_err(refused)?;
     }
-    let decoded = Command::decode(row.op, &actor.user, &json, &mut ignored).map_err(refused)?;
+    let decoded = Command::decode(row.op, &actor.user, arguments, ignored).map_err(refused)?;
     let (answer, reply) = oneshot::channel();
     gateway.ask(Pending::Waiter(row.op, answer), actor, decoded.id, decoded.command);
     // Every question is answered, by the sweep if by nobody else; the sender is dropped only with the gateway.
     let reply = reply.await.unwrap_or_else(|_| Err(Error::new(Code::GoingAway)));
-    let reply = reply.map_err(refused)?;
-    let mut json = Vec::with_capacity(256);
-    reply.write_json(&mut json, &ignored);
-    let mut response = answer::json(http.status, json);
-    answer::limits(response.headers_mut(), &decision);
-    Ok(response)
+    Ok((reply.map_err(refused)?, decision))
 }
 
-async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> Result<Identity, Refused> {
+/// The user whose token stands in the headers.
+pub(crate) async fn authenticate(gateway: &Gateway, about: &About, headers: &HeaderMap) -> Result<Identity, Refused> {
     let token = match headers.get(header::AUTHORIZATION) {
         None => "",
         Some(value) => bearer(value)
@@ -171,7 +207,7 @@ pub(super) async fn refuse(gateway: &Gateway, about: &About, error: Error) -> Re
     if decision.allowed { error.into() } else { Refused::limited(decision) }
 }
 
-pub(super) fn bearer(value: &HeaderValue) -> Option<&str> {
+pub(crate) fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
@@ -206,14 +242,14 @@ impl From<Error> for Refused {
 }
 
 /// One route's durations. Handles are made when a class of statuses is first met, and kept.
-pub(super) struct Watched {
+pub(crate) struct Watched {
     route: &'static str,
     method: &'static str,
     by_class: [OnceLock<Histogram>; 5],
 }
 
 impl Watched {
-    pub(super) const fn new(route: &'static str, method: &'static str) -> Self {
+    pub(crate) const fn new(route: &'static str, method: &'static str) -> Self {
         Self { route, method, by_class: [const { OnceLock::new() }; 5] }
     }
 
@@ -234,13 +270,18 @@ impl Watched {
             answer::limits(response.headers_mut(), &decision);
             response
         });
-        let class = usize::from(response.status().as_u16() / 100).clamp(1, 5) - 1;
+        self.note(response.status().as_u16(), began);
+        response
+    }
+
+    /// Notes how long an answer took.
+    pub(crate) fn note(&self, status: u16, began: Instant) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
         let name = ["1xx", "2xx", "3xx", "4xx", "5xx"][class];
         let (route, method) = (self.route, self.method);
         let histogram = self.by_class[class].get_or_init(
             || histogram!(HTTP_REQUEST_DURATION_SECONDS, "route" => route, "method" => method, "status_class" => name),
         );
         histogram.record(began.elapsed().as_secs_f64());
-        response
     }
 }

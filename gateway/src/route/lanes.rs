@@ -252,6 +252,11 @@ impl<P> Lanes<P> {
         expired
     }
 
+    /// Whom answers are waited for.
+    pub fn pending(&self) -> impl Iterator<Item = &P> {
+        self.questions.iter().map(|(_, question)| &question.pending)
+    }
+
     /// Whether a lane waits for an owner: [`resume`](Self::resume) is to be called soon.
     #[must_use]
     pub const fn is_waiting(&self) -> bool {
@@ -418,6 +423,7 @@ mod tests {
                         let make = |number| {
                             made = number;
                             Ask::Connect(Arc::new(Connecting {
+                                again: false,
                                 correlation: Correlation(number),
                                 actor: Actor { user: UserId::new("ada").unwrap(), device: None, by: By::Token(Token::default()) },
                                 connection: chappe_schema::id::ConnectionSlot(0),

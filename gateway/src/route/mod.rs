@@ -13,8 +13,9 @@ use chappe_schema::{
     limit::{COMMAND_DEADLINE_MS, PAGE_IN_FLIGHT_WEIGHT},
     operation::{Identity, Op},
     reply::Reply,
-    wire::{Correlation, Lane, Owner, ToGateway},
+    wire::{Correlation, Lane, Owner, ToGateway, ToNode},
 };
+use hashbrown::HashSet;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
@@ -85,8 +86,8 @@ const SHARD_BITS: u32 = SHARDS.trailing_zeros();
 /// by the deadline, and answers what it has.
 const GRACE_S: u32 = 2;
 
-/// What a node answered at once, to be looked at when the lanes are free again.
-pub(crate) type AtOnce = Vec<ToGateway>;
+/// What nodes answered at once, and in which session, to be looked at when the lanes are free again.
+pub(crate) type AtOnce = Vec<(SessionId, Vec<ToGateway>)>;
 
 impl Route {
     pub(crate) fn new() -> Self {
@@ -112,7 +113,11 @@ impl Route {
         let mut lanes = shard.lock();
         let make = |number: u64| make(correlation(number, index));
         match lanes.ask(partition, pending, deadline, links.owner(partition), now, make) {
-            Some((to, message)) => links.send(to, message),
+            Some((to, message)) => {
+                let mut at_once = AtOnce::new();
+                send(links, to, message, &mut at_once);
+                at_once
+            }
             None => {
                 self.waiting.notify_one();
                 AtOnce::new()
@@ -144,7 +149,7 @@ impl Route {
     ) -> AtOnce {
         let mut at_once = Vec::new();
         let mut lanes = self.shard(partition).1.lock();
-        act(&mut lanes, &mut |(to, message)| at_once.extend(links.send(to, message)));
+        act(&mut lanes, &mut |(to, message)| send(links, to, message, &mut at_once));
         if lanes.is_waiting() {
             self.waiting.notify_one();
         }
@@ -155,6 +160,16 @@ impl Route {
     pub(crate) fn lost(&self, session: SessionId, now: Millis) {
         self.shards.iter().for_each(|lanes| lanes.lock().lost(session, now));
         self.waiting.notify_one();
+    }
+
+    /// The connections whose registration with another owner is not answered yet.
+    pub(crate) fn rejoining(&self) -> HashSet<ConnectionSlot> {
+        let mut slots = HashSet::new();
+        for lanes in &self.shards {
+            let waiting = |pending: &Pending| if let Pending::Rejoin(slot) = pending { Some(*slot) } else { None };
+            slots.extend(lanes.lock().pending().filter_map(waiting));
+        }
+        slots
     }
 
     /// Resolves when a lane waits for an owner.
@@ -171,7 +186,7 @@ impl Route {
     pub(crate) fn resume(&self, now: Millis, links: &dyn Links) -> AtOnce {
         let mut at_once = Vec::new();
         for lanes in &self.shards {
-            let send = &mut |(to, message)| at_once.extend(links.send(to, message));
+            let send = &mut |(to, message)| send(links, to, message, &mut at_once);
             lanes.lock().resume(now, |partition| links.owner(partition), send);
         }
         at_once
@@ -186,6 +201,14 @@ impl Route {
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|lanes| lanes.lock().len()).sum()
+    }
+}
+
+/// Nearly always nothing is answered at once, and nothing is allocated.
+fn send(links: &dyn Links, to: SessionId, message: ToNode, at_once: &mut AtOnce) {
+    let answers = links.send(to, message);
+    if !answers.is_empty() {
+        at_once.push((to, answers));
     }
 }
 
@@ -230,7 +253,10 @@ impl Pending {
             }
         };
         match op.row().identity {
-            Identity::ReadOnly | Identity::Connection => Error::new(Code::Unavailable),
+            // What only raises numbers may be said again, whether or not it was heard.
+            Identity::ReadOnly | Identity::Connection | Identity::Ephemeral | Identity::Watermark => {
+                Error::new(Code::Unavailable)
+            }
             Identity::ClientMsgId | Identity::Key | Identity::CreationKey => Error::new(Code::OutcomeUnknown),
         }
     }
@@ -245,6 +271,7 @@ pub(crate) const fn weight(op: Op) -> u32 {
         | Op::MessageList
         | Op::MessageHistory
         | Op::ReactionList
+        | Op::ReceiptList
         | Op::EventList => PAGE_IN_FLIGHT_WEIGHT as u32,
         _ => 1,
     }

@@ -4,7 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chappe_cluster::process::metrics::{Component, Metrics};
+use chappe_cluster::{
+    link::memory::MemoryLink,
+    process::metrics::{Component, Metrics},
+};
 use chappe_schema::{
     access::{By, Token},
     command::Command,
@@ -50,7 +53,8 @@ impl World {
         let limiter = Arc::new(Local::new(limits));
         let node = Node::new();
         let metrics = Metrics::detached(&[Component::Gateway]).unwrap();
-        let join = || Gateway::join(config, auth, limiter, GatewayId(1), Arc::clone(&node) as _);
+        let connect = |id, port| Arc::new(MemoryLink::join(id, Arc::clone(&node) as _, port)) as _;
+        let join = || Gateway::join(config, auth, None, limiter, GatewayId(1), connect);
         let gateway = metrics.within(join);
         Self { gateway, node, metrics, _data: data }
     }
@@ -73,7 +77,7 @@ impl World {
 
     async fn stranger(&self, pipe: usize) -> Client {
         let (ours, theirs) = duplex(pipe);
-        crate::websocket::begin(theirs, &[], &self.gateway);
+        crate::websocket::begin(theirs, &[], &self.gateway, crate::websocket::encode::Format::Json);
         let mut client = Client(ours);
         assert!(client.text().await["hello"].is_object());
         client

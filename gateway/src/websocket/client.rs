@@ -17,18 +17,20 @@ use chappe_schema::{
     inbox::Cursor,
     limit::{FRAME_BYTES_MAX, RATE_LIMITED_MAX, UNAUTHENTICATED_BYTES_MAX},
     operation::Op,
+    proto::frame::client_frame,
     reply::Reply,
     wire::Actor,
 };
 
 use super::{
+    encode::Format,
     outbox::{Closing, Entry, Outbox, Taken, Wakers, close_code},
     reader::Broken,
     socket::{CLOSING_S_MAX, Phase},
 };
 use crate::{
     connection::Connection,
-    gateway::{Gateway, log, scope, wake},
+    gateway::{Gateway, cost, log, scope, wake},
     limiter::{Decision, Key, Scope, Verdict},
     meters::{Reason, Task},
     resume::Resuming,
@@ -47,6 +49,8 @@ pub(crate) struct Client {
     pub(crate) control: Option<Box<[u8]>>,
     /// Whether the reader still holds what it read.
     pub(crate) broke_off: bool,
+    /// How frames are encoded.
+    pub(crate) format: Format,
     /// Whether a node knows of the connection.
     registered: bool,
     /// What was read before `connect`.
@@ -71,8 +75,9 @@ struct Held {
 // === what the socket tells ===
 
 impl Client {
-    pub(crate) fn new(gateway: Arc<Gateway>, connection: Arc<Connection>, has_kept: bool) -> Self {
+    pub(crate) fn new(gateway: Arc<Gateway>, connection: Arc<Connection>, format: Format, has_kept: bool) -> Self {
         gateway.meters.websocket.open();
+        connection.outbox.lock().format = format;
         let client = Self {
             gateway,
             connection,
@@ -80,6 +85,7 @@ impl Client {
             why: Reason::Client,
             control: None,
             broke_off: has_kept,
+            format,
             registered: false,
             unauthenticated_bytes: 0,
             refused: 0,
@@ -244,6 +250,17 @@ impl Client {
         flow
     }
 
+    /// A message of `chappe.v1.protobuf`: one frame, which says what a frame of JSON could say.
+    pub(crate) fn binary(&mut self, bytes: &[u8]) -> ControlFlow<()> {
+        match client_frame(bytes) {
+            Ok(json) => self.text(&json),
+            Err((id, error)) => {
+                self.refuse_uncounted(id.map(RequestId::Number).as_ref(), &error);
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
     fn has_room(&self) -> bool {
         let held = self.held.as_ref().is_some_and(|held| held.asked.is_some());
         !held && {
@@ -296,7 +313,8 @@ impl Client {
                 match Command::decode(op, &who.user, args.get(), &mut ignored) {
                     Err(error) => self.refuse_uncounted(id.as_ref(), &error),
                     Ok(decoded) => {
-                        let verdict = self.gateway.limiter.check(scope(op), Key::User(who.user.as_str()), 1);
+                        let cost = cost(&decoded.command);
+                        let verdict = self.gateway.limiter.check(scope(op), Key::User(who.user.as_str()), cost);
                         let asking = Asking { connection: self.connection.slot, op, id, ignored };
                         match verdict {
                             Verdict::Ready(decision) => self.decided(decision, asking, decoded),
@@ -315,11 +333,27 @@ impl Client {
         self.refused = self.refused.saturating_sub(1);
         let Some(actor) = self.connection.actor() else { return };
         let Decoded { command, id } = decoded;
+        if takes_somebody(&command)
+            && let Some(attention) = self.connection.act(self.gateway.clock.seconds())
+        {
+            self.gateway.attend(&self.connection, attention);
+        }
         let pending = match command {
             Command::ConversationClose { conversation } => {
                 self.connection.outbox.lock().shut(conversation);
                 self.gateway.listeners.leave(conversation, self.connection.slot, &*self.gateway.link);
                 return self.done(asking.id.as_ref(), &asking.ignored);
+            }
+            Command::PresenceAway { away } => {
+                let attention = self.connection.declare(away);
+                self.gateway.attend(&self.connection, attention);
+                return self.done(asking.id.as_ref(), &asking.ignored);
+            }
+            Command::PresenceWatch { watches } => {
+                let attention = self.connection.look(watches);
+                // Answered first: what is known of them follows.
+                self.done(asking.id.as_ref(), &asking.ignored);
+                return self.gateway.attend(&self.connection, attention);
             }
             Command::ConversationOpen { conversation } => {
                 // A statement of its own: the lock must be free again when the refusal is pushed.
@@ -471,5 +505,14 @@ impl Drop for Client {
             self.gateway.meters.panics(Task::WebSocket).increment(1);
         }
         self.gateway.meters.websocket.close(self.why);
+    }
+}
+
+/// Whether somebody is at hand who wants it: a client says by itself where it looks, and what has reached it.
+fn takes_somebody(command: &Command) -> bool {
+    match command {
+        Command::PresenceAway { .. } | Command::PresenceWatch { .. } | Command::ConversationDelivered { .. } => false,
+        Command::ReceiptPut { progress, .. } => progress.iter().any(|one| one.read.is_some()),
+        _ => true,
     }
 }

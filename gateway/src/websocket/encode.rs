@@ -1,34 +1,132 @@
 //! Frames as the server writes them (RFC 6455 §5.2): never masked, never in fragments.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use chappe_schema::{
-    event::Event,
+    event::{Event, Fact},
     frame,
     id::{ConversationId, Seq},
+    proto::frame::{Answer, server_frame, write_event},
 };
 
-/// An event's complete frame, encoded once and shared by every connection that it goes to.
+/// How a connection's frames are encoded: its subprotocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// `chappe.v1.json`.
+    #[default]
+    Json,
+    /// `chappe.v1.protobuf`.
+    Protobuf,
+}
+
+/// An event's complete frames: each is encoded once, when it is first needed, and shared by every connection that it
+/// goes to.
 #[derive(Debug)]
 pub(crate) struct Encoded {
     /// Whose event it is: what is dropped at the brim is remembered by conversation.
     pub(crate) conversation: ConversationId,
     /// Its place.
     pub(crate) seq: Seq,
+    /// Whether it ends somebody's membership: what may get lost and came before it is written before it.
+    pub(crate) parts: bool,
+    event: Arc<Event>,
     /// Header and payload.
-    pub(crate) frame: Box<[u8]>,
+    json: OnceLock<Box<[u8]>>,
+    protobuf: OnceLock<Box<[u8]>>,
 }
 
 impl Encoded {
-    pub(crate) fn event(conversation: ConversationId, event: &Event) -> Arc<Self> {
-        let mut frame = Vec::with_capacity(384);
-        text(&mut frame, |payload| frame::write_event(payload, conversation, event));
-        Arc::new(Self { conversation, seq: event.seq, frame: frame.into_boxed_slice() })
+    pub(crate) fn event(conversation: ConversationId, event: &Arc<Event>) -> Arc<Self> {
+        let parts = matches!(event.fact, Fact::MemberLeft { .. } | Fact::ConversationDeleted);
+        let (seq, event) = (event.seq, Arc::clone(event));
+        Arc::new(Self { conversation, seq, parts, event, json: OnceLock::new(), protobuf: OnceLock::new() })
     }
+
+    /// The frame of a format.
+    pub(crate) fn frame(&self, format: Format) -> &[u8] {
+        let made = match format {
+            Format::Json => &self.json,
+            Format::Protobuf => &self.protobuf,
+        };
+        made.get_or_init(|| {
+            let mut frame = Vec::with_capacity(384);
+            event(&mut frame, format, self.conversation, &self.event);
+            frame.into_boxed_slice()
+        })
+    }
+}
+
+/// Appends an event's frame.
+pub(crate) fn event(out: &mut Vec<u8>, format: Format, conversation: ConversationId, event: &Event) {
+    write(out, format, |payload| match format {
+        Format::Json => frame::write_event(payload, conversation, event),
+        Format::Protobuf => write_event(payload, conversation, event),
+    });
+}
+
+/// Another complete frame that is shared. Its JSON is made at once, what else is needed from that.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    json: Box<[u8]>,
+    protobuf: OnceLock<Box<[u8]>>,
+}
+
+impl Shared {
+    /// A frame whose payload `write` appends as JSON.
+    pub(crate) fn new(write: impl FnOnce(&mut Vec<u8>)) -> Arc<Self> {
+        let mut json = Vec::with_capacity(384);
+        text(&mut json, write);
+        Arc::new(Self { json: json.into(), protobuf: OnceLock::new() })
+    }
+
+    /// The frame of a format.
+    pub(crate) fn frame(&self, format: Format) -> &[u8] {
+        match format {
+            Format::Json => &self.json,
+            Format::Protobuf => self.protobuf.get_or_init(|| {
+                let mut frame = Vec::with_capacity(self.json.len());
+                translated(&mut frame, payload(&self.json), Answer::Done);
+                frame.into()
+            }),
+        }
+    }
+}
+
+/// A frame of a connection's own, whose payload `write` appends as JSON; an `ok` in it is the answer to `answer`.
+pub(crate) fn own(out: &mut Vec<u8>, format: Format, answer: Answer, write: impl FnOnce(&mut Vec<u8>)) {
+    match format {
+        Format::Json => text(out, write),
+        Format::Protobuf => {
+            let mut json = Vec::with_capacity(256);
+            write(&mut json);
+            translated(out, &json, answer);
+        }
+    }
+}
+
+/// The binary frame that says what a JSON frame says.
+fn translated(out: &mut Vec<u8>, json: &[u8], answer: Answer) {
+    write(out, Format::Protobuf, |payload| {
+        if let Err(error) = server_frame(json, answer, payload) {
+            // Tests go through all of them; an empty frame is one that a client skips.
+            tracing::error!(event = "frame_without_protobuf", %error);
+        }
+    });
+}
+
+/// What a complete frame carries.
+pub(crate) fn payload(frame: &[u8]) -> &[u8] {
+    let header = match frame.get(1) {
+        Some(&LENGTH_IN_8_BYTES) => 10,
+        Some(&LENGTH_IN_2_BYTES) => 4,
+        _ => 2,
+    };
+    frame.get(header..).unwrap_or_default()
 }
 
 /// Types of frames that the server writes.
 const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
 const CLOSE: u8 = 0x8;
 const PONG: u8 = 0xA;
 /// This frame is the whole message.
@@ -40,17 +138,26 @@ const LENGTH_IN_8_BYTES: u8 = 127;
 pub(crate) const CONTROL_BYTES_MAX: usize = 125;
 
 /// Appends a text frame around whatever `write` appends.
+pub(crate) fn text(out: &mut Vec<u8>, payload: impl FnOnce(&mut Vec<u8>)) {
+    write(out, Format::Json, payload);
+}
+
+/// Appends a frame around whatever `payload` appends.
 ///
 /// The length of a payload is known only once it is written, and it decides how long the header is. Room for the
 /// most frequent header is left free, and the payload moves in the other cases: a few bytes for small ones, and
 /// large ones are rare.
-pub(crate) fn text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+fn write(out: &mut Vec<u8>, format: Format, payload: impl FnOnce(&mut Vec<u8>)) {
     const GUESS: usize = 4;
     let start = out.len();
     out.extend_from_slice(&[0; GUESS]);
-    write(out);
+    payload(out);
     let length = out.len() - start - GUESS;
-    let (header, size) = header(FINAL | TEXT, length);
+    let opcode = match format {
+        Format::Json => TEXT,
+        Format::Protobuf => BINARY,
+    };
+    let (header, size) = header(FINAL | opcode, length);
     if size < GUESS {
         out.copy_within(start + GUESS.., start + size);
         out.truncate(start + size + length);
@@ -133,6 +240,7 @@ mod tests {
             let (opcode, read, end) = taken_apart(&out[6..]);
             assert_eq!(opcode, OpCode::Data(Data::Text));
             assert_eq!(read, payload, "{length}");
+            assert_eq!(super::payload(&out[6..]), payload);
             assert_eq!(end, out.len() - 6);
         }
     }

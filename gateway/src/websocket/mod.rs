@@ -1,4 +1,4 @@
-//! WebSockets: `GET /v1/ws`, JSON frames of `chappe_schema::frame`.
+//! WebSockets: `GET /v1/ws`, JSON frames of `chappe_schema::frame`, or what says the same in protobuf.
 //!
 //! - [`upgrade`]: from HTTP to WebSocket
 //! - [`socket`]: one connection's task, and where it is in its life
@@ -29,7 +29,7 @@ pub(crate) mod writer;
 
 /// Begins a connection on a stream whose handshake is done; `rest` came behind it. From here on nothing of HTTP is
 /// left: the task is a new one, as small as a connection is.
-pub(crate) fn begin<IO>(io: IO, rest: &[u8], gateway: &Arc<Gateway>)
+pub(crate) fn begin<IO>(io: IO, rest: &[u8], gateway: &Arc<Gateway>, format: encode::Format)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -37,7 +37,7 @@ where
         tracing::warn!(event = "connection_table_full", "a connection was dropped");
         return;
     };
-    let socket = socket::Socket::new(io, rest, Arc::clone(gateway), Arc::clone(&connection));
+    let socket = socket::Socket::new(io, rest, Arc::clone(gateway), Arc::clone(&connection), format);
     if *gateway.leaving.borrow() {
         let mut wakers = outbox::Wakers::new();
         connection.close(Code::GoingAway, Reason::Drain, &mut wakers);

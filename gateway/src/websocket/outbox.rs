@@ -4,21 +4,27 @@
 //! waits. Bounds are kept on the way in: events are dropped at the brim (dense seqs make that safe) and become one
 //! `resync` per conversation; replies never are, since reading stops long before they could pile up.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    task::Waker,
+};
 
 use chappe_schema::{
     error::{Code, Error},
+    event::Event,
     frame::{self, RequestId},
     id::{Change, ConversationId, Generation, Seq},
     inbox::Cursor,
     limit::{
         CONNECTION_IN_FLIGHT_MAX, OPEN_CONVERSATIONS_MAX, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, OUTBOX_OWN_BYTES_MAX,
     },
+    proto::frame::Answer,
+    receipt::Receipts,
 };
-use hashbrown::HashMap;
 
 use super::{
-    encode::{self, Encoded},
+    encode::{self, Encoded, Format, Shared},
     ephemeral::{Ephemerals, Key},
 };
 use crate::{
@@ -34,6 +40,8 @@ pub(crate) type Wakers = smallvec::SmallVec<[Waker; 16]>;
 #[derive(Default)]
 pub(crate) struct Outbox {
     waiting: VecDeque<Entry>,
+    /// How frames are encoded.
+    pub(crate) format: Format,
     /// Set while the writer sleeps.
     waker: Option<Waker>,
     /// What waits here.
@@ -44,7 +52,7 @@ pub(crate) struct Outbox {
     in_flight: u32,
     /// Conversations whose events were dropped, with the newest head. Their events are folded in here until the
     /// client has been told.
-    dropped: Option<Box<HashMap<ConversationId, Seq, foldhash::fast::RandomState>>>,
+    dropped: Option<Box<Dropped>>,
     /// What may get lost; written behind everything else.
     ephemerals: Option<Box<Ephemerals>>,
     /// The last change of its user's inbox that is known, for its next heartbeat; none so far.
@@ -58,14 +66,18 @@ pub(crate) struct Outbox {
     closing: Option<Closing>,
 }
 
+/// By conversation: in the order in which the client is told.
+#[derive(Default)]
+struct Dropped(BTreeMap<ConversationId, Seq>);
+
 /// Something to be written as it stands: one or more whole frames.
 pub(crate) enum Entry {
     /// Shared with other connections.
-    Event(Arc<Encoded>),
+    Event(Arc<Encoded>, Format),
     /// This connection's own.
     Own(Vec<u8>),
     /// Shared, but nothing is lost with it.
-    Shared(Arc<[u8]>),
+    Shared(Arc<Shared>, Format),
     /// Said by every connection.
     Fixed(&'static [u8]),
 }
@@ -112,32 +124,35 @@ impl Outbox {
         if self.closing.is_some() {
             return;
         }
+        if event.parts {
+            self.tell_receipts(event.conversation);
+        }
         if let Some(catch_up) = &mut self.catch_up
             && catch_up.raise(event.conversation, event.seq)
         {
             return;
         }
         if let Some(dropped) = &mut self.dropped
-            && let Some(head) = dropped.get_mut(&event.conversation)
+            && let Some(head) = dropped.0.get_mut(&event.conversation)
         {
             *head = event.seq.max(*head);
             return;
         }
-        let bytes = event.frame.len();
+        let bytes = event.frame(self.format).len();
         if !self.has_room(bytes) {
             self.drop_events();
             if !self.has_room(bytes) {
                 self.note_dropped(event.conversation, event.seq, Cause::Overflow);
                 return;
             }
-            if self.dropped.as_ref().is_some_and(|dropped| dropped.contains_key(&event.conversation)) {
+            if self.dropped.as_ref().is_some_and(|dropped| dropped.0.contains_key(&event.conversation)) {
                 self.note_dropped(event.conversation, event.seq, Cause::Overflow);
                 return;
             }
         }
         self.queued.frames += 1;
         self.queued.bytes += bytes as u32;
-        self.waiting.push_back(Entry::Event(Arc::clone(event)));
+        self.waiting.push_back(Entry::Event(Arc::clone(event), self.format));
         self.wake(wakers);
     }
 
@@ -149,10 +164,25 @@ impl Outbox {
         }
     }
 
+    /// A conversation has moved on without this connection: it is told so, unless pages are on their way that will hold it.
+    pub(crate) fn behind(&mut self, conversation: ConversationId, head: Seq, wakers: &mut Wakers) {
+        if self.catch_up.as_mut().is_none_or(|catch_up| !catch_up.raise(conversation, head)) {
+            self.resync(conversation, head, Cause::Moved, wakers);
+        }
+    }
+
     /// A value that may get lost: a newer one of the same thing takes its place.
-    pub(crate) fn ephemeral(&mut self, key: Key, frame: &Arc<[u8]>, wakers: &mut Wakers) {
+    pub(crate) fn ephemeral(&mut self, key: &Key, frame: &Arc<Shared>, wakers: &mut Wakers) {
         if self.closing.is_none() {
             self.ephemerals.get_or_insert_default().put(key, frame);
+            self.wake(wakers);
+        }
+    }
+
+    /// Members of a conversation have got further. It may get lost; what waits already and this become one.
+    pub(crate) fn receipts(&mut self, receipts: &Arc<Receipts>, frame: &Arc<Shared>, wakers: &mut Wakers) {
+        if self.closing.is_none() {
+            self.ephemerals.get_or_insert_default().put_receipts(receipts, frame);
             self.wake(wakers);
         }
     }
@@ -162,10 +192,24 @@ impl Outbox {
         self.change = cursor.change;
     }
 
-    /// A frame of this connection's own; `write` appends its payload.
+    /// A frame of this connection's own; `write` appends its payload as JSON.
     pub(crate) fn own(&mut self, write: impl FnOnce(&mut Vec<u8>), wakers: &mut Wakers) {
+        self.answer(Answer::Done, write, wakers);
+    }
+
+    /// [`own`](Self::own), where an `ok` in it is the answer to `answer`.
+    pub(crate) fn answer(&mut self, answer: Answer, write: impl FnOnce(&mut Vec<u8>), wakers: &mut Wakers) {
         if self.closing.is_none() {
-            self.append(write);
+            self.append(answer, write);
+            self.wake(wakers);
+        }
+    }
+
+    /// An event for this connection alone.
+    pub(crate) fn own_event(&mut self, conversation: ConversationId, event: &Event, wakers: &mut Wakers) {
+        if self.closing.is_none() {
+            let format = self.format;
+            self.append_frame(|own| encode::event(own, format, conversation, event));
             self.wake(wakers);
         }
     }
@@ -195,6 +239,8 @@ impl Outbox {
         if self.change != Change::default() {
             let cursor = Cursor { generation, change: self.change };
             self.own(|out| frame::write_heartbeat(out, cursor), wakers);
+        } else if self.format != Format::Json {
+            self.own(|out| out.extend_from_slice(frame::HEARTBEAT), wakers);
         } else {
             self.queued.frames += 1;
             self.queued.bytes += FRAME_BYTES as u32;
@@ -221,7 +267,7 @@ impl Outbox {
             return;
         }
         if let Some((error, request_id)) = error {
-            self.append(|out| frame::write_error(out, None, error.problem(request_id)));
+            self.append(Answer::Done, |out| frame::write_error(out, None, error.problem(request_id)));
         }
         self.closing = Some(Closing { code, reason, why });
         self.catch_up = None;
@@ -245,14 +291,19 @@ impl Outbox {
         self.close(&Error::new(code), request_id, why, wakers);
     }
 
-    fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    fn append(&mut self, answer: Answer, write: impl FnOnce(&mut Vec<u8>)) {
+        let format = self.format;
+        self.append_frame(|own| encode::own(own, format, answer, write));
+    }
+
+    fn append_frame(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let reuse = matches!(self.waiting.back(), Some(Entry::Own(own)) if own.len() < OWN_BUFFER_BYTES);
         if !reuse {
             self.waiting.push_back(Entry::Own(Vec::with_capacity(192)));
         }
         let Some(Entry::Own(own)) = self.waiting.back_mut() else { return };
         let before = own.len();
-        encode::text(own, write);
+        write(own);
         let bytes = (own.len() - before) as u32;
         self.queued.frames += 1;
         self.queued.bytes += bytes;
@@ -273,7 +324,7 @@ impl Outbox {
     }
 
     fn note_dropped(&mut self, conversation: ConversationId, seq: Seq, cause: Cause) {
-        let head = self.dropped.get_or_insert_default().entry(conversation).or_insert_with(|| {
+        let head = self.dropped.get_or_insert_default().0.entry(conversation).or_insert_with(|| {
             // Once for what the client will be told in one frame.
             cause.count();
             0
@@ -284,12 +335,12 @@ impl Outbox {
     fn drop_events(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
         for entry in waiting {
-            let Entry::Event(event) = entry else {
+            let Entry::Event(event, format) = entry else {
                 self.waiting.push_back(entry);
                 continue;
             };
             self.queued.frames -= 1;
-            self.queued.bytes -= event.frame.len() as u32;
+            self.queued.bytes -= event.frame(format).len() as u32;
             self.note_dropped(event.conversation, event.seq, Cause::Overflow);
         }
     }
@@ -342,7 +393,7 @@ impl Outbox {
     fn tell_ephemerals(&mut self) {
         let Some(mut ephemerals) = self.ephemerals.take() else { return };
         if self.closing.is_none() && !ephemerals.is_empty() {
-            for entry in ephemerals.drain() {
+            for entry in ephemerals.drain(self.format) {
                 self.queued.frames += 1;
                 self.queued.bytes += entry.bytes().len() as u32;
                 self.waiting.push_back(entry);
@@ -350,11 +401,23 @@ impl Outbox {
         }
     }
 
+    /// What waits of a conversation's members goes out now: whoever is about to be told that they have left must not hear of
+    /// it afterwards.
+    fn tell_receipts(&mut self, conversation: ConversationId) {
+        let format = self.format;
+        let waiting = self.ephemerals.as_mut().and_then(|ephemerals| ephemerals.take_receipts(conversation, format));
+        if let Some(entry) = waiting {
+            self.queued.frames += 1;
+            self.queued.bytes += entry.bytes().len() as u32;
+            self.waiting.push_back(entry);
+        }
+    }
+
     /// Once everything else has been written there is room to say what was dropped.
     fn tell_dropped(&mut self) {
         let Some(dropped) = self.dropped.take() else { return };
-        for (conversation, head) in *dropped {
-            self.append(|out| frame::write_resync(out, conversation, head));
+        for (conversation, head) in dropped.0 {
+            self.append(Answer::Done, |out| frame::write_resync(out, conversation, head));
         }
     }
 }
@@ -442,9 +505,9 @@ impl Entry {
     /// The bytes to write.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Self::Event(event) => &event.frame,
+            Self::Event(event, format) => event.frame(*format),
             Self::Own(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
+            Self::Shared(shared, format) => shared.frame(*format),
             Self::Fixed(bytes) => bytes,
         }
     }
@@ -486,7 +549,7 @@ mod tests {
                 mentions: None,
             },
         };
-        Encoded::event(conversation, &event)
+        Encoded::event(conversation, &Arc::new(event))
     }
 
     /// What a client would read: the payloads of everything taken.

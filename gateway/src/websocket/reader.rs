@@ -38,8 +38,8 @@ struct Fragments {
 pub(crate) enum Item<'a> {
     /// Text, checked to be UTF-8.
     Text(&'a str),
-    /// A binary message, which this protocol does not have.
-    Binary,
+    /// A binary message.
+    Binary(&'a [u8]),
     /// To be answered with a pong of the same bytes.
     Ping(&'a [u8]),
     /// A sign of life.
@@ -148,7 +148,7 @@ impl Reader {
                 Err(Broken::Protocol("a new message began inside a fragmented one"))
             }
             (OpCode::Data(Data::Text), true) => Ok(sink.item(Item::Text(text(payload)?))),
-            (OpCode::Data(Data::Binary), true) => Ok(sink.item(Item::Binary)),
+            (OpCode::Data(Data::Binary), true) => Ok(sink.item(Item::Binary(payload))),
             (OpCode::Data(kind @ (Data::Text | Data::Binary)), false) => {
                 self.fragments = Some(Box::new(Fragments { is_text: kind == Data::Text, bytes: payload.to_vec() }));
                 Ok(ControlFlow::Continue(()))
@@ -162,7 +162,8 @@ impl Reader {
                     return Ok(ControlFlow::Continue(()));
                 }
                 let Some(whole) = self.fragments.take() else { return Ok(ControlFlow::Continue(())) };
-                if whole.is_text { Ok(sink.item(Item::Text(text(&whole.bytes)?))) } else { Ok(sink.item(Item::Binary)) }
+                let item = if whole.is_text { Item::Text(text(&whole.bytes)?) } else { Item::Binary(&whole.bytes) };
+                Ok(sink.item(item))
             }
             (OpCode::Control(Control::Ping), _) => Ok(sink.item(Item::Ping(payload))),
             (OpCode::Control(Control::Pong), _) => Ok(sink.item(Item::Pong)),
@@ -313,7 +314,7 @@ mod tests {
             "Text(\"two\")",
             "Text of 400",
             "Text of 70000",
-            "Binary",
+            "Binary([255])",
             "Close(Some(1000))",
         ];
         for step in [1, 2, 3, 5, 14, 100, 4096, usize::MAX] {

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     client::Client,
-    encode,
+    encode::{self, Format},
     outbox::Taken,
     reader::{Broken, Item, Reader, Sink},
     writer::Writer,
@@ -46,8 +46,8 @@ const ROUNDS_MAX: usize = 8;
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
     /// A connection whose handshake is done; `rest` came behind it.
-    pub(crate) fn new(io: IO, rest: &[u8], gateway: Arc<Gateway>, connection: Arc<Connection>) -> Self {
-        let client = Client::new(gateway, connection, !rest.is_empty());
+    pub(crate) fn new(io: IO, rest: &[u8], gateway: Arc<Gateway>, connection: Arc<Connection>, format: Format) -> Self {
+        let client = Client::new(gateway, connection, format, !rest.is_empty());
         Self { io, reader: Reader::starting_with(rest), writer: Writer::default(), client }
     }
 
@@ -185,8 +185,18 @@ impl Sink for Client {
             _ if self.phase != Phase::Open => return ControlFlow::Continue(()),
             Item::Ping(payload) => self.control = Some(encode::pong(payload).into()),
             Item::Pong => {}
-            Item::Binary => {
-                self.end(&Error::new(Code::Protocol).with_detail("binary messages are not part of the protocol"), None)
+            Item::Binary(_) if self.format == Format::Json => {
+                let detail = "binary messages are not part of the protocol; `chappe.v1.protobuf` has them";
+                self.end(&Error::new(Code::Protocol).with_detail(detail), None);
+            }
+            Item::Text(_) if self.format == Format::Protobuf => {
+                let detail = "text messages are not part of `chappe.v1.protobuf`";
+                self.end(&Error::new(Code::Protocol).with_detail(detail), None);
+            }
+            Item::Binary(bytes) => {
+                let flow = self.binary(bytes);
+                self.broke_off |= flow.is_break();
+                return flow;
             }
             Item::Text(text) => {
                 let flow = self.text(text);

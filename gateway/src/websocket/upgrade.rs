@@ -4,19 +4,20 @@ use chappe_schema::error::{Code, Error};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use tungstenite::handshake::derive_accept_key;
 
+use super::encode::Format;
 use crate::http::origin;
 
 /// Where WebSockets begin.
 pub(crate) const PATH: &str = "/v1/ws";
 
-/// The subprotocol, for clients that want to be sure what they talk to.
-pub(crate) const SUBPROTOCOL: &str = "chappe.v1.json";
+/// The subprotocols, for clients that want to be sure what they talk to, or want another encoding than JSON.
+const SUBPROTOCOLS: [(&str, Format); 2] = [("chappe.v1.json", Format::Json), ("chappe.v1.protobuf", Format::Protobuf)];
 
 /// Answers a handshake: `101 Switching Protocols` with what must stand in it.
 ///
 /// # Errors
 /// When it is none, or a page of an origin that may not.
-pub(crate) fn accept<B, T: Default>(request: &Request<B>, origins: &[String]) -> Result<Response<T>, Error> {
+pub(crate) fn accept<B, T: Default>(request: &Request<B>, origins: &[String]) -> Result<(Response<T>, Format), Error> {
     let headers = request.headers();
     if request.method() != Method::GET {
         return Err(Error::new(Code::MethodNotAllowed).with_detail("a WebSocket begins with GET"));
@@ -44,10 +45,19 @@ pub(crate) fn accept<B, T: Default>(request: &Request<B>, origins: &[String]) ->
     if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
         answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
-    if lists(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
-        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    let mut format = Format::Json;
+    if let Some((name, known)) = chosen(headers) {
+        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
+        format = known;
     }
-    Ok(response)
+    Ok((response, format))
+}
+
+/// Of the subprotocols that a client offers, the first one that is known.
+fn chosen(headers: &HeaderMap) -> Option<(&'static str, Format)> {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|header| header.to_str().ok());
+    let known = |item: &str| SUBPROTOCOLS.into_iter().find(|(name, _)| item.trim().eq_ignore_ascii_case(name));
+    offered.flat_map(|header| header.split(',')).find_map(known)
 }
 
 /// Whether a header's comma-separated values hold one, in any case.
@@ -74,7 +84,7 @@ mod tests {
             .body(())
             .unwrap();
         change(&mut request);
-        accept(&request, &[])
+        accept(&request, &[]).map(|(response, _)| response)
     }
 
     #[test]
@@ -93,7 +103,9 @@ mod tests {
             });
             response.unwrap().headers().get("sec-websocket-protocol").cloned()
         };
-        assert_eq!(offered("graphql, chappe.v1.json").unwrap(), SUBPROTOCOL);
+        assert_eq!(offered("graphql, chappe.v1.json").unwrap(), "chappe.v1.json");
+        assert_eq!(offered("chappe.v1.protobuf, chappe.v1.json").unwrap(), "chappe.v1.protobuf");
+        assert_eq!(offered("chappe.v2.json, Chappe.v1.JSON ,chappe.v1.protobuf").unwrap(), "chappe.v1.json");
         assert_eq!(offered("graphql"), None);
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use chappe_schema::limit::REQUEST_BYTES_MAX;
+use chappe_schema::{limit::REQUEST_BYTES_MAX, operation::OPERATIONS};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -83,6 +83,29 @@ async fn every_error_has_the_one_shape() {
     let not_allowed = world.ask("ada", "PUT", "/v1/conversations", None).await;
     let allow = not_allowed.header("allow").unwrap();
     assert!(allow.contains("get") && allow.contains("post"), "{allow}");
+}
+
+/// The document describes the server to programs, the page shows it to people; neither needs anything from elsewhere.
+#[tokio::test]
+async fn the_server_describes_itself() {
+    let world = World::new().await;
+    let ask =
+        async |path: &str| world.http(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
+    let document = ask("/openapi.json").await;
+    assert_eq!((document.status, document.header("content-type")), (200, Some("application/json")));
+    let document = document.json();
+    assert_eq!(document["openapi"], "3.1.0");
+    for row in OPERATIONS {
+        let Some(http) = row.http else { continue };
+        let operation = &document["paths"][http.path][http.method.name().to_ascii_lowercase()];
+        assert_eq!(operation["operationId"], row.name, "{}", row.name);
+        assert!(operation["responses"].get(http.status.to_string()).is_some(), "{}", row.name);
+    }
+    let page = ask("/docs").await;
+    assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
+    for elsewhere in ["http:", "https:", " src=", "@import", "url("] {
+        assert!(!page.body.contains(elsewhere), "the page asks for {elsewhere}");
+    }
 }
 
 #[tokio::test]
@@ -287,7 +310,7 @@ async fn errors_repeat_little_and_name_the_field() {
         ("POST", &messages, Some(json!({"conversation": chat})), Some("conversation"), "is given twice"),
         ("POST", &messages, Some(json!({"client_msg_id": &long})), Some("client_msg_id"), "expected a UUID"),
         ("POST", &messages, Some(json!({"client_msg_id": 7})), Some("client_msg_id"), "expected a UUID"),
-        ("POST", &"/v1/conversations".to_owned(), Some(json!({"kind": &long})), Some("kind"), "expected `direct`"),
+        ("POST", &"/v1/conversations".to_owned(), Some(json!({"kind": &long})), Some("kind"), "`direct`"),
         ("POST", &"/v1/conversations".to_owned(), Some(json!([1])), None, "expected a JSON object"),
     ] {
         let answer = world.ask("ada", method, path, body.as_ref()).await.json();

@@ -15,12 +15,17 @@ use chappe_schema::{
     command::{Command, From, Page},
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess, Role, Settings},
-    id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, UserId},
-    inbox::{Cursor, Flags, Item, Lag, Reset, Row, Standing},
-    reply::{ConversationView, EditView, MessageView, ReactionView, Reply, Sent, UserView},
+    id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, GatewayId, Generation, Seq, SessionId, UserId},
+    inbox::{Counts, Cursor, Flags, Item, Lag, Reset, Row, Standing},
+    presence::{Attention, Shown, Status},
+    receipt::{Progress, Progressed, ReceiptView},
+    reply::{ConversationView, EditView, MemberView, MessageView, ReactionView, Reply, Sent, UserView},
     wire::{Actor, Asked, Head, Heads, InboxChanged, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
+
+/// In whose name it speaks: the one that the link within a process takes for the only one.
+const SESSION: SessionId = 1;
 
 pub const GENERATION: Generation = Generation(0xabc);
 /// Up to where every inbox is known here.
@@ -46,6 +51,8 @@ pub struct State {
     pub connections: HashMap<UserId, Vec<(GatewayId, ConnectionSlot)>>,
     pub interest: HashSet<(GatewayId, ConversationId)>,
     pub access: HashMap<UserId, Arc<Access>>,
+    /// What connections said of their users' attention.
+    pub attending: Vec<(UserId, ConnectionSlot, Attention)>,
     /// Every message, in the order of arrival, by name.
     pub heard: Vec<String>,
 }
@@ -142,6 +149,16 @@ impl Node {
         self.deliver(slots.into_iter().map(|(gateway, connections)| (gateway, tell(connections))).collect());
     }
 
+    /// `who` is shown like this from now on, to all connections of `watcher`.
+    pub fn show(&self, watcher: &str, who: &str, shown: Shown) {
+        let mut slots = BTreeMap::<GatewayId, Vec<ConnectionSlot>>::new();
+        for (gateway, slot) in self.state.lock().connections.get(&user(watcher)).into_iter().flatten() {
+            slots.entry(*gateway).or_default().push(*slot);
+        }
+        let tell = |connections| vec![ToGateway::Presence { connections, user: user(who), shown }];
+        self.deliver(slots.into_iter().map(|(gateway, connections)| (gateway, tell(connections))).collect());
+    }
+
     pub fn remove(&self, id: ConversationId, who: &str) {
         let mut state = self.state.lock();
         let conversation = state.conversations.get_mut(&id).unwrap();
@@ -195,7 +212,7 @@ impl Node {
         for (gateway, batch) in batches {
             let port = self.gateways.lock().get(&gateway).cloned();
             if let Some(port) = port {
-                port.receive(batch);
+                port.receive(SESSION, batch);
             }
         }
     }
@@ -237,6 +254,7 @@ impl Node {
                     conversation.members.contains_key(&user) && !connecting.positions.contains(id)
                 });
                 let heads = Heads {
+                    doubtful: Vec::new(),
                     unknown: Vec::new(),
                     others: others.map(|(id, found)| (*id, found.head())).collect(),
                     positions,
@@ -265,6 +283,9 @@ impl Node {
                 if let Some(connections) = state.connections.get_mut(&user) {
                     connections.retain(|known| *known != (from, connection));
                 }
+            }
+            ToNode::Attend { user, connection, attention } => {
+                state.attending.push((user, connection, attention));
             }
             ToNode::Interest { conversation, listening: true } => {
                 state.interest.insert((from, conversation));
@@ -295,6 +316,7 @@ impl NodePort for Node {
             ToNode::Connect(..) => "connect".to_owned(),
             ToNode::AskAccess(..) => "ask access".to_owned(),
             ToNode::Disconnect { .. } => "disconnect".to_owned(),
+            ToNode::Attend { .. } => "attend".to_owned(),
             ToNode::Interest { listening, .. } => format!("interest {listening}"),
         };
         self.state.lock().heard.push(name);
@@ -376,6 +398,13 @@ impl State {
                 let flags = Flags { pinned: marking.pinned == Some(true), ..Flags::default() };
                 return (Ok(Reply::Marked { flags, changed: true }), nobody);
             }
+            Command::PresenceGet { watch } => {
+                let shown = Shown { status: Status::Online, last_seen: None };
+                return (Ok(Reply::Presence { user: watch.user.clone(), shown, invisible: None }), nobody);
+            }
+            Command::PresenceUpdate { invisible } => {
+                return (Ok(Reply::Visibility { invisible: *invisible, changed: true }), nobody);
+            }
             _ => {}
         }
         if command.is_about_access() {
@@ -391,6 +420,21 @@ impl State {
                     sessions: Vec::new(),
                     conversations: 0,
                 })),
+            };
+            return (Ok(reply), nobody);
+        }
+        if command.is_about_receipts() {
+            let progressed = |n| Progressed { delivered_n: n, read_n: n, counts: Counts::default() };
+            let reply = match command {
+                Command::ConversationRead { n, .. } | Command::ConversationDelivered { n, .. } => {
+                    Reply::Progressed(progressed(n))
+                }
+                Command::ReceiptPut { progress, .. } => {
+                    let item = |one: Progress| (one.conversation, Ok(progressed(one.read.unwrap_or_default())));
+                    Reply::AllProgressed { items: progress.into_iter().map(item).collect() }
+                }
+                Command::ReceiptPrefer { private } => Reply::ReceiptPreference { private, changed: Some(true) },
+                _ => Reply::ReceiptPreference { private: false, changed: None },
             };
             return (Ok(reply), nobody);
         }
@@ -437,7 +481,9 @@ impl State {
                 return (Ok(Reply::Conversation(Box::new(conversation.view(place, &caller, false)))), nobody);
             }
             Command::MemberList { limit, .. } => {
-                let items = conversation.members.iter().take(limit).map(|(user, role)| (user.clone(), *role)).collect();
+                let member =
+                    |(user, role): (&UserId, &Role)| MemberView { user: user.clone(), role: *role, marks: None };
+                let items = conversation.members.iter().take(limit).map(member).collect();
                 return (Ok(Reply::Members { items, next_cursor: None }), nobody);
             }
             Command::MessageGet { seq, .. } => {
@@ -469,6 +515,15 @@ impl State {
             Command::ConversationOpen { .. } => {
                 return (Ok(Reply::Opened { head: head.seq, n: head.n, large: conversation.large }), nobody);
             }
+            Command::TypingStart { .. } | Command::TypingStop { .. } => {
+                let is_typing = matches!(command, Command::TypingStart { .. });
+                let mut batches = nobody;
+                for (gateway, _) in self.interest.iter().filter(|(_, interesting)| *interesting == place) {
+                    let typing = ToGateway::Typing { conversation: place, user: caller.clone(), is_typing };
+                    batches.entry(*gateway).or_default().push(typing);
+                }
+                return (Ok(if is_typing { Reply::Typing { shown: true } } else { Reply::Closed }), batches);
+            }
             Command::ConversationClose { .. } => return (Ok(Reply::Closed), nobody),
             Command::MessageSend { body, mentions, .. } => (Fact::MessageNew { body, mentions }, 0),
             Command::MessageEdit { seq, body, mentions, .. } => match message(conversation, seq) {
@@ -494,6 +549,11 @@ impl State {
                     nobody,
                 );
             }
+            Command::ReceiptList { seq, .. } => {
+                let items = vec![ReceiptView { user: caller.clone(), delivered: true, read: false }];
+                let receipts = Reply::Receipts { items, members: 1, delivered: 1, read: 0, next_cursor: None };
+                return (message(conversation, seq).map(|_| receipts), nobody);
+            }
             Command::ConversationUpdate { update, .. } => {
                 let title = update.title.unwrap_or_default();
                 conversation.title.clone_from(&title);
@@ -501,6 +561,7 @@ impl State {
                 (Fact::ConversationUpdated { settings }, 0)
             }
             Command::ConversationDelete { .. } => (Fact::ConversationDeleted, 0),
+            Command::ConversationJoin { .. } => return (Ok(Reply::Changed { seq: head.seq, changed: false }), nobody),
             Command::ConversationLeave { .. } => {
                 conversation.members.remove(&caller);
                 (Fact::MemberLeft { user: caller.clone() }, 0)
@@ -598,6 +659,7 @@ impl Conversation {
             encryption: Encryption::None,
             settings: Settings { title: self.title.clone(), history: HistoryAccess::All, ..Settings::default() },
             members: self.members.len(),
+            large: self.large,
             with: None,
             role: self.members[caller],
             head: self.head().seq,

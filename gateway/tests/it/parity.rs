@@ -31,18 +31,32 @@ pub(crate) fn args(op: Op, chat: &str) -> Value {
         Op::ReactionList => json!({"seq": 1, "key": "👍/🏽", "limit": 5}),
         Op::EventList => json!({"after": 1}),
         Op::ConversationGet
+        | Op::ConversationJoin
         | Op::ConversationLeave
         | Op::ConversationDelete
         | Op::ConversationOpen
         | Op::ConversationClose
         | Op::SessionList
+        | Op::TypingStart
+        | Op::TypingStop
         | Op::SessionLogoutAll => {
             json!({})
         }
+        Op::PresenceGet => json!({"user": "bob", "conversation": chat}),
+        Op::PresenceUpdate => json!({"invisible": true}),
+        Op::PresenceWatch => json!({"users": [{"user": "bob"}]}),
+        Op::PresenceAway => json!({"away": true}),
         Op::SessionLogout => json!({"device": "phone"}),
+        Op::ConversationRead => json!({"n": 2, "private": true}),
+        Op::ConversationDelivered => json!({"n": 2}),
+        Op::ReceiptPut => json!({"conversations": {chat: {"delivered": 2, "read": 1}}, "private": false}),
+        Op::ReceiptList => json!({"seq": 1, "limit": 5}),
+        Op::ReceiptPreference => json!({}),
+        Op::ReceiptPrefer => json!({"private": true}),
         Op::AdminUserGet | Op::AdminUserBan | Op::AdminUserUnban | Op::AdminUserLogout => json!({"user": "eve"}),
     };
-    if op == Op::InboxUpdate || (op.row().owner == Owner::Conversation && op != Op::ConversationCreate) {
+    let of_user = [Op::InboxUpdate, Op::ConversationRead, Op::ConversationDelivered];
+    if of_user.contains(&op) || (op.row().owner == Owner::Conversation && op != Op::ConversationCreate) {
         args["conversation"] = json!(chat);
     }
     args
@@ -135,6 +149,11 @@ async fn every_operation_has_one_answer_over_every_transport() {
     }
 }
 
+/// Operations that the gateway answers by itself.
+const fn of_the_gateway(op: Op) -> bool {
+    matches!(op, Op::ConversationClose | Op::PresenceWatch | Op::PresenceAway)
+}
+
 #[tokio::test]
 async fn every_error_is_one_object_over_every_transport() {
     for code in [
@@ -148,7 +167,7 @@ async fn every_error_is_one_object_over_every_transport() {
         let (world, chat) = fresh().await;
         let mut client = world.client("ada").await;
         world.node.behave(Mode::Refusing(code));
-        for row in OPERATIONS.iter().filter(|row| row.is_for_users() && row.op != Op::ConversationClose) {
+        for row in OPERATIONS.iter().filter(|row| row.is_for_users() && !of_the_gateway(row.op)) {
             let args = args(row.op, &chat);
             let over_websocket = timeless(client.ask(row.name, args.clone()).await["error"].clone());
             assert_eq!(over_websocket["code"], code.row().code, "{}", row.name);

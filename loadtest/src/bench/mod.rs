@@ -3,10 +3,15 @@
 //! Rates move by a fifth between runs of a shared machine; ratios, and CPU per send and per delivery, move less. Every
 //! load gets a fresh server on a fresh data directory. Nothing is asserted here: figures are printed.
 
+mod alive;
+mod audience;
+mod encoding;
 mod fanout;
 mod idle;
 mod peer;
+mod receipts;
 mod sends;
+mod store;
 
 use std::{fs::File, path::PathBuf};
 
@@ -26,6 +31,8 @@ const TESTER_SHARE_MAX: f64 = 0.5;
 /// The figures of the project.
 #[derive(Debug, Clone, Args)]
 pub struct Plan {
+    /// Only the loads whose name contains one of these: `bench store` compares the stores. The same as --only.
+    pub loads: Vec<String>,
     /// The server's binary; default: chappe-node beside this binary.
     #[arg(long)]
     pub server: Option<PathBuf>,
@@ -33,9 +40,19 @@ pub struct Plan {
     #[arg(long = "server-arg", allow_hyphen_values = true)]
     pub server_args: Vec<String>,
     /// Only the loads whose name contains this: hot, sparse, pairs-64x1, pairs-256x1, pairs-64x8, fanout-1, fanout-8,
-    /// idle, tester. May be given several times.
+    /// audience, encoding, receipts, idle, typing, presence, store-embedded, store-cql, store-cql-groups, store-cql-pages, tester.
+    /// May be given several times.
     #[arg(long)]
     pub only: Vec<String>,
+    /// A CQL server, for the loads store-cql….
+    #[arg(long, env = "CHAPPE_TEST_CQL", value_name = "HOST:PORT")]
+    pub cql: Option<String>,
+    /// Copies of every row there.
+    #[arg(long, default_value_t = 1)]
+    pub replicas: u16,
+    /// Messages of the conversation of store-cql-pages.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub rows: u64,
     /// Seconds per measurement.
     #[arg(long, default_value_t = 5.0)]
     pub secs: f64,
@@ -111,7 +128,15 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
         eprintln!("{load} …");
         let measured = match load {
             "idle" => idle::measure(&plan).await,
+            "typing" => alive::typing(&plan).await,
+            "presence" => alive::presence(&plan).await,
             "tester" => sends::tester(&plan).await,
+            "store-embedded" => store::embedded(&plan).await,
+            "store-cql" => store::cql(&plan).await,
+            "store-cql-pages" => store::pages(&plan).await,
+            "receipts" => receipts::measure(&plan, load).await,
+            "audience" => audience::measure(&plan, load).await,
+            "encoding" => encoding::measure(&plan, load),
             "fanout-1" => fanout::measure(&plan, load, 1).await,
             "fanout-8" => fanout::measure(&plan, load, 8).await,
             _ => sends::measure(&plan, load).await,
@@ -135,12 +160,35 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-const LOADS: [&str; 9] =
-    ["hot", "sparse", "pairs-64x1", "pairs-256x1", "pairs-64x8", "fanout-1", "fanout-8", "idle", "tester"];
+const LOADS: [&str; 18] = [
+    "hot",
+    "sparse",
+    "pairs-64x1",
+    "pairs-256x1",
+    "pairs-64x8",
+    "fanout-1",
+    "fanout-8",
+    "audience",
+    "encoding",
+    "receipts",
+    "idle",
+    "typing",
+    "presence",
+    "store-embedded",
+    "store-cql",
+    "store-cql-groups",
+    "store-cql-pages",
+    "tester",
+];
 
 impl Plan {
     fn wants(&self, load: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| load.contains(only.as_str()))
+        let mut named = self.only.iter().chain(&self.loads).peekable();
+        if named.peek().is_none() {
+            // Without a server there is nothing to say of it.
+            return !load.starts_with("store-cql") || self.cql.is_some();
+        }
+        named.any(|only| load.contains(only.as_str()))
     }
 
     fn scaled(&self, count: usize) -> usize {
@@ -153,12 +201,21 @@ impl Plan {
 
     /// A fresh server. The folder of its data must live as long as it does.
     async fn server(&self) -> anyhow::Result<(Server, tempfile::TempDir)> {
+        self.server_with(&[]).await
+    }
+
+    /// The same, with further settings, each as `section.key=value`.
+    async fn server_with(&self, settings: &[String]) -> anyhow::Result<(Server, tempfile::TempDir)> {
         let home = tempfile::Builder::new().prefix("chappe-bench-").tempdir_in(self.folder())?;
         let setup = Setup {
             binary: self.server.clone(),
             data_dir: Some(home.path().join("data")),
             unlimited: true,
-            args: self.server_args.clone(),
+            args: settings
+                .iter()
+                .flat_map(|setting| ["--set".to_owned(), setting.clone()])
+                .chain(self.server_args.iter().cloned())
+                .collect(),
             ..Setup::default()
         };
         Ok((Server::start(setup).await?, home))

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{Plan, Row, peer::RawPeer};
+use super::{Plan, Row, peer::RawPeer, store};
 use crate::{
     client::{Counters, Target},
     crowd::{Crowd, Manner, Measured, Pace, Person},
@@ -21,23 +21,25 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const GROUPS: [usize; 4] = [1, 8, 64, 256];
 
 /// Who sends where.
-struct Shape {
+pub(super) struct Shape {
     load: String,
     aim: &'static str,
-    clients: usize,
+    pub(super) clients: usize,
     /// Members of each conversation, by index.
-    groups: Vec<Vec<usize>>,
+    pub(super) groups: Vec<Vec<usize>>,
     /// Others, who are away, per client: direct conversations beside the groups.
     away: usize,
     /// Whether a client sends at all.
     sends: fn(usize) -> bool,
-    window: usize,
+    pub(super) window: usize,
 }
 
 pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     let shape = shape(plan, name);
-    let (mut server, home) = plan.server().await?;
-    let (measured, counters, before, after) = ours(plan, &shape, &server).await?;
+    let on_cql = name == "store-cql-groups";
+    let settings = if on_cql { store::settings(&store::config(plan)?) } else { Vec::new() };
+    let (mut server, home) = plan.server_with(&settings).await?;
+    let (measured, counters, before, after) = ours(plan, &shape, &server, false).await?;
     let mut row = Row::of(name, shape.load.clone(), "sends/s", measured.acks_per_s, &measured);
     row.aim = shape.aim.into();
     let events = after.since(&before, "chappe_store_events_written_total");
@@ -47,8 +49,14 @@ pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     if counters.resyncs + counters.gaps + counters.retries > 0 {
         row.notes.push(format!("{} resyncs, {} gaps, {} retries", counters.resyncs, counters.gaps, counters.retries));
     }
+    if on_cql {
+        let tables = after.since_by_label(&before, "chappe_store_rows_written_total");
+        let tables: Vec<String> = tables.into_iter().map(|(table, rows)| format!("{table} {rows:.0}")).collect();
+        row.notes.push(format!("rows by table, for {events:.0} events: {}", tables.join(", ")));
+    }
     server.terminate().await?;
-    if !plan.no_peers {
+    // What stands beside it is for servers that sync their own disk.
+    if !plan.no_peers && !on_cql {
         let members = shape.groups.first().map_or(1, Vec::len);
         let echo = measured.deliveries as f64 > measured.acks as f64 * (members as f64 - 0.5);
         let size =
@@ -85,7 +93,7 @@ pub(super) async fn tester(plan: &Plan) -> anyhow::Result<Row> {
     Ok(row)
 }
 
-fn shape(plan: &Plan, name: &str) -> Shape {
+pub(super) fn shape(plan: &Plan, name: &str) -> Shape {
     let pairs = |pairs: usize, window: usize, aim: &'static str| {
         let pairs = plan.scaled(pairs);
         Shape {
@@ -122,13 +130,19 @@ fn shape(plan: &Plan, name: &str) -> Shape {
             }
         }
         _ => {
-            let groups = plan.scaled(100);
+            let on_cql = name == "store-cql-groups";
+            let groups = plan.scaled(if on_cql { 20 } else { 100 });
             Shape {
                 load: format!(
-                    "{} clients in {groups} groups of 10, all send, 8 in flight each, {BODY_BYTES} byte bodies",
-                    groups * 10
+                    "{} clients in {groups} groups of 10, all send, 8 in flight each, {BODY_BYTES} byte bodies{}",
+                    groups * 10,
+                    if on_cql { "; the log in CQL" } else { "" }
                 ),
-                aim: "≥ 0.5 of the raw server; ≤ 1.05 rows per message",
+                aim: if on_cql {
+                    "≤ 1.1 rows per message, and one per active user and minute"
+                } else {
+                    "≥ 0.5 of the raw server; ≤ 1.05 rows per message"
+                },
                 clients: groups * 10,
                 groups: (0..groups).map(|group| (group * 10..group * 10 + 10).collect()).collect(),
                 away: 0,
@@ -143,7 +157,13 @@ fn manner() -> Manner {
     Manner { body_bytes: BODY_BYTES, ..Manner::default() }
 }
 
-async fn ours(plan: &Plan, shape: &Shape, server: &Server) -> anyhow::Result<(Measured, Counters, Metrics, Metrics)> {
+/// The figures, what the clients counted, and the server's own counters before and after.
+pub(super) async fn ours(
+    plan: &Plan,
+    shape: &Shape,
+    server: &Server,
+    receipts: bool,
+) -> anyhow::Result<(Measured, Counters, Metrics, Metrics)> {
     let target = Arc::new(Target::resolve(&server.url()).await?);
     let signer = server.signer()?;
     let mut people = Vec::with_capacity(shape.clients);
@@ -151,7 +171,7 @@ async fn ours(plan: &Plan, shape: &Shape, server: &Server) -> anyhow::Result<(Me
         let user = format!("user-{index}");
         people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target) });
     }
-    let crowd = Crowd::connect(people, manner(), |_| {}).await?;
+    let crowd = Crowd::connect(people, Manner { receipts, ..manner() }, |_| {}).await?;
     let mut homes: Vec<Vec<Uuid>> = vec![Vec::new(); shape.clients];
     let groups = crowd.create_groups(&shape.groups, |_| {}).await?;
     for (members, group) in shape.groups.iter().zip(groups) {
@@ -165,15 +185,26 @@ async fn ours(plan: &Plan, shape: &Shape, server: &Server) -> anyhow::Result<(Me
         homes[*member].push(direct);
     }
     assign(&crowd, shape, homes);
+    let (measured, before, after) = work(plan, &crowd, server, WARM_UP).await?;
+    let counters = crowd.counters().await;
+    crowd.leave().await;
+    Ok((measured, counters, before, after))
+}
+
+/// Lets a crowd work and then rest; what the server counted before and after the measurement.
+pub(super) async fn work(
+    plan: &Plan,
+    crowd: &Crowd,
+    server: &Server,
+    warm_up: Duration,
+) -> anyhow::Result<(Measured, Metrics, Metrics)> {
     crowd.start();
-    tokio::time::sleep(WARM_UP).await;
+    tokio::time::sleep(warm_up).await;
     let before = server.metrics().await?;
     let measured = crowd.measure(Duration::from_secs_f64(plan.secs), server.pid(), |_, _| {}).await?;
     let after = server.metrics().await?;
     crowd.rest().await?;
-    let counters = crowd.counters().await;
-    crowd.leave().await;
-    Ok((measured, counters, before, after))
+    Ok((measured, before, after))
 }
 
 /// The same crowd against the server without logic. A client whose conversations are all with people who are away is

@@ -7,10 +7,12 @@
 //! Plain TCP only: TLS belongs to a proxy in front of the server, and a load test measures the server.
 
 pub mod driver;
+pub mod grpc;
 pub mod http;
 mod inbox;
 pub mod line;
 mod pending;
+mod receipts;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,7 @@ pub use self::{
     inbox::Inbox,
     line::Event,
     pending::Sent,
+    receipts::Progress,
     session::{Ack, Counters, Down, Failure, Handler, Refusal, Session},
 };
 use crate::history::History;
@@ -217,6 +220,23 @@ impl Client {
     pub async fn react(&self, conversation: Uuid, seq: u64, key: &str, on: bool) -> Result<Value, Failure> {
         let key = key.to_owned();
         self.ask(move |session, tag| session.react(conversation, seq, &key, on, tag)).await
+    }
+
+    /// Says how far the user has got in conversations, at most 200 at once; `private` where others are not to see, or are to,
+    /// whatever the user prefers.
+    pub async fn progress(&self, progress: Vec<Progress>, private: Option<bool>) -> Result<Value, Failure> {
+        self.ask(move |session, tag| session.progress(&progress, private, tag)).await
+    }
+
+    /// Says that messages up to `n` have reached this device, and that they are read.
+    pub async fn read(&self, conversation: Uuid, n: u64) -> Result<Value, Failure> {
+        self.progress(vec![Progress { conversation, delivered: Some(n), read: Some(n) }], None).await
+    }
+
+    /// How far each member of a conversation has got, as we are shown it; `last` when the system is quiet and everybody has
+    /// been answered.
+    pub async fn receipts(&self, conversation: Uuid, last: bool) -> Result<Value, Failure> {
+        self.ask(move |session, tag| session.receipts(conversation, last, tag)).await
     }
 
     /// All messages of a conversation as they are shown, oldest first. `last` marks the reading that counts, in a quiet

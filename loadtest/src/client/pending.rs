@@ -41,6 +41,18 @@ pub(super) enum Purpose {
     Page {
         reading: usize,
     },
+    /// How far we have got: where, and what of it is for others.
+    Progress {
+        /// None where it is said again.
+        tag: Option<u64>,
+        said: Vec<(Uuid, u64, u64)>,
+    },
+    /// How far members have got, to be noted.
+    Receipts {
+        tag: u64,
+        conversation: Uuid,
+        last: bool,
+    },
     /// A page of messages, to be noted.
     Messages {
         tag: u64,

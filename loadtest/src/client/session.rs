@@ -19,10 +19,11 @@ use super::{
     Options,
     line::{self, Event, Line},
     pending::{Pending, Purpose, Ring, Sent},
+    receipts::{self, Progress, Said},
     track::{Step, Tracks},
 };
 use crate::{
-    history::{self, Connection, Fact, History, Read, Shown, User, What},
+    history::{self, Connection, Fact, History, Mark, Read, Shown, User, What},
     websocket::{self, Opcode},
 };
 
@@ -170,6 +171,8 @@ pub struct Session {
     tracks: Tracks,
     readings: Vec<Option<Reading>>,
     recorder: Option<Recorder>,
+    /// How far we said that we have got.
+    said: Said,
     counters: Counters,
     mask: u64,
     /// Frames to be written.
@@ -208,6 +211,7 @@ impl Session {
             tracks: Tracks::default(),
             readings: Vec::new(),
             recorder,
+            said: Said::default(),
             counters: Counters::default(),
             mask: rand::random::<u64>() | 1,
             out: Vec::new(),
@@ -303,6 +307,32 @@ impl Session {
         let args =
             format!(r#"{{"conversation":"{conversation}","seq":{target},"key":{key},"idempotency_key":"{id}"}}"#);
         self.ask(op, &args, Purpose::Request { tag });
+    }
+
+    /// Says how far the user has got in conversations. The answer comes with the tag; after a reconnect it is said again.
+    pub fn progress(&mut self, progress: &[Progress], private: Option<bool>, tag: u64) {
+        self.said.note(progress, private, Instant::now());
+        self.say(progress, private, Some(tag));
+    }
+
+    fn say(&mut self, progress: &[Progress], private: Option<bool>, tag: Option<u64>) {
+        // What is private is for nobody else, so that nobody may see it.
+        let of_others = |one: &Progress| {
+            let read = one.read.filter(|_| private != Some(true)).unwrap_or(0);
+            (one.conversation, one.delivered.unwrap_or(0), read)
+        };
+        let said: Vec<_> = if self.recorder.is_some() { progress.iter().map(of_others).collect() } else { Vec::new() };
+        if let Some(recorder) = &self.recorder {
+            recorder.note_said(&said, false);
+        }
+        self.ask("receipt.put", &receipts::args(progress, private), Purpose::Progress { tag, said });
+    }
+
+    /// How far each member of a conversation has got, noted as it is shown; `last` when the system is quiet and everybody has
+    /// been answered. The answer comes with the tag.
+    pub fn receipts(&mut self, conversation: Uuid, last: bool, tag: u64) {
+        let args = format!(r#"{{"conversation":"{conversation}","limit":500}}"#);
+        self.ask("member.list", &args, Purpose::Receipts { tag, conversation, last });
     }
 
     /// A page of messages below a seq, or the newest, noted as it is shown; `last` when the system is quiet. The answer
@@ -610,6 +640,11 @@ impl Session {
         for id in waiting {
             self.rewire(id, now);
         }
+        if self.counters.connects > 1 {
+            for (progress, private) in self.said.again(now) {
+                self.say(&progress, private, None);
+            }
+        }
         for index in 0..self.tracks.len() {
             let track = self.tracks.get(index);
             if track.open {
@@ -661,6 +696,30 @@ impl Session {
                 handler.sent(self, sent, Ok(Ack { seq, duplicate }));
             }
             Purpose::Request { tag } => handler.answered(self, tag, Ok(ok)),
+            Purpose::Progress { tag, ref said } => {
+                if let Some(recorder) = &self.recorder {
+                    // One by one some may have been refused: what they said then is not shown.
+                    let refused = |id: &Uuid| {
+                        let id = id.to_string();
+                        line::elements(line::field(ok, "conversations").unwrap_or(b"[]")).any(|item| {
+                            line::field(item, "id").and_then(line::text) == Some(&*id)
+                                && line::field(item, "error").is_some()
+                        })
+                    };
+                    let accepted: Vec<_> = said.iter().filter(|(id, ..)| !refused(id)).copied().collect();
+                    recorder.note_said(&accepted, true);
+                }
+                if let Some(tag) = tag {
+                    handler.answered(self, tag, Ok(ok));
+                }
+            }
+            Purpose::Receipts { tag, conversation, last } => {
+                // While things move, a word that was sent before the list may come after it.
+                if let Some(recorder) = self.recorder.as_ref().filter(|_| last) {
+                    recorder.note_receipts(conversation, line::field(ok, "members").unwrap_or(b"[]"), true);
+                }
+                handler.answered(self, tag, Ok(ok));
+            }
             Purpose::Messages { tag, conversation, last } => {
                 if let Some(recorder) = &self.recorder {
                     recorder.note_messages(conversation, ok, last);
@@ -725,9 +784,12 @@ impl Session {
                 }
                 handler.sent(self, sent, Err(failure));
             }
-            Purpose::Request { tag } | Purpose::Change { tag, .. } | Purpose::Messages { tag, .. } => {
-                handler.answered(self, tag, Err(failure))
-            }
+            Purpose::Progress { tag: None, .. } => {}
+            Purpose::Request { tag }
+            | Purpose::Change { tag, .. }
+            | Purpose::Messages { tag, .. }
+            | Purpose::Progress { tag: Some(tag), .. }
+            | Purpose::Receipts { tag, .. } => handler.answered(self, tag, Err(failure)),
             Purpose::Open { .. } => {}
             Purpose::Page { reading } => {
                 let Some(reading) = self.readings.get_mut(reading).and_then(Option::take) else { return };
@@ -748,6 +810,7 @@ impl Session {
 
     fn arrived<H: Handler>(&mut self, event: &Event<'_>, raw: &[u8], handler: &mut H) {
         if event.seq == 0 {
+            self.record_soft(event);
             return handler.event(self, event);
         }
         let index = match self.tracks.find(event.conversation) {
@@ -768,6 +831,32 @@ impl Session {
                 self.counters.gaps += 1;
                 self.fill(index);
             }
+        }
+    }
+
+    /// Who is said to be there, or to be writing.
+    fn record_soft(&self, event: &Event<'_>) {
+        let Some(recorder) = &self.recorder else { return };
+        let field = |name| line::field(event.field("data")?, name).and_then(line::text);
+        let (who, conversation, on) = match event.name {
+            "presence.changed" => (field("user"), None, field("status") != Some("offline")),
+            "typing.started" | "typing.stopped" => {
+                let Ok(conversation) = Uuid::try_parse(event.conversation) else { return };
+                let conversation = recorder.history.conversation(conversation);
+                (event.sender(), Some(conversation), event.name == "typing.started")
+            }
+            "receipt.updated" => {
+                let receipts = event.field("data").and_then(|data| line::field(data, "receipts"));
+                if let (Ok(conversation), Some(receipts)) = (Uuid::try_parse(event.conversation), receipts) {
+                    recorder.note_receipts(conversation, receipts, false);
+                }
+                return;
+            }
+            _ => return,
+        };
+        if let Some(who) = who {
+            let (observer, user) = (recorder.user, recorder.history.user(who));
+            recorder.note(What::PresenceSeen { observer, user, conversation, on });
         }
     }
 
@@ -795,6 +884,8 @@ impl Session {
         let (known, recorded) = (track.known, track.recorded);
         self.note(|connection| What::Resync { connection, conversation: recorded, head });
         if known {
+            let track = self.tracks.get(index);
+            track.told = track.told.max(head);
             self.fill(index);
         }
     }
@@ -871,6 +962,7 @@ impl Session {
     fn filled<H: Handler>(&mut self, index: usize, _recorded: history::Conversation, handler: &mut H) {
         let track = self.tracks.get(index);
         track.filling = false;
+        let told = std::mem::take(&mut track.told);
         let held = std::mem::take(&mut track.held);
         for raw in &held {
             let Some(event) = Event::parse(raw) else { continue };
@@ -879,6 +971,10 @@ impl Session {
                 Step::Fill => self.fill(index),
                 Step::Skip | Step::Held => {}
             }
+        }
+        // A page that was on its way when the server named its head may have been read before.
+        if told > self.tracks.get(index).cursor {
+            self.fill(index);
         }
     }
 
@@ -894,6 +990,38 @@ impl Session {
 impl Recorder {
     fn note(&self, what: What) {
         self.history.record(what);
+    }
+
+    /// How far we say that we have got, or were told that it is noted.
+    fn note_said(&self, said: &[(Uuid, u64, u64)], accepted: bool) {
+        let user = self.user;
+        for (conversation, delivered, read) in said {
+            let (delivered, read) = (*delivered, *read);
+            let conversation = self.history.conversation(*conversation);
+            self.note(match accepted {
+                false => What::ReceiptStart { user, conversation, delivered, read },
+                true => What::ReceiptAck { user, conversation, delivered, read },
+            });
+        }
+    }
+
+    /// How far members have got, as an event or a list tells it.
+    fn note_receipts(&self, conversation: Uuid, members: &[u8], last: bool) {
+        let (observer, conversation) = (self.user, self.history.conversation(conversation));
+        for member in line::elements(members) {
+            let mark = |name| line::field(member, name).and_then(line::number);
+            let (Some(delivered), Some(read)) = (mark("delivered_n"), mark("read_n")) else { continue };
+            let Some(user) = line::field(member, "user").and_then(line::text) else { continue };
+            let user = self.history.user(user);
+            if last {
+                self.note(What::ReceiptShown { observer, user, conversation, delivered, read });
+            } else {
+                let connection = self.connection;
+                for (mark, upto) in [(Mark::Delivered, delivered), (Mark::Read, read)] {
+                    self.note(What::Receipt { connection, user, conversation, mark, upto });
+                }
+            }
+        }
     }
 
     /// What a page of messages shows, as far as it is judged.

@@ -24,6 +24,8 @@ pub(super) struct Track {
     /// A read is filling a gap; live events wait in `held`.
     pub(super) filling: bool,
     pub(super) held: Vec<Box<[u8]>>,
+    /// Up to where the server said that there is more to fetch.
+    pub(super) told: u64,
     /// The application wants it open, also after a reconnect.
     pub(super) open: bool,
     /// Its number in the history, if there is one.
@@ -113,6 +115,7 @@ impl Tracks {
             generation,
             filling: false,
             held: Vec::new(),
+            told: 0,
             open: false,
             recorded,
         };

@@ -13,13 +13,19 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::score::Score;
-use crate::client::{Ack, Down, Event, Failure, Handle, Handler, Refusal, Sent, Session, line};
+use super::{RECEIPTS_TAG, SHOWN_TAG, score::Score};
+use crate::client::{Ack, Down, Event, Failure, Handle, Handler, Progress, Refusal, Sent, Session, line};
 
 /// Chores under way at the same time, below what the server allows per connection.
 const CHORES_IN_FLIGHT_MAX: usize = 32;
 /// Who is only ever refused stops asking.
 const FAILURES_IN_ROW_MAX: u32 = 200;
+/// One in so many changes of a flapping member is a broken connection.
+const FLAPS_PER_BREAK: u64 = 10;
+/// The tag of what is said of presence and typing: nobody waits for the answer.
+const SOFT_TAG: u64 = u64::MAX - 1;
+/// Conversations of which one word on receipts tells.
+const RECEIPTS_BATCH_MAX: usize = 200;
 /// Digits of the time that stands at the beginning of each body's text.
 const STAMP_DIGITS: usize = 16;
 
@@ -35,6 +41,8 @@ pub enum Pace {
     Open(Duration),
     /// So many in flight, where one is over when everybody has it.
     Broadcast(usize),
+    /// Sends nothing; so often nobody is at hand any more, or somebody is again, and once in ten times the connection breaks.
+    Flap(Duration),
 }
 
 /// A fan-out's progress: how many deliveries are still to come before the sender may go on.
@@ -52,9 +60,12 @@ pub(crate) struct Shared {
     /// Conversations that chores created, by the chore's tag.
     pub(crate) created: Mutex<HashMap<u64, Uuid>>,
     pub(crate) body_bytes: usize,
+    pub(crate) types: bool,
     /// One in so many deliveries has its latency measured.
     pub(crate) sample: u64,
     pub(crate) fanout: Option<Fanout>,
+    /// Members say what has reached them and that they have read it.
+    pub(crate) receipts: bool,
 }
 
 /// A request to be done before the load.
@@ -79,8 +90,15 @@ pub struct Member {
     running: bool,
     /// When an open loop sends next, in the score's microseconds.
     due_us: u64,
+    /// Changes of a flapping member so far.
+    flaps: u64,
+    /// At whom it looks.
+    watch: Option<String>,
     sent: u64,
     body: Vec<u8>,
+    /// What has reached us since we said so.
+    unsaid: HashMap<Uuid, u64>,
+    is_saying: bool,
 }
 
 impl std::fmt::Debug for Handle<Member> {
@@ -109,8 +127,12 @@ impl Member {
             failures_in_row: 0,
             running: false,
             due_us: 0,
+            flaps: 0,
+            watch: None,
             sent: 0,
             body,
+            unsaid: HashMap::new(),
+            is_saying: false,
         }
     }
 
@@ -137,7 +159,7 @@ impl Member {
             return;
         }
         self.running = true;
-        if let Pace::Open(every) = self.pace {
+        if let Pace::Open(every) | Pace::Flap(every) = self.pace {
             // Members begin anywhere within one interval, or they would all send at once.
             self.due_us = self.shared.score.now_us() + rand::random_range(0..=every.as_micros() as u64);
         }
@@ -169,6 +191,14 @@ impl Member {
                 }
                 session.wake_at(self.shared.score.began + Duration::from_micros(self.due_us));
             }
+            Pace::Flap(every) => {
+                let now = self.shared.score.now_us();
+                if self.due_us <= now {
+                    self.flap(session);
+                    self.due_us = now + every.as_micros() as u64;
+                }
+                session.wake_at(self.shared.score.began + Duration::from_micros(self.due_us));
+            }
             Pace::Broadcast(window) => {
                 let Some(fanout) = &self.shared.fanout else { return };
                 let over = fanout.arrived.load(Relaxed) / fanout.listeners.max(1);
@@ -178,6 +208,36 @@ impl Member {
                 }
             }
         }
+    }
+
+    pub(crate) fn watch(&mut self, args: String, session: &mut Session) {
+        session.request("presence.watch", &args, SOFT_TAG);
+        self.watch = Some(args);
+    }
+
+    fn flap(&mut self, session: &mut Session) {
+        self.flaps += 1;
+        if self.flaps.is_multiple_of(FLAPS_PER_BREAK) {
+            return session.break_connection();
+        }
+        let args = if self.flaps % 2 == 1 { r#"{"away":true}"# } else { r#"{"away":false}"# };
+        session.request("presence.away", args, SOFT_TAG);
+    }
+
+    /// Says what has reached us, of all conversations at once; while that is on its way, the next word gathers.
+    fn say(&mut self, session: &mut Session) {
+        if self.is_saying || self.unsaid.is_empty() {
+            return;
+        }
+        let some: Vec<Uuid> = self.unsaid.keys().take(RECEIPTS_BATCH_MAX).copied().collect();
+        let said = some.into_iter().filter_map(|conversation| {
+            let n = self.unsaid.remove(&conversation)?;
+            Some(Progress { conversation, delivered: Some(n), read: Some(n) })
+        });
+        let said: Vec<Progress> = said.collect();
+        self.is_saying = true;
+        self.shared.score.receipts.fetch_add(said.len() as u64, Relaxed);
+        session.progress(&said, None, RECEIPTS_TAG);
     }
 
     fn send(&mut self, session: &mut Session, began_us: u64) {
@@ -192,6 +252,9 @@ impl Member {
         self.in_flight += 1;
         self.sent += 1;
         self.shared.score.in_flight.fetch_add(1, Relaxed);
+        if self.shared.types {
+            session.request("typing.start", &format!(r#"{{"conversation":"{conversation}"}}"#), SOFT_TAG);
+        }
         session.send(conversation, &self.body, began_us);
     }
 }
@@ -204,13 +267,26 @@ fn stamp(body: &[u8]) -> Option<u64> {
 }
 
 impl Handler for Member {
-    fn ready(&mut self, _: &mut Session) {
+    fn ready(&mut self, session: &mut Session) {
         self.shared.score.ready.fetch_add(1, Relaxed);
+        // Requests that wait for their answer go out again by themselves; what a former connection was told does not.
+        if let Some(args) = &self.watch {
+            session.request("presence.watch", args, SOFT_TAG);
+        }
     }
 
-    fn event(&mut self, _: &mut Session, event: &Event<'_>) {
+    fn event(&mut self, session: &mut Session, event: &Event<'_>) {
+        if event.name == "receipt.updated" {
+            self.shared.score.receipts_heard.fetch_add(1, Relaxed);
+        }
         if event.name != "message.new" {
             return;
+        }
+        if self.shared.receipts
+            && let (Ok(conversation), Some(n)) = (Uuid::try_parse(event.conversation), event.n())
+        {
+            self.unsaid.insert(conversation, n);
+            self.say(session);
         }
         let nth = self.shared.score.deliveries.fetch_add(1, Relaxed);
         if nth.is_multiple_of(self.shared.sample) {
@@ -248,6 +324,26 @@ impl Handler for Member {
     }
 
     fn answered(&mut self, session: &mut Session, tag: u64, result: Result<&[u8], &Failure>) {
+        if tag == SOFT_TAG {
+            if let Err(failure) = result {
+                self.shared.score.complain(|| failure.to_string());
+            }
+            return;
+        }
+        if tag == RECEIPTS_TAG {
+            self.is_saying = false;
+            if let Err(failure) = result {
+                self.shared.score.complain(|| format!("receipts: {failure}"));
+            }
+            return self.say(session);
+        }
+        if tag == SHOWN_TAG {
+            self.shared.score.chores.fetch_sub(1, Relaxed);
+            if let Err(failure) = result {
+                self.shared.score.complain(|| format!("receipts: {failure}"));
+            }
+            return;
+        }
         self.chores_in_flight -= 1;
         self.shared.score.chores.fetch_sub(1, Relaxed);
         match result {
@@ -274,13 +370,13 @@ impl Handler for Member {
     }
 
     fn tick(&mut self, session: &mut Session, _: Instant) {
-        if matches!(self.pace, Pace::Open(_)) {
+        if matches!(self.pace, Pace::Open(_) | Pace::Flap(_)) {
             self.go_on(session);
         }
     }
 
     fn down(&mut self, _: &mut Session, why: &Down, last: bool) {
-        if *why == Down::Stopped {
+        if *why == Down::Stopped || (matches!(self.pace, Pace::Flap(_)) && !last) {
             return;
         }
         self.shared.score.lost.fetch_add(1, Relaxed);

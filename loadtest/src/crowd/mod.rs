@@ -41,6 +41,10 @@ const STALL: Duration = Duration::from_secs(60);
 const CREATE_MEMBERS_MAX: usize = 999;
 /// The tag of chores whose answer nobody needs.
 const NO_TAG: u64 = u64::MAX;
+/// The tag of what members say of receipts.
+const RECEIPTS_TAG: u64 = u64::MAX - 2;
+/// The tag of what they are shown of them in the end.
+const SHOWN_TAG: u64 = u64::MAX - 3;
 
 /// Who comes, and where they connect.
 #[derive(Debug, Clone)]
@@ -64,11 +68,15 @@ pub struct Manner {
     pub history: Option<Arc<History>>,
     /// The listeners of a fan-out, when one is to be measured.
     pub fanout_listeners: Option<u64>,
+    /// Whether members say that they are writing before they send.
+    pub types: bool,
+    /// Members say what has reached them and that they have read it.
+    pub receipts: bool,
 }
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { body_bytes: 200, sample: 8, history: None, fanout_listeners: None }
+        Self { body_bytes: 200, sample: 8, history: None, fanout_listeners: None, types: false, receipts: false }
     }
 }
 
@@ -89,6 +97,10 @@ pub struct Measured {
     pub acks: u64,
     /// Messages delivered.
     pub deliveries: u64,
+    /// Conversations of which members said how far they have got.
+    pub receipts: u64,
+    /// Words of what others have got that members heard.
+    pub receipts_heard: u64,
     /// Sends that failed.
     pub failures: u64,
     /// Connections lost.
@@ -129,8 +141,10 @@ impl Crowd {
             score: Score::new(),
             created: parking_lot::Mutex::default(),
             body_bytes: manner.body_bytes,
+            types: manner.types,
             sample: manner.sample.max(1),
             fanout,
+            receipts: manner.receipts,
         });
         let gate = Some(Arc::new(Semaphore::new(CONNECTING_MAX)));
         let options = Arc::new(Options { history: manner.history.clone(), gate, ..Options::default() });
@@ -248,10 +262,23 @@ impl Crowd {
 
     /// Opens a conversation for members by index: large conversations are heard only by whom they are open for.
     pub async fn open(&self, conversation: Uuid, members: impl Iterator<Item = usize>) {
-        for index in members {
+        self.open_each(members.map(|index| (index, conversation))).await;
+    }
+
+    /// Opens conversations, each for a member by index.
+    pub async fn open_each(&self, what: impl Iterator<Item = (usize, Uuid)>) {
+        for (index, conversation) in what {
             self.members[index].call(move |_, session| session.open(conversation));
         }
         self.calm().await;
+    }
+
+    /// A member looks at others by right of a conversation, after each connecting anew.
+    pub fn watch(&self, member: usize, others: impl Iterator<Item = usize>, conversation: Uuid) {
+        let users: Vec<_> =
+            others.map(|other| json!({ "user": self.people[other].user, "conversation": conversation })).collect();
+        let args = json!({ "users": users }).to_string();
+        self.members[member].call(move |member, session| member.watch(args, session));
     }
 
     /// Tells a member where to send, and how.
@@ -283,6 +310,8 @@ impl Crowd {
                 score.deliveries.load(Relaxed),
                 score.failures.load(Relaxed),
                 score.lost.load(Relaxed),
+                score.receipts.load(Relaxed),
+                score.receipts_heard.load(Relaxed),
             )
         };
         score.ack_us.lock().reset();
@@ -300,6 +329,7 @@ impl Crowd {
             now.seconds = passed.as_secs_f64();
             (now.acks, now.deliveries) = (counted.0 - first.0, counted.1 - first.1);
             (now.failures, now.lost) = (counted.2 - first.2, counted.3 - first.3);
+            (now.receipts, now.receipts_heard) = (counted.4 - first.4, counted.5 - first.5);
             if now.seconds - second.0 >= 1.0 {
                 let span = now.seconds - second.0;
                 now.timeline.push((
@@ -348,7 +378,9 @@ impl Crowd {
         let mut before = u64::MAX;
         for _ in 0..100 {
             sleep(Duration::from_millis(200)).await;
-            let now = self.shared.score.deliveries.load(Relaxed);
+            let score = &self.shared.score;
+            let now =
+                score.deliveries.load(Relaxed) + score.receipts.load(Relaxed) + score.receipts_heard.load(Relaxed);
             if now == before {
                 return;
             }
@@ -367,6 +399,20 @@ impl Crowd {
             }
             self.settle("reading back", batch.len(), |score| score.chores.load(Relaxed), &|_| {}).await?;
             progress((done * READING_MAX) as u64);
+        }
+        Ok(())
+    }
+
+    /// Every member (by index) is shown how far the members of each of their conversations have got, for the oracle.
+    pub async fn read_receipts(&self, what: &[(usize, Uuid)]) -> anyhow::Result<()> {
+        let score = &self.shared.score;
+        for batch in what.chunks(READING_MAX) {
+            score.chores.store(batch.len(), Relaxed);
+            for (member, conversation) in batch {
+                let conversation = *conversation;
+                self.members[*member].call(move |_, session| session.receipts(conversation, true, SHOWN_TAG));
+            }
+            self.settle("reading receipts", batch.len(), |score| score.chores.load(Relaxed), &|_| {}).await?;
         }
         Ok(())
     }

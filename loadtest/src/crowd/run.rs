@@ -67,6 +67,9 @@ pub struct Plan {
     /// Decides who is in which group, and the users' names.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Members say what has reached them and that they have read it.
+    #[arg(long)]
+    pub receipts: bool,
     /// One in so many deliveries has its latency measured.
     #[arg(long, default_value_t = 4)]
     pub sample: u64,
@@ -180,8 +183,14 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
     let people = people(&plan, seed, &url, data_dir.as_deref()).await?;
 
     let history = if plan.unjudged { None } else { Some(history(&plan)?) };
-    let manner =
-        Manner { body_bytes: plan.body, sample: plan.sample, history: history.clone(), fanout_listeners: None };
+    let manner = Manner {
+        body_bytes: plan.body,
+        sample: plan.sample,
+        history: history.clone(),
+        fanout_listeners: None,
+        types: false,
+        receipts: plan.receipts,
+    };
     let bar = bar("connecting", plan.clients as u64);
     let crowd = Crowd::connect(people, manner, |done| bar.set_position(done)).await?;
     let groups = groups(plan.clients, plan.group, seed);
@@ -285,6 +294,9 @@ async fn judge(
         groups.iter().zip(conversations).flat_map(|(group, id)| group.iter().map(|member| (*member, *id))).collect();
     let bar = bar("reading back", reads.len() as u64);
     crowd.read_all(&reads, |done| bar.set_position(done)).await?;
+    // One member of each group is shown what everybody has got.
+    let shown: Vec<_> = groups.iter().zip(conversations).map(|(group, id)| (group[0], *id)).collect();
+    crowd.read_receipts(&shown).await?;
     bar.finish_and_clear();
     Ok(history.verdict()?)
 }
@@ -314,6 +326,13 @@ fn print(outcome: &Outcome) {
         "failures    {:>10}     lost connections {}, retries {}, resyncs {}, gaps {}, repeats {}",
         m.failures, m.lost, c.retries, c.resyncs, c.gaps, c.repeats
     );
+    if m.receipts > 0 {
+        println!(
+            "receipts    {:>10.0}/s   {:.0} words of others' per second",
+            m.receipts as f64 / m.seconds,
+            m.receipts_heard as f64 / m.seconds
+        );
+    }
     if m.server_cpu_s > 0.0 {
         println!(
             "server      {:>10.1} us CPU per send, {:.2} us per delivery, {:.2} of a core",

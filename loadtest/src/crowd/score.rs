@@ -22,6 +22,9 @@ pub(crate) struct Score {
     pub(crate) acks: AtomicU64,
     pub(crate) failures: AtomicU64,
     pub(crate) deliveries: AtomicU64,
+    /// Conversations of which members said how far they have got, and words of others' that they heard.
+    pub(crate) receipts: AtomicU64,
+    pub(crate) receipts_heard: AtomicU64,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) chores: AtomicUsize,
     /// Latencies are noted only while this is set.
@@ -60,6 +63,8 @@ impl Score {
             acks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             deliveries: AtomicU64::new(0),
+            receipts: AtomicU64::new(0),
+            receipts_heard: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             chores: AtomicUsize::new(0),
             measuring: AtomicBool::new(false),

@@ -59,7 +59,7 @@ pub enum Rule {
     Reads = 7,
     /// On a connection, seqs rise by one, or a resync says otherwise and is followed by a read.
     Stream = 8,
-    /// Receipts rise; read ≤ delivered ≤ head.
+    /// Receipts rise; read ≤ delivered ≤ head, and no more than was said; what was accepted is shown in the end.
     Receipts = 9,
     /// Edits, deletions and reactions converge; tombstones stay dead.
     Changes = 10,
@@ -254,16 +254,31 @@ impl Oracle {
             What::Counted { user, conversation, seq, counts, last } => {
                 self.counted(user, conversation, seq, counts, last)
             }
-            What::Join { user, conversation, from } => self.joined(user, conversation, from),
-            What::Leave { user, conversation, upto } => self.left(user, conversation, upto),
-            What::Receipt { observer, user, conversation, mark, upto } => {
-                self.receipt(observer, user, conversation, mark, upto)
+            What::Join { user, conversation, from } => {
+                self.receipts.joined(user, conversation);
+                self.joined(user, conversation, from)
+            }
+            What::Leave { user, conversation, upto } => {
+                self.receipts.left(user, conversation, at);
+                self.left(user, conversation, upto)
+            }
+            What::Receipt { connection, user, conversation, mark, upto } => {
+                self.receipt(connection, user, conversation, mark, upto)
+            }
+            What::ReceiptStart { user, conversation, delivered, read } => {
+                self.receipt_said((user, conversation), (delivered, read), false)
+            }
+            What::ReceiptAck { user, conversation, delivered, read } => {
+                self.receipt_said((user, conversation), (delivered, read), true)
+            }
+            What::ReceiptShown { observer, user, conversation, delivered, read } => {
+                self.receipt_shown((observer, user, conversation), (delivered, read))
             }
             What::Presence { user, conversation, on } => self.presence.changed(at, user, conversation, on),
             What::PresenceSeen { observer, user, conversation, on } => {
                 self.presence.seen(at, observer, user, conversation, on)
             }
-            What::Fault { .. } => {}
+            What::Fault { .. } => self.receipts.fault(),
         }
     }
 

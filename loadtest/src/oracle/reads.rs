@@ -40,11 +40,11 @@ impl Oracle {
 
     pub(super) fn read_item(&mut self, read: Read, seq: u64, fact: &Fact) {
         let Some(open) = self.reads.open.get_mut(&read) else { return };
-        let (user, conversation, next) = (open.user, open.conversation, open.next);
+        let (user, conversation, next, last) = (open.user, open.conversation, open.next, open.last);
         if seq >= next {
             open.next = seq + 1;
             if seq > next {
-                let otherwise = if open.last { Rule::NoLoss } else { Rule::Dense };
+                let otherwise = if last { Rule::NoLoss } else { Rule::Dense };
                 self.reads.holes.push(Hole { user, conversation, from: next, upto: seq - 1, otherwise });
             }
         } else {
@@ -52,7 +52,12 @@ impl Oracle {
             self.findings.report(Rule::Dense, || format!("a read of {place} gave seq {seq} after {}", next - 1));
         }
         self.sighted(conversation, seq, fact);
-        self.views.of(user, conversation).see(seq);
+        let view = self.views.of(user, conversation);
+        view.see(seq);
+        if seq == next && !last {
+            // The reading may be broken off behind it. A final one excuses nobody.
+            view.came(seq);
+        }
     }
 
     pub(super) fn read_ended(&mut self, read: Read, head: u64) {

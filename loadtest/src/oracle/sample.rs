@@ -262,14 +262,18 @@ impl World {
         self.note(What::ReadEnd { read, head });
     }
 
-    fn change(&mut self) {
+    /// A message that is not deleted, and a member of its conversation; not at every attempt.
+    fn any_living_message(&mut self) -> Option<(Conversation, User, u64)> {
         let conversation = self.any_conversation();
         let user = self.any_member(conversation);
         let log = &self.logs[conversation.0 as usize];
         let target = self.rng.random_range(1..=log.head());
-        if !matches!(log.facts[target as usize - 1], Fact::Message { .. }) || log.dead.contains(&target) {
-            return;
-        }
+        let is_living = matches!(log.facts[target as usize - 1], Fact::Message { .. }) && !log.dead.contains(&target);
+        is_living.then_some((conversation, user, target))
+    }
+
+    fn change(&mut self) {
+        let Some((conversation, user, target)) = self.any_living_message() else { return };
         self.numbers += 1;
         let id = Uuid::from_u128(u128::from(self.numbers));
         let hash = self.rng.random_ratio(2, 3).then(|| body_hash(self.numbers));
@@ -292,13 +296,7 @@ impl World {
     }
 
     fn react(&mut self) {
-        let conversation = self.any_conversation();
-        let user = self.any_member(conversation);
-        let log = &self.logs[conversation.0 as usize];
-        let target = self.rng.random_range(1..=log.head());
-        if !matches!(log.facts[target as usize - 1], Fact::Message { .. }) || log.dead.contains(&target) {
-            return;
-        }
+        let Some((conversation, user, target)) = self.any_living_message() else { return };
         let reaction = (target, user, self.rng.random_range(0..3));
         let log = &mut self.logs[conversation.0 as usize];
         let known = log.reactions.iter().position(|one| *one == reaction);
@@ -342,8 +340,13 @@ impl World {
         let known = self.receipts.iter().position(|(o, u, c, _)| (*o, *u, *c) == (observer, user, conversation));
         let before = known.map_or(0, |index| self.receipts.swap_remove(index).3);
         let upto = self.rng.random_range(before..=self.logs[conversation.0 as usize].messages.max(before));
-        self.note(What::Receipt { observer, user, conversation, mark: Mark::Delivered, upto });
-        self.note(What::Receipt { observer, user, conversation, mark: Mark::Read, upto });
+        self.note(What::ReceiptStart { user, conversation, delivered: upto, read: upto });
+        // Connections of its own, which hear of nothing else.
+        let connection = Connection(10_000 + observer.0);
+        for mark in [Mark::Delivered, Mark::Read] {
+            self.note(What::Receipt { connection, user, conversation, mark, upto });
+        }
+        self.note(What::ReceiptAck { user, conversation, delivered: upto, read: upto });
         self.receipts.push((observer, user, conversation, upto));
     }
 

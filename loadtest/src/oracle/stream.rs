@@ -27,6 +27,10 @@ impl Oracle {
         cursor.next = next.max(seq + 1);
         cursor.free = false;
         if seq == next {
+            if !free {
+                // What was to be fetched may come as events after all, when the client connects again before it has fetched.
+                self.views.of(user, conversation).came(seq);
+            }
             return;
         }
         if seq < next {

@@ -293,14 +293,32 @@ fn rule_8_a_resync_without_a_read() {
     });
 }
 
+/// User 0 has said and was accepted to have got and read two messages, before anything is seen of it.
+fn said(history: &mut Vec<Record>, delivered: u64, read: u64) {
+    let (user, conversation) = (User(0), HOME);
+    push(history, What::ReceiptStart { user, conversation, delivered, read });
+    push(history, What::ReceiptAck { user, conversation, delivered, read });
+}
+
+fn saw(history: &mut Vec<Record>, mark: Mark, upto: u64) {
+    push(history, What::Receipt { connection: Connection(77), user: User(0), conversation: HOME, mark, upto });
+}
+
+fn fault(history: &mut Vec<Record>) {
+    push(history, What::Fault { name: "kill".into(), begins: true });
+}
+
+fn shown(history: &mut Vec<Record>, delivered: u64, read: u64) {
+    let (observer, user, conversation) = (User(77), User(0), HOME);
+    push(history, What::ReceiptShown { observer, user, conversation, delivered, read });
+}
+
 #[test]
 fn rule_9_a_receipt_that_falls() {
     planted(Rule::Receipts, |history| {
-        for upto in [1, 0] {
-            push(
-                history,
-                What::Receipt { observer: User(77), user: User(0), conversation: HOME, mark: Mark::Read, upto },
-            );
+        said(history, 2, 2);
+        for upto in [2, 1] {
+            saw(history, Mark::Delivered, upto);
         }
     });
 }
@@ -308,25 +326,89 @@ fn rule_9_a_receipt_that_falls() {
 #[test]
 fn rule_9_a_receipt_ahead_of_everything() {
     planted(Rule::Receipts, |history| {
-        push(
-            history,
-            What::Receipt {
-                observer: User(77),
-                user: User(0),
-                conversation: HOME,
-                mark: Mark::Delivered,
-                upto: 1 << 40,
-            },
-        );
+        said(history, 1 << 40, 0);
+        saw(history, Mark::Delivered, 1 << 40);
     });
 }
 
 #[test]
 fn rule_9_delivered_below_read() {
     planted(Rule::Receipts, |history| {
-        for (mark, upto) in [(Mark::Read, 2), (Mark::Delivered, 1)] {
-            push(history, What::Receipt { observer: User(77), user: User(0), conversation: HOME, mark, upto });
+        said(history, 2, 2);
+        for (mark, upto) in [(Mark::Delivered, 2), (Mark::Read, 2), (Mark::Delivered, 1)] {
+            saw(history, mark, upto);
         }
+    });
+    planted(Rule::Receipts, |history| {
+        said(history, 2, 2);
+        saw(history, Mark::Delivered, 1);
+        saw(history, Mark::Read, 2);
+    });
+}
+
+/// What somebody read for themselves is seen by others, or what nobody has said.
+#[test]
+fn rule_9_more_than_was_said_is_seen() {
+    let before = |history: &[Record]| {
+        let of_user_0 =
+            |record: &Record| matches!(record.what, What::ReceiptStart { user: User(0), conversation: HOME, .. });
+        history.iter().any(of_user_0)
+    };
+    planted(Rule::Receipts, |history| {
+        // In some samples user 0 has said something before.
+        history.retain(|record| match record.what {
+            What::Receipt { user, conversation, .. }
+            | What::ReceiptStart { user, conversation, .. }
+            | What::ReceiptAck { user, conversation, .. } => (user, conversation) != (User(0), HOME),
+            _ => true,
+        });
+        assert!(!before(history));
+        said(history, 2, 0);
+        saw(history, Mark::Delivered, 2);
+        saw(history, Mark::Read, 2);
+    });
+}
+
+#[test]
+fn rule_9_what_was_accepted_is_not_shown_in_the_end() {
+    planted(Rule::Receipts, |history| {
+        fault(history);
+        said(history, 2, 2);
+        shown(history, 2, 1);
+    });
+}
+
+/// A fault may take back what no row held; clients say it again.
+#[test]
+fn a_fault_takes_receipts_back_and_they_heal() {
+    let mut history = sample::clean(1, 600);
+    said(&mut history, 2, 2);
+    saw(&mut history, Mark::Delivered, 2);
+    saw(&mut history, Mark::Read, 2);
+    fault(&mut history);
+    saw(&mut history, Mark::Delivered, 1);
+    shown(&mut history, 1, 0);
+    said(&mut history, 2, 2);
+    shown(&mut history, 2, 2);
+    let verdict = judge(&history);
+    assert!(verdict.is_clean(), "{verdict}");
+}
+
+#[test]
+fn rule_11_a_receipt_is_heard_after_leaving() {
+    planted(Rule::Membership, |history| {
+        let leaver = User(78);
+        let head = 0;
+        let connection = Connection(78);
+        push(history, What::Connect { connection, user: leaver });
+        push(history, What::Join { user: leaver, conversation: HOME, from: head });
+        push(history, What::Leave { user: leaver, conversation: HOME, upto: head });
+        said(history, 2, 2);
+        let late = Record {
+            at: history.last().unwrap().at + 3_000_000,
+            what: What::Receipt { connection, user: User(0), conversation: HOME, mark: Mark::Delivered, upto: 1 },
+        };
+        history.push(late);
     });
 }
 

@@ -1,5 +1,7 @@
 //! What one user knows of one conversation, over all connections and reads.
 
+use std::collections::BTreeMap;
+
 use hashbrown::HashMap;
 
 use crate::history::{Conversation, User};
@@ -19,8 +21,8 @@ pub(super) struct View {
     pub(super) visible: Vec<(u64, u64)>,
     /// Stretches that a resync obliges the user's client to read (rule 8).
     pub(super) debts: Vec<(u64, u64)>,
-    /// What the latest reads covered together: it may pay a debt before that is known in full.
-    paid: (u64, u64),
+    /// What reads have covered together, by its beginning: it may pay a debt before that is known in full.
+    paid: BTreeMap<u64, u64>,
 }
 
 impl Views {
@@ -68,27 +70,42 @@ impl View {
     }
 
     pub(super) fn owe(&mut self, from: u64, upto: u64) {
-        let (paid_from, paid_upto) = self.paid;
-        let from = if (paid_from..=paid_upto + 1).contains(&from) { paid_upto + 1 } else { from };
+        let from = self.unpaid_from(from);
         if from <= upto {
             self.debts.push((from, upto));
         }
     }
 
-    /// A read covered a stretch.
-    pub(super) fn settle(&mut self, from: u64, upto: u64) {
-        let (paid_from, paid_upto) = self.paid;
-        self.paid = if from <= paid_upto + 1 && paid_from <= upto + 1 {
-            (paid_from.min(from), paid_upto.max(upto))
-        } else {
-            (from, upto)
-        };
-        let (from, upto) = self.paid;
+    /// The first from there on that no read has covered.
+    fn unpaid_from(&self, mut from: u64) -> u64 {
+        for (_, upto) in self.paid.range(..=from).rev().take(1) {
+            from = from.max(upto + 1);
+        }
+        from
+    }
+
+    /// An event arrived behind all that came before it on its connection.
+    pub(super) fn came(&mut self, seq: u64) {
         self.debts.retain_mut(|debt| {
-            if from <= debt.0 {
-                debt.0 = debt.0.max(upto + 1);
-            }
+            debt.0 += u64::from(debt.0 == seq);
             debt.0 <= debt.1
         });
+    }
+
+    /// A read covered a stretch.
+    pub(super) fn settle(&mut self, from: u64, upto: u64) {
+        if from > upto {
+            return;
+        }
+        let (mut from, mut upto) = (from, upto);
+        while let Some((start, end)) = self.paid.range(..=upto + 1).next_back().map(|(start, end)| (*start, *end))
+            && end + 1 >= from
+        {
+            self.paid.remove(&start);
+            (from, upto) = (from.min(start), upto.max(end));
+        }
+        self.paid.insert(from, upto);
+        let debts = std::mem::take(&mut self.debts);
+        debts.into_iter().for_each(|(from, upto)| self.owe(from, upto));
     }
 }

@@ -1,6 +1,6 @@
 //! A user: sends, edits, deletes, reads, and never gives a command another id when it asks again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chappe_loadtest::history::{Conversation, User};
 use chappe_schema::{
@@ -16,6 +16,10 @@ use uuid::Uuid;
 /// Commands that one user has in flight: several, so that their order is worth something.
 const IN_FLIGHT_MAX: usize = 3;
 
+/// How often a user asks for something again that was acknowledged before, and of how many they remember the ids.
+const REPEATED: f64 = 0.06;
+const REMEMBERED: usize = 4;
+
 /// One user, on one device.
 pub struct Client {
     pub user: UserId,
@@ -25,6 +29,8 @@ pub struct Client {
     next: u64,
     /// Own messages that were acknowledged: what can be edited.
     own: Vec<(usize, Seq)>,
+    /// The last of them, as they were asked: some users do not trust an acknowledgement.
+    sent: VecDeque<Asked>,
     /// Whether new things are begun.
     pub active: bool,
     /// Sends that were asked once and by the usual way, by conversation: in what order, and at which seq they stand.
@@ -45,6 +51,8 @@ pub struct Asked {
     pub on_its_way: bool,
     /// Whether it was asked once, by the usual way: then it keeps its place among those.
     pub orderly: bool,
+    /// Whether it was acknowledged before: the same answer is due.
+    pub repeated: bool,
     asked: bool,
 }
 
@@ -61,9 +69,18 @@ pub enum Kind {
     Read {
         after: Seq,
         read: u32,
-        last: bool,
+        why: Why,
     },
     Create,
+}
+
+/// Why somebody reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// To see what there is.
+    Browse,
+    /// Because everything is over, and must be there.
+    Last,
 }
 
 /// What comes of an answer.
@@ -81,7 +98,16 @@ pub enum Came {
 
 impl Client {
     pub fn new(user: UserId, named: User) -> Self {
-        Self { user, named, asked: BTreeMap::new(), next: 0, own: Vec::new(), active: true, placed: BTreeMap::new() }
+        Self {
+            user,
+            named,
+            asked: BTreeMap::new(),
+            next: 0,
+            own: Vec::new(),
+            sent: VecDeque::new(),
+            active: true,
+            placed: BTreeMap::new(),
+        }
     }
 
     /// The next thing that the user does, if they have time for it. `id` is made the way clients make theirs.
@@ -93,6 +119,13 @@ impl Client {
     ) -> Option<u64> {
         if !self.active || self.asked.len() >= IN_FLIGHT_MAX {
             return None;
+        }
+        if !self.sent.is_empty() && rng.random_bool(REPEATED) {
+            let sent = self.sent[rng.random_range(0..self.sent.len())].clone();
+            let number = self.ask(sent.id, sent.command, sent.conversation, sent.what, now);
+            let asked = self.asked.get_mut(&number)?;
+            (asked.orderly, asked.repeated) = (false, true);
+            return Some(number);
         }
         let index = rng.random_range(0..conversations.len());
         let conversation = conversations[index].0;
@@ -113,7 +146,7 @@ impl Client {
                 let target = own[rng.random_range(0..own.len())];
                 (Command::MessageDelete { conversation, seq: target }, Kind::Change { target, hash: None })
             }
-            14..34 => return Some(self.read(now, index, conversation, 0, u32::MAX, false)),
+            14..34 => return Some(self.read(now, index, conversation, 0, (u32::MAX, Why::Browse))),
             _ => {
                 let body = Body::parse(&text).expect("a body");
                 let hash = chappe_loadtest::history::hash(text.as_bytes());
@@ -130,11 +163,10 @@ impl Client {
         index: usize,
         conversation: ConversationId,
         after: Seq,
-        read: u32,
-        last: bool,
+        (read, why): (u32, Why),
     ) -> u64 {
         let command = Command::EventList { conversation, after, limit: 200 };
-        self.ask(CommandId(Uuid::nil()), command, index, Kind::Read { after, read, last }, now)
+        self.ask(CommandId(Uuid::nil()), command, index, Kind::Read { after, read, why }, now)
     }
 
     pub fn ask(&mut self, id: CommandId, command: Command, conversation: usize, what: Kind, now: Millis) -> u64 {
@@ -148,6 +180,7 @@ impl Client {
             pause: now,
             on_its_way: false,
             orderly: true,
+            repeated: false,
             asked: false,
         };
         self.asked.insert(self.next, asked);
@@ -167,6 +200,10 @@ impl Client {
                 let asked = self.asked.remove(&number)?;
                 if let (Kind::Send { .. }, Reply::Sent(sent)) = (asked.what, &reply) {
                     self.own.push((asked.conversation, sent.seq));
+                    self.sent.push_back(asked.clone());
+                    if self.sent.len() > REMEMBERED {
+                        self.sent.pop_front();
+                    }
                 }
                 Some((asked, Came::Over(reply)))
             }

@@ -20,6 +20,145 @@ use parking_lot::Mutex;
 /// How often Raft's clock is moved on.
 pub const RAFT_MS: Millis = 10;
 
+/// One seed of so many has the real Raft.
+const RAFT_EVERY: u64 = 10;
+
+/// What decides, whichever it is.
+pub enum Cluster {
+    StandIn(Box<Plane>),
+    Raft(Box<Raft>),
+}
+
+impl Cluster {
+    pub fn found(seed: u64, nodes: usize, partitions: usize, now: Millis) -> Self {
+        if seed.is_multiple_of(RAFT_EVERY) {
+            Self::Raft(Box::new(Raft::found(seed, nodes, partitions)))
+        } else {
+            Self::StandIn(Box::new(Plane::found(partitions, now)))
+        }
+    }
+
+    /// Whether it lives on a clock of its own, which is to be moved on ([`advance`](Self::advance)), says everything itself, and
+    /// knows whom it cannot reach.
+    pub const fn has_a_clock(&self) -> bool {
+        matches!(self, Self::Raft(_))
+    }
+
+    pub fn uid(&self, node: usize) -> NodeUid {
+        match self {
+            Self::StandIn(_) => NodeUid(100 + node as u64),
+            Self::Raft(raft) => raft.uid(node),
+        }
+    }
+
+    /// The newest map that there is.
+    pub fn map(&self) -> &Map {
+        match self {
+            Self::StandIn(plane) => plane.map(),
+            Self::Raft(raft) => raft.newest(),
+        }
+    }
+
+    /// A node asks. What it is answered at once, if it is.
+    pub fn propose(&mut self, node: usize, life: u32, command: &Command, now: Millis) -> Option<Outcome> {
+        match self {
+            Self::StandIn(plane) => Some(plane.propose(command, now)),
+            Self::Raft(raft) => {
+                raft.propose(node, life, command.clone());
+                None
+            }
+        }
+    }
+
+    /// An operator asks, through a node that runs; whether the map has changed by it at once.
+    pub fn order(&mut self, through: Option<usize>, command: &Command, now: Millis) -> bool {
+        match self {
+            Self::StandIn(plane) => {
+                let before = plane.map().version();
+                plane.propose(command, now);
+                plane.map().version() > before
+            }
+            Self::Raft(raft) => {
+                if let Some(node) = through {
+                    raft.propose(node, u32::MAX, command.clone());
+                }
+                false
+            }
+        }
+    }
+
+    pub fn keepalive(&mut self, node: usize, session: SessionId, minute: u64, now: Millis) {
+        match self {
+            Self::StandIn(plane) => plane.keepalive(session, minute, now),
+            Self::Raft(raft) => raft.keepalive(node, session, minute),
+        }
+    }
+
+    /// How a node is, as SWIM has it.
+    pub fn health(&mut self, node: usize, health: Health) {
+        let uid = self.uid(node);
+        match self {
+            Self::StandIn(plane) => plane.health(uid, health),
+            Self::Raft(raft) => raft.health(node, health),
+        }
+    }
+
+    /// Whoever leads looks around; whether the map has changed by it.
+    pub fn lead(&mut self, now: Millis) -> bool {
+        match self {
+            Self::StandIn(plane) => plane.lead(now),
+            Self::Raft(_) => false,
+        }
+    }
+
+    /// Its own clock is moved on; what was said meanwhile.
+    pub fn advance(&mut self) -> Vec<Said> {
+        match self {
+            Self::StandIn(_) => Vec::new(),
+            Self::Raft(raft) => raft.advance(),
+        }
+    }
+
+    /// Nobody leads until then.
+    pub fn without_leader(&mut self, until: Millis) {
+        match self {
+            Self::StandIn(plane) => plane.leaderless_until = until,
+            Self::Raft(raft) => {
+                if let Some(leader) = raft.leader() {
+                    raft.isolate(leader);
+                }
+            }
+        }
+    }
+
+    pub fn start(&mut self, node: usize, life: u32) {
+        self.voters(|raft| raft.start(node, life));
+    }
+
+    pub fn crash(&mut self, node: usize) {
+        self.voters(|raft| raft.crash(node));
+    }
+
+    pub fn isolate(&mut self, node: usize) {
+        self.voters(|raft| raft.isolate(node));
+    }
+
+    pub fn hold(&mut self, node: usize) {
+        self.voters(|raft| raft.hold(node));
+    }
+
+    pub fn heal(&mut self) {
+        self.voters(Raft::heal);
+    }
+
+    /// What happens to voters; the stand-in has none.
+    fn voters(&mut self, happens: impl FnOnce(&mut Raft)) {
+        if let Self::Raft(raft) = self {
+            happens(raft);
+        }
+    }
+}
+
 /// The real Raft.
 pub struct Raft {
     simulation: Simulation,

@@ -5,20 +5,20 @@
 //! command is answered, and every member reads everything. The same seed gives the same run to the last event.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use chappe_cluster::{
     control::{Health, Outcome},
-    link::GatewayPort,
+    link::{GatewayPort, Links},
     ownership::{Command as Proposal, Map, Move, PlanId, Versions},
 };
-use chappe_gateway::route::lanes::{Ask, Lanes};
+use chappe_gateway::{auth, simulation::Stepped as Gateway};
 use chappe_loadtest::{
     history::{self, Conversation, Fact as Seen, Record, User, What},
     oracle::{Oracle, Verdict},
@@ -32,33 +32,37 @@ use chappe_schema::{
     body::Body,
     command::{Command, Create},
     event::{ConversationKind, Encryption, Event, Fact, HistoryAccess},
-    id::{CommandId, ConversationId, EntityId, GatewayId, Millis, NodeUid, Partition, SessionId, UserId, partitions},
+    id::{
+        CommandId, ConversationId, EntityId, GatewayId, Generation, Millis, NodeUid, Partition, SessionId, UserId,
+        partitions,
+    },
     reply::Reply,
-    wire::{Actor, Asked as Question, Correlation, Owner, ToGateway, ToNode},
+    wire::{Actor, Asked as Question, Owner, ToGateway, ToNode},
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use uuid::Uuid;
 
 use super::{
-    client::{Asked, Came, Client, Kind},
+    client::{Asked, Came, Client, Kind, Why},
+    device::{Device, Sight},
     faults::{self, Fault, Trouble},
-    plane::{Plane, RAFT_MS, Raft, Said},
+    plane::{Cluster, RAFT_MS, Said},
 };
 
 pub const NODES: usize = 3;
 pub const GATEWAYS: usize = 2;
 const CLIENTS: usize = 4;
-const CONVERSATIONS: usize = 3;
+pub const CONVERSATIONS: usize = 3;
 /// Few, so that a partition holds more than one entity, and maps are short.
 pub const PARTITIONS: usize = 16;
 
 const T0: Millis = 1_700_000_000_000;
 const TICK_US: u64 = 100_000;
-/// One seed of so many has the real Raft.
-const RAFT_EVERY: u64 = 10;
 /// Within this time after everything has healed everything must be answered.
 const RECOVERY_MS_MAX: Millis = 60_000;
+/// Within this time after that every device must have heard of everything.
+const LEVEL_MS_MAX: Millis = 30_000;
 /// A way that is silent for so long is broken, for both its ends.
 const IDLE_US: u64 = 5_000_000;
 
@@ -102,6 +106,7 @@ enum Event_ {
         gateway: usize,
         node: usize,
         life: u32,
+        from: SessionId,
         batch: Vec<ToGateway>,
     },
     Peer {
@@ -151,6 +156,8 @@ struct NodeHost {
     backlog: Vec<Event_>,
     store: Replicas,
     no_plane: bool,
+    /// Somebody says that it is down, and is believed.
+    slandered: bool,
     /// It says what it wants to the cluster, and hears nothing.
     no_news: bool,
     /// That begins with its next commit.
@@ -159,11 +166,34 @@ struct NodeHost {
 
 struct GatewayHost {
     id: GatewayId,
-    lanes: Lanes<(usize, u64)>,
-    map: Map,
-    alive: bool,
+    gateway: Option<Gateway>,
+    ways: Arc<Ways>,
+    /// Who asked what is on its way.
+    asked: BTreeMap<u64, (usize, u64)>,
     /// Whether it hears of changes of the map.
     informed: bool,
+}
+
+/// A gateway's ways to all nodes.
+struct Ways {
+    map: Mutex<Map>,
+    generation: Generation,
+    out: Mutex<Vec<(SessionId, ToNode)>>,
+}
+
+impl Links for Ways {
+    fn owner(&self, partition: Partition) -> Option<Owner> {
+        self.map.lock().named_owner(partition)
+    }
+
+    fn send(&self, to: SessionId, message: ToNode) -> Vec<ToGateway> {
+        self.out.lock().push((to, message));
+        Vec::new()
+    }
+
+    fn generation(&self) -> Generation {
+        self.generation
+    }
 }
 
 /// The way between a gateway and a node, in order in both directions.
@@ -181,26 +211,36 @@ struct Link {
     held: Vec<Event_>,
 }
 
+/// How often a device loses its connection, per turn.
+const BREAKS: f64 = 0.003;
+
 /// By gateway and node.
-type Spoken = Arc<Mutex<Vec<(usize, usize, Vec<ToGateway>)>>>;
+type Spoken = Arc<Mutex<Vec<(usize, usize, SessionId, Vec<ToGateway>)>>>;
 
 pub struct World {
-    rng: StdRng,
+    pub rng: StdRng,
     now: u64,
     queue: BTreeMap<(u64, u64), Event_>,
     counted: u64,
     replicas: Replicas,
-    plane: Plane,
-    /// The real Raft, in some seeds.
-    raft: Option<Box<Raft>>,
+    cluster: Cluster,
     nodes: Vec<NodeHost>,
     gateways: Vec<GatewayHost>,
+    /// Gateways' clock.
+    clock: Arc<AtomicU64>,
     links: Vec<Vec<Link>>,
     no_peer: Vec<(usize, usize)>,
+    /// When the last word from a node to a session arrives: the next one does not overtake it.
+    words: BTreeMap<(usize, SessionId), u64>,
     /// What nodes have for gateways, until the turn is over.
     spoken: Spoken,
-    clients: Vec<Client>,
-    conversations: Vec<(ConversationId, Conversation)>,
+    pub clients: Vec<Client>,
+    /// The WebSocket of each of them.
+    devices: Vec<Device>,
+    connections: u32,
+    /// Where conversations stand, as the last readings say.
+    heads: Vec<u64>,
+    pub conversations: Vec<(ConversationId, Conversation)>,
     created: Vec<bool>,
     oracle: Oracle,
     trace: DefaultHasher,
@@ -208,7 +248,7 @@ pub struct World {
     lives: u32,
     moves: usize,
     stumbles: u32,
-    wrong: Vec<String>,
+    pub wrong: Vec<String>,
     told: bool,
     /// Bytes for the entities of a shard: usually enough, sometimes so few that everything is put away at once.
     budget: usize,
@@ -221,14 +261,16 @@ struct Port {
 }
 
 impl GatewayPort for Port {
-    fn receive(&self, batch: Vec<ToGateway>) {
-        self.spoken.lock().push((self.gateway, self.node, batch));
+    fn receive(&self, from: SessionId, batch: Vec<ToGateway>) {
+        self.spoken.lock().push((self.gateway, self.node, from, batch));
     }
 }
 
 /// Runs a seed from beginning to end.
 pub fn run(seed: u64, told: bool) -> Outcomes {
     chappe_node::pace::shorten(true);
+    // In some worlds a handful of members are very many.
+    chappe_node::pace::crowd(seed.is_multiple_of(4));
     // What an earlier run of this thread has planted is not this one's.
     let _ = Stepped::steady();
     let mut world = World::new(seed, told);
@@ -246,12 +288,11 @@ pub fn run(seed: u64, told: bool) -> Outcomes {
 impl World {
     fn new(seed: u64, told: bool) -> Self {
         let replicas = Replicas::new(seed, Weather::default());
-        let raft = seed.is_multiple_of(RAFT_EVERY).then(|| Box::new(Raft::found(seed, NODES, partitions())));
-        let uid = |index: usize| raft.as_ref().map_or(NodeUid(100 + index as u64), |raft| raft.uid(index));
+        let cluster = Cluster::found(seed, NODES, partitions(), T0);
         let nodes = (0..NODES)
             .map(|index| NodeHost {
                 node: None,
-                uid: uid(index),
+                uid: cluster.uid(index),
                 life: 0,
                 clock: Arc::new(AtomicU64::new(T0)),
                 skew: 0,
@@ -259,39 +300,42 @@ impl World {
                 backlog: Vec::new(),
                 store: replicas.from_elsewhere(),
                 no_plane: false,
+                slandered: false,
                 no_news: false,
                 deaf_on_commit: false,
             })
             .collect();
-        let gateway = |index: usize| GatewayHost {
-            id: GatewayId(index as u32 + 1),
-            lanes: Lanes::default(),
-            map: Map::default(),
-            alive: true,
-            informed: true,
-        };
+        let clock = Arc::new(AtomicU64::new(T0));
+        let generation = replicas.generation();
+        let gateway = |index: usize| GatewayHost::new(GatewayId(index as u32 + 1), generation, &clock);
         let links = || (0..NODES).map(|_| Link::default()).collect();
         let user = |index: usize| UserId::new(&format!("user{index}")).expect("a name");
+        let conversations: Vec<(ConversationId, Conversation)> = (0..CONVERSATIONS)
+            .map(|index| {
+                let id = uuid::Builder::from_random_bytes((seed as u128 * 31 + index as u128 + 7).to_be_bytes());
+                (ConversationId(id.into_uuid()), Conversation(index as u32))
+            })
+            .collect();
+        let device = |index: usize| Device::new(User(index as u32), token(&user(index)), &conversations);
         Self {
             rng: StdRng::seed_from_u64(seed),
             now: 0,
             queue: BTreeMap::new(),
             counted: 0,
-            plane: Plane::found(partitions(), T0),
-            raft,
+            cluster,
             replicas,
             nodes,
             gateways: (0..GATEWAYS).map(gateway).collect(),
+            clock,
             links: (0..GATEWAYS).map(|_| links()).collect(),
             no_peer: Vec::new(),
+            words: BTreeMap::new(),
             spoken: Arc::default(),
             clients: (0..CLIENTS).map(|index| Client::new(user(index), User(index as u32))).collect(),
-            conversations: (0..CONVERSATIONS)
-                .map(|index| {
-                    let id = uuid::Builder::from_random_bytes((seed as u128 * 31 + index as u128 + 7).to_be_bytes());
-                    (ConversationId(id.into_uuid()), Conversation(index as u32))
-                })
-                .collect(),
+            devices: (0..CLIENTS).map(device).collect(),
+            connections: 0,
+            heads: vec![0; CONVERSATIONS],
+            conversations,
             created: vec![false; CONVERSATIONS],
             oracle: Oracle::default(),
             trace: DefaultHasher::new(),
@@ -305,11 +349,11 @@ impl World {
         }
     }
 
-    fn ms(&self) -> Millis {
+    pub fn ms(&self) -> Millis {
         T0 + self.now / 1000
     }
 
-    fn say(&self, words: impl FnOnce() -> String) {
+    pub fn say(&self, words: impl FnOnce() -> String) {
         if self.told {
             println!("{:>10.3} {}", self.now as f64 / 1e6, words());
         }
@@ -325,12 +369,30 @@ impl World {
         }
     }
 
+    /// Tells of events on their way to connections.
+    fn tell_batch(&self, node: usize, gateway: usize, from: SessionId, batch: &[ToGateway]) {
+        for message in batch.iter().filter(|_| self.told) {
+            let what = match message {
+                ToGateway::Deliver { conversation, events, connections } => {
+                    let seqs: Vec<_> = events.iter().map(|event| event.seq).collect();
+                    format!("events {seqs:?} of {conversation} for {connections:?}")
+                }
+                ToGateway::Behind { conversation, head, connections } => {
+                    format!("the head {head} of {conversation} for {connections:?}")
+                }
+                ToGateway::Connected(correlation, heads) => format!("{correlation:?}: {heads:?}"),
+                _ => continue,
+            };
+            self.say(|| format!("      node {node} ({from:x}) -> gateway {gateway}: {what}"));
+        }
+    }
+
     fn after(&mut self, us: u64, event: Event_) {
         self.queue.insert((self.now + us, self.counted), event);
         self.counted += 1;
     }
 
-    fn note(&mut self, what: What) {
+    pub fn note(&mut self, what: What) {
         self.say(|| format!("      {what:?}"));
         format!("{what:?}").hash(&mut self.trace);
         self.oracle.observe(&Record { at: self.now, what });
@@ -347,7 +409,7 @@ impl World {
             self.start_node(index);
         }
         self.after(0, Event_::Tick);
-        if self.raft.is_some() {
+        if self.cluster.has_a_clock() {
             self.after(0, Event_::Raft);
         }
         for index in 0..CONVERSATIONS {
@@ -366,6 +428,8 @@ impl World {
                 title: String::new(),
                 data: None,
                 history: HistoryAccess::All,
+                receipts: true,
+                open: false,
             };
             let command = Command::ConversationCreate(Box::new(create));
             let now = self.ms();
@@ -428,11 +492,27 @@ impl World {
         // Every member reads everything.
         for client in 0..CLIENTS {
             for index in 0..CONVERSATIONS {
-                self.begin_read(client, index, 0, true);
+                self.begin_read(client, index, 0, Why::Last);
             }
         }
         while self.clients.iter().any(|client| !client.asked.is_empty()) && self.now < end + 20_000_000 {
             self.step();
+        }
+        let end = self.now + LEVEL_MS_MAX * 1000;
+        while !self.is_level() && self.now < end {
+            self.step();
+        }
+        for (device, client) in self.devices.iter().zip(&self.clients) {
+            for ((id, _), head) in self.conversations.iter().zip(&self.heads) {
+                let position = device.position(*id);
+                if position != *head {
+                    self.wrong.push(format!(
+                        "{} heard of {id} up to {position} and not up to {head} (settled: {})",
+                        client.user,
+                        device.is_settled()
+                    ));
+                }
+            }
         }
         for client in &self.clients {
             for asked in client.asked.values() {
@@ -450,6 +530,15 @@ impl World {
             trace: self.trace.finish(),
             moves: self.moves,
         }
+    }
+
+    /// Whether every device has heard of everything.
+    fn is_level(&self) -> bool {
+        let has_all = |device: &Device| {
+            let mut heads = self.conversations.iter().zip(&self.heads);
+            device.is_settled() && heads.all(|((id, _), head)| device.position(*id) == *head)
+        };
+        self.devices.iter().all(has_all)
     }
 
     /// The next thing happens, in the store or elsewhere.
@@ -470,6 +559,7 @@ impl World {
 
     fn set_clocks(&self) {
         let ms = self.ms();
+        self.clock.store(ms, Ordering::Relaxed);
         for host in &self.nodes {
             host.clock.store(ms.saturating_add_signed(host.skew), Ordering::Relaxed);
         }
@@ -498,16 +588,20 @@ impl World {
                     self.after(delay, Event_::Propose { node: index, life, command });
                 }
                 Out::Peer(to, word) => {
-                    let delay = self.rng.random_range(300..8_000);
-                    self.after(delay, Event_::Peer { from: index, to, word });
+                    // In order, for each life of the receiver.
+                    let at = self.now + self.rng.random_range(300..8_000);
+                    let arrival = self.words.entry((index, to)).or_default();
+                    *arrival = at.max(*arrival);
+                    self.queue.insert((*arrival, self.counted), Event_::Peer { from: index, to, word });
+                    self.counted += 1;
                 }
                 Out::Refused(why) => self.wrong.push(format!("node {index} refuses to go on: {why}")),
             }
         }
         let spoken = std::mem::take(&mut *self.spoken.lock());
-        for (gateway, node, batch) in spoken {
+        for (gateway, node, from, batch) in spoken {
             let life = self.links[gateway][node].life;
-            self.travel(gateway, node, 1, Event_::ToGateway { gateway, node, life, batch });
+            self.travel(gateway, node, 1, Event_::ToGateway { gateway, node, life, from, batch });
         }
     }
 
@@ -542,11 +636,10 @@ impl World {
                     stepped.receive(from, message);
                 }
             }
-            Event_::ToGateway { gateway, node, life, batch } => {
-                if self.links[gateway][node].life == life && self.gateways[gateway].alive {
-                    for message in batch {
-                        self.gateway_hears(gateway, message);
-                    }
+            Event_::ToGateway { gateway, node, life, from, batch } => {
+                if self.links[gateway][node].life == life {
+                    self.tell_batch(node, gateway, from, &batch);
+                    self.gateway_does(gateway, |gateway| gateway.receive(from, batch));
                 }
             }
             Event_::Peer { from, to, word } => {
@@ -561,7 +654,7 @@ impl World {
             Event_::MapToNode { node, life, map } => {
                 let host = &self.nodes[node];
                 if host.life == life
-                    && (!host.no_plane || self.raft.is_some())
+                    && !self.is_cut_off(node)
                     && !host.no_news
                     && let Some(stepped) = &host.node
                 {
@@ -570,9 +663,7 @@ impl World {
             }
             Event_::MapToGateway { gateway, map } => self.gateway_sees(gateway, map),
             Event_::Propose { node, life, command } => {
-                // Whom Raft cuts off it cuts off itself.
-                let is_cut = self.nodes[node].no_plane && self.raft.is_none();
-                if is_cut || self.nodes[node].life != life {
+                if self.is_cut_off(node) || self.nodes[node].life != life {
                     return;
                 }
                 if matches!(command, Proposal::CommitMoves { .. })
@@ -581,14 +672,11 @@ impl World {
                     self.nodes[node].no_news = true;
                     self.after(3_000_000, Event_::Heal(Fault::BrokenMove(Trouble::Uninformed)));
                 }
-                if let Some(raft) = &self.raft {
-                    return raft.propose(node, life, command);
-                }
                 let now = self.ms();
-                let before = self.plane.map().version();
-                let outcome = self.plane.propose(&command, now);
+                let before = self.cluster.map().version();
+                let Some(outcome) = self.cluster.propose(node, life, &command, now) else { return };
                 self.say(|| format!("plane: {command:?} -> {outcome:?}"));
-                if self.plane.map().version() > before {
+                if self.cluster.map().version() > before {
                     self.announce();
                 }
                 let delay = self.rng.random_range(1_000..30_000);
@@ -601,18 +689,21 @@ impl World {
                 if host.life == life
                     && let Some(stepped) = &host.node
                 {
-                    let is_cut = (host.no_plane && self.raft.is_none()) || host.no_news;
+                    let is_cut = self.is_cut_off(node) || host.no_news;
                     let outcome = if is_cut { Outcome::Unknown } else { outcome };
                     stepped.answered(command, outcome);
                 }
             }
-            Event_::Health(node, health) => match &self.raft {
-                Some(raft) => raft.health(node, health),
-                None => self.plane.health(self.nodes[node].uid, health),
-            },
+            Event_::Health(node, health) => {
+                self.cluster.health(node, health);
+                // Who lives objects, and is heard soon.
+                let host = &self.nodes[node];
+                if health == Health::Down && host.node.is_some() && !(host.paused || host.no_plane || host.slandered) {
+                    self.after(500_000, Event_::Health(node, Health::Up));
+                }
+            }
             Event_::Lost(gateway, session) => {
-                let now = self.ms();
-                self.gateways[gateway].lanes.lost(session, now);
+                self.gateway_does(gateway, |gateway| gateway.lost(session));
             }
             Event_::Strike(node, ms) => self.begin_fault(Fault::Crash(node, ms)),
             Event_::Slow(node, ms) => {
@@ -639,11 +730,11 @@ impl World {
 
     /// Everybody hears of the newest map, each in their own time.
     fn announce(&mut self) {
-        if self.raft.is_some() {
+        if self.cluster.has_a_clock() {
             // Raft says it itself.
             return;
         }
-        let map = self.plane.map().clone();
+        let map = self.cluster.map().clone();
         self.say(|| {
             let owners: Vec<String> = map
                 .rows()
@@ -663,36 +754,27 @@ impl World {
         }
     }
 
-    /// The newest map that there is.
-    fn cluster_map(&self) -> &Map {
-        self.raft.as_ref().map_or_else(|| self.plane.map(), |raft| raft.newest())
+    /// Whether a node hears nothing of the cluster. Whom Raft cuts off it cuts off itself.
+    fn is_cut_off(&self, node: usize) -> bool {
+        self.nodes[node].no_plane && !self.cluster.has_a_clock()
     }
 
     /// Somebody, an operator or the leader, asks the cluster.
     fn order(&mut self, command: &Proposal) {
         self.say(|| format!("ordered: {command:?}"));
-        match &self.raft {
-            Some(raft) => {
-                let asked = (0..NODES).find(|node| self.nodes[*node].node.is_some());
-                if let Some(node) = asked {
-                    // The answer is for no life of that node.
-                    raft.propose(node, u32::MAX, command.clone());
-                }
-            }
-            None => {
-                let now = self.ms();
-                self.plane.propose(command, now);
-                self.announce();
-            }
+        let asked = (0..NODES).find(|node| self.nodes[*node].node.is_some());
+        let now = self.ms();
+        // The answer is for no life of any node.
+        if self.cluster.order(asked, command, now) {
+            self.announce();
         }
     }
 
     fn raft_goes_on(&mut self) {
         self.after(RAFT_MS * 1000, Event_::Raft);
-        let Some(raft) = &mut self.raft else { return };
-        let before = raft.newest().version();
-        let said = raft.advance();
-        let newest = raft.newest().clone();
+        let before = self.cluster.map().version();
+        let said = self.cluster.advance();
+        let newest = self.cluster.map().clone();
         for one in said {
             match one {
                 Said::Map(node, life, map) => self.after(0, Event_::MapToNode { node, life, map }),
@@ -729,32 +811,33 @@ impl World {
             if whole_second {
                 stepped.second();
             }
-            if (!host.no_plane || self.raft.is_some())
+            if !self.is_cut_off(index)
                 && let Some((session, minute)) = stepped.alive()
                 && (self.now / TICK_US).is_multiple_of(3)
             {
-                match &self.raft {
-                    Some(raft) => raft.keepalive(index, session, minute),
-                    None => self.plane.keepalive(session, minute, now),
-                }
+                self.cluster.keepalive(index, session, minute, now);
             }
             // A map that got lost is asked for again.
-            if self.raft.is_none() && !host.no_plane && self.rng.random_bool(0.05) {
-                let (life, map) = (host.life, self.cluster_map().clone());
+            if !self.cluster.has_a_clock() && !self.nodes[index].no_plane && self.rng.random_bool(0.05) {
+                let (life, map) = (self.nodes[index].life, self.cluster.map().clone());
                 self.after(1_000, Event_::MapToNode { node: index, life, map });
             }
             self.run_node(index);
         }
-        if self.raft.is_none() && self.plane.lead(now) {
+        if self.cluster.lead(now) {
             self.announce();
         }
         self.look_at_links();
         for gateway in 0..GATEWAYS {
-            let mut sendings = Vec::new();
-            let host = &mut self.gateways[gateway];
-            let map = host.map.clone();
-            host.lanes.resume(now, |partition| owner_of(&map, partition), &mut |sending| sendings.push(sending));
-            self.send(gateway, sendings);
+            self.gateway_does(gateway, |gateway| {
+                if whole_second {
+                    gateway.second();
+                }
+                gateway.resume_lanes();
+            });
+        }
+        for device in 0..CLIENTS {
+            self.device_goes_on(device);
         }
         for client in 0..CLIENTS {
             if self.rng.random_bool(0.4) {
@@ -782,6 +865,7 @@ impl World {
         let Some(asked) = self.clients[client].asked.get(&number).cloned() else { return };
         let (user, conversation) = (self.clients[client].named, Conversation(asked.conversation as u32));
         match asked.what {
+            Kind::Send { .. } if asked.repeated => {}
             Kind::Send { hash } => self.note(What::SendStart { user, conversation, id: asked.id.0, hash }),
             Kind::Change { target, hash } => {
                 self.note(What::ChangeStart { user, conversation, target, id: asked.id.0, hash });
@@ -790,7 +874,7 @@ impl World {
                 self.reads += 1;
                 let read = self.reads;
                 if let Some(asked) = self.clients[client].asked.get_mut(&number) {
-                    asked.what = Kind::Read { after, read, last: false };
+                    asked.what = Kind::Read { after, read, why: Why::Browse };
                 }
                 let read = history::Read(read);
                 self.note(What::ReadStart { read, user, conversation, after, last: false });
@@ -799,37 +883,30 @@ impl World {
         }
     }
 
-    fn begin_read(&mut self, client: usize, index: usize, after: u64, last: bool) {
+    pub fn begin_read(&mut self, client: usize, index: usize, after: u64, why: Why) {
         self.reads += 1;
         let (user, conversation) = (self.clients[client].named, Conversation(index as u32));
         let read = self.reads;
+        let last = why == Why::Last;
         self.note(What::ReadStart { read: history::Read(read), user, conversation, after, last });
         let (now, id) = (self.ms(), self.conversations[index].0);
-        self.clients[client].read(now, index, id, after, read, last);
+        self.clients[client].read(now, index, id, after, (read, why));
     }
 
     /// Asks through some gateway, mostly the same.
     fn ask(&mut self, client: usize, number: u64, asked: &Asked) {
         let mut gateway = client % GATEWAYS;
-        if !self.gateways[gateway].alive || self.rng.random_bool(0.08) {
+        if self.gateways[gateway].gateway.is_none() || self.rng.random_bool(0.08) {
             gateway = (gateway + 1) % GATEWAYS;
             self.clients[client].hurried(number);
         }
-        if !self.gateways[gateway].alive {
-            return;
-        }
         let actor = Actor { user: self.clients[client].user.clone(), device: None, by: By::Token(Token::default()) };
-        let now = self.ms();
-        let partition = EntityId::Conversation(self.conversations[asked.conversation].0).partition();
-        let (id, command) = (asked.id, asked.command.clone());
-        let make = |correlation| {
-            let deadline = now + 10_000;
-            Ask::Command(Arc::new(Question { correlation: Correlation(correlation), actor, id, command, deadline }))
-        };
         let host = &mut self.gateways[gateway];
-        let owner = owner_of(&host.map, partition);
-        let sending = host.lanes.ask(partition, (client, number), (now / 1000) as u32 + 12, owner, now, make);
-        self.send(gateway, sending.into_iter().collect());
+        if let Some(stepped) = &mut host.gateway {
+            let question = stepped.ask(actor, asked.id, asked.command.clone());
+            host.asked.insert(question, (client, number));
+            self.gateway_does(gateway, |_| {});
+        }
     }
 
     fn answered(&mut self, client: usize, number: u64, answer: Option<Result<Reply, chappe_schema::error::Error>>) {
@@ -840,9 +917,12 @@ impl World {
             Came::Again => return,
             Came::Unknown => {
                 match asked.what {
+                    Kind::Send { .. } if asked.repeated => {}
                     Kind::Send { .. } => self.note(What::Unknown { id: asked.id.0 }),
                     // Whoever must have read asks again.
-                    Kind::Read { last: true, after, .. } => self.begin_read(client, asked.conversation, after, true),
+                    Kind::Read { why: why @ Why::Last, after, .. } => {
+                        self.begin_read(client, asked.conversation, after, why);
+                    }
                     Kind::Create => self.wrong.push("a creation broke in the middle".to_owned()),
                     Kind::Change { .. } | Kind::Read { .. } => {}
                 }
@@ -851,8 +931,12 @@ impl World {
             Came::Refused(error) => {
                 self.say(|| format!("      {} was refused: {error}", asked.id));
                 match asked.what {
+                    Kind::Send { .. } if asked.repeated => {
+                        self.wrong
+                            .push(format!("{} was acknowledged, and refused when it came again: {error}", asked.id));
+                    }
                     Kind::Send { .. } => self.note(What::Fail { id: asked.id.0 }),
-                    Kind::Read { last: true, .. } | Kind::Create => {
+                    Kind::Read { why: Why::Last, .. } | Kind::Create => {
                         self.wrong.push(format!("{:?} was refused: {error}", asked.what));
                     }
                     Kind::Change { .. } | Kind::Read { .. } => {}
@@ -871,15 +955,17 @@ impl World {
                 self.note(What::ChangeAck { id: asked.id.0, seq });
             }
             (Kind::Change { .. }, Reply::Changed { changed: false, .. }) => {}
-            (Kind::Read { after, read, last }, Reply::Events { items, head, .. }) => {
+            (Kind::Read { after, read, why }, Reply::Events { items, head, .. }) => {
                 for event in &items {
                     self.note(What::ReadItem { read: history::Read(read), seq: event.seq, fact: seen(event) });
                 }
                 let reached = items.last().map_or(after, |event| event.seq);
                 let complete = reached >= head || items.is_empty();
                 self.note(What::ReadEnd { read: history::Read(read), head: if complete { head } else { reached } });
-                if last && !complete {
-                    self.begin_read(client, asked.conversation, reached, true);
+                match why {
+                    Why::Browse => {}
+                    Why::Last if complete => self.heads[asked.conversation] = self.heads[asked.conversation].max(head),
+                    Why::Last => self.begin_read(client, asked.conversation, reached, why),
                 }
             }
             (Kind::Create, Reply::Conversation(_)) => self.created[asked.conversation] = true,
@@ -889,44 +975,82 @@ impl World {
 
     // === gateways and links
 
-    fn gateway_hears(&mut self, gateway: usize, message: ToGateway) {
-        match message {
-            ToGateway::Reply(correlation, result) => {
-                if let Some((client, number)) = self.gateways[gateway].lanes.take(correlation.0) {
-                    self.answered(client, number, Some(result));
-                }
-            }
-            ToGateway::Moved { lane, owner } => {
-                self.say(|| format!("      gateway {gateway}: {lane:?} is refused"));
-                let now = self.ms();
-                let mut sendings = Vec::new();
-                self.gateways[gateway].lanes.moved(lane, owner, now, &mut |sending| sendings.push(sending));
-                self.send(gateway, sendings);
-            }
-            _ => {}
+    /// Something happens to a gateway that is there, and what follows from it.
+    fn gateway_does(&mut self, gateway: usize, act: impl FnOnce(&mut Gateway)) {
+        let host = &mut self.gateways[gateway];
+        let Some(stepped) = &mut host.gateway else { return };
+        act(stepped);
+        stepped.run();
+        let answers = stepped.answers();
+        let sendings = std::mem::take(&mut *host.ways.out.lock());
+        let answers: Vec<_> =
+            answers.into_iter().filter_map(|(number, answer)| Some((host.asked.remove(&number)?, answer))).collect();
+        self.send(gateway, sendings);
+        for ((client, number), answer) in answers {
+            self.answered(client, number, Some(answer));
         }
     }
 
     fn gateway_sees(&mut self, gateway: usize, map: Map) {
         let host = &mut self.gateways[gateway];
-        if !host.alive || !host.informed || map.version() <= host.map.version() {
+        if !host.informed || map.version() <= host.ways.map.lock().version() {
             return;
         }
-        host.map = map;
-        let mut sendings = Vec::new();
-        for number in 0..partitions() {
-            let partition = Partition(number as u16);
-            if let Some(owner) = owner_of(&host.map, partition) {
-                host.lanes.assigned(partition, owner, &mut |sending| sendings.push(sending));
+        let before = std::mem::replace(&mut *host.ways.map.lock(), map.clone());
+        let changed = map.newly_owned(&before);
+        self.gateway_does(gateway, |gateway| gateway.assigned(&changed));
+    }
+
+    /// A device reads and writes, if it has a connection, or looks for one.
+    fn device_goes_on(&mut self, index: usize) {
+        let now = self.ms();
+        let Some((gateway, line)) = self.devices[index].line else {
+            if now >= self.devices[index].back_at {
+                let gateway = if self.rng.random_bool(0.9) { index % GATEWAYS } else { (index + 1) % GATEWAYS };
+                let Some(line) = self.gateways[gateway].gateway.as_mut().and_then(Gateway::open) else { return };
+                self.with_device(index, |device, sight| device.up(gateway, line, sight));
+                self.say(|| format!("      user{index} connects at gateway {gateway}"));
             }
+            return;
+        };
+        let is_there = self.gateways[gateway].gateway.as_ref().is_some_and(|stepped| stepped.has(line));
+        let breaks = self.clients[index].active && self.rng.random_bool(BREAKS);
+        if !is_there || breaks || self.devices[index].is_overdue(now) {
+            self.say(|| format!("      user{index} lost the connection"));
+            let pause = self.rng.random_range(50..2_000);
+            self.devices[index].down(now + pause);
+            self.gateway_does(gateway, |gateway| gateway.cut(line));
+            return;
         }
-        self.send(gateway, sendings);
+        // Not every turn: what is on its way when a connection breaks is lost.
+        if self.rng.random_bool(0.7) {
+            let bytes = self.gateways[gateway].gateway.as_ref().map(|stepped| stepped.read(line)).unwrap_or_default();
+            self.with_device(index, |device, sight| device.hear(bytes, sight));
+        }
+        self.devices[index].tick(now);
+        let out = std::mem::take(&mut self.devices[index].out);
+        if !out.is_empty() {
+            self.gateway_does(gateway, |gateway| gateway.write(line, &out));
+        }
+    }
+
+    fn with_device(&mut self, index: usize, act: impl FnOnce(&mut Device, &mut Sight<'_>)) {
+        let now = self.ms();
+        let (connections, reads) = (&mut self.connections, &mut self.reads);
+        let mut sight = Sight { now, connections, reads, notes: Vec::new(), wrong: Vec::new() };
+        act(&mut self.devices[index], &mut sight);
+        let Sight { notes, wrong, .. } = sight;
+        self.wrong.extend(wrong.into_iter().map(|wrong| format!("user{index}: {wrong}")));
+        for what in notes {
+            self.note(what);
+        }
     }
 
     fn send(&mut self, gateway: usize, sendings: Vec<(SessionId, ToNode)>) {
         for (session, message) in sendings {
             let node = self
-                .cluster_map()
+                .cluster
+                .map()
                 .session(session)
                 .map(|session| session.node)
                 .and_then(|uid| self.nodes.iter().position(|host| host.uid == uid));
@@ -962,7 +1086,7 @@ impl World {
     fn look_at_links(&mut self) {
         for gateway in 0..GATEWAYS {
             for node in 0..NODES {
-                let both = self.gateways[gateway].alive && self.nodes[node].node.is_some();
+                let both = self.gateways[gateway].gateway.is_some() && self.nodes[node].node.is_some();
                 let link = &self.links[gateway][node];
                 let is_over = !both || (link.cut && self.now >= link.cut_since + IDLE_US);
                 if link.up && is_over {
@@ -975,18 +1099,17 @@ impl World {
     }
 
     fn break_link(&mut self, gateway: usize, node: usize) {
-        let now = self.ms();
         let link = &mut self.links[gateway][node];
         link.life += 1;
         link.up = false;
         link.held.clear();
         let uid = self.nodes[node].uid;
         // Every session that it knew of that node.
-        let known = self.gateways[gateway].map.sessions().chain(self.cluster_map().sessions());
-        let sessions: Vec<SessionId> = known.filter(|(_, session)| session.node == uid).map(|(id, _)| id).collect();
-        for session in sessions {
-            self.gateways[gateway].lanes.lost(session, now);
-        }
+        let known = self.gateways[gateway].ways.map.lock().clone();
+        let known = known.sessions().chain(self.cluster.map().sessions());
+        let sessions: BTreeSet<SessionId> =
+            known.filter(|(_, session)| session.node == uid).map(|(id, _)| id).collect();
+        self.gateway_does(gateway, |gateway| sessions.iter().for_each(|session| gateway.lost(*session)));
         if let Some(stepped) = &self.nodes[node].node {
             stepped.detach(self.gateways[gateway].id);
         }
@@ -1018,13 +1141,11 @@ impl World {
             weight: 1,
             versions: Versions { min: 1, max: 1 },
         };
-        if let Some(raft) = &mut self.raft {
-            raft.start(index, host.life);
-        }
+        self.cluster.start(index, host.life);
         let generation = host.store.generation();
         host.node =
             Some(Stepped::new(me, Arc::new(host.store.clone()), generation, Arc::clone(&host.clock), self.budget));
-        let (life, map) = (host.life, self.cluster_map().clone());
+        let (life, map) = (host.life, self.cluster.map().clone());
         self.after(2_000, Event_::MapToNode { node: index, life, map });
         self.after(200_000, Event_::Health(index, Health::Up));
         for gateway in 0..GATEWAYS {
@@ -1042,17 +1163,13 @@ impl World {
             Fault::Crash(node, ms) => {
                 self.nodes[node].node = None;
                 self.nodes[node].life += 1;
-                if let Some(raft) = &mut self.raft {
-                    raft.crash(node);
-                }
+                self.cluster.crash(node);
                 self.after(notice, Event_::Health(node, Health::Down));
                 ms
             }
             Fault::Pause(node, ms) => {
                 self.nodes[node].paused = true;
-                if let Some(raft) = &mut self.raft {
-                    raft.hold(node);
-                }
+                self.cluster.hold(node);
                 if ms * 1000 > notice {
                     self.after(notice, Event_::Health(node, Health::Down));
                 }
@@ -1064,9 +1181,7 @@ impl World {
             }
             Fault::NoPlane(node, ms) => {
                 self.nodes[node].no_plane = true;
-                if let Some(raft) = &mut self.raft {
-                    raft.isolate(node);
-                }
+                self.cluster.isolate(node);
                 if self.rng.random_bool(0.7) {
                     self.after(notice, Event_::Health(node, Health::Down));
                 }
@@ -1089,29 +1204,22 @@ impl World {
                 ms
             }
             Fault::NoLeader(ms) => {
-                self.plane.leaderless_until = self.ms() + ms;
-                if let Some(raft) = &mut self.raft
-                    && let Some(leader) = raft.leader()
-                {
-                    raft.isolate(leader);
-                }
+                let until = self.ms() + ms;
+                self.cluster.without_leader(until);
                 ms
             }
             Fault::GatewayCrash(gateway, ms) => {
-                self.gateways[gateway].alive = false;
+                let host = &mut self.gateways[gateway];
+                (host.gateway, host.ways) = (None, Arc::new(Ways::new(host.ways.generation)));
+                let asked = std::mem::take(&mut host.asked);
                 for node in 0..NODES {
                     if self.links[gateway][node].up {
                         self.break_link(gateway, node);
                     }
                 }
                 // Whoever asked hears nothing, and asks again elsewhere.
-                for client in 0..CLIENTS {
-                    if client % GATEWAYS == gateway {
-                        let numbers: Vec<u64> = self.clients[client].asked.keys().copied().collect();
-                        for number in numbers {
-                            self.answered(client, number, None);
-                        }
-                    }
+                for (client, number) in asked.into_values() {
+                    self.answered(client, number, None);
                 }
                 ms
             }
@@ -1142,14 +1250,13 @@ impl World {
                 8_000
             }
             Fault::Slander(node, ms) => {
+                self.nodes[node].slandered = true;
                 self.after(1, Event_::Health(node, Health::Down));
                 ms
             }
             Fault::Zombie(node, gateway, is_slow, ms) => {
                 self.nodes[node].no_plane = true;
-                if let Some(raft) = &mut self.raft {
-                    raft.isolate(node);
-                }
+                self.cluster.isolate(node);
                 for other in 0..NODES {
                     if (other == node) == is_slow {
                         self.nodes[other].store.set_way(Way::Slow);
@@ -1185,15 +1292,15 @@ impl World {
     /// A node that owns a conversation.
     fn owner_of_something(&mut self) -> Option<usize> {
         let index = self.rng.random_range(0..CONVERSATIONS);
-        let partition = EntityId::Conversation(self.conversations[index].0).partition();
-        let (session, _) = self.cluster_map().owner(partition)?;
+        let partition = self.conversations[index].0.partition();
+        let (session, _) = self.cluster.map().owner(partition)?;
         self.node_of(session)
     }
 
     fn break_a_move(&mut self, trouble: Trouble) {
-        let map = self.cluster_map().clone();
+        let map = self.cluster.map().clone();
         let index = self.rng.random_range(0..CONVERSATIONS);
-        let partition = EntityId::Conversation(self.conversations[index].0).partition();
+        let partition = self.conversations[index].0.partition();
         let Some((from, expect)) = map.owner(partition) else { return };
         let others: Vec<SessionId> = map.sessions().map(|(id, _)| id).filter(|id| *id != from).collect();
         let Some(to) = others.choose(&mut self.rng).copied() else { return };
@@ -1221,7 +1328,7 @@ impl World {
     }
 
     fn plan_moves(&mut self) {
-        let map = self.cluster_map().clone();
+        let map = self.cluster.map().clone();
         let sessions: Vec<SessionId> = map.sessions().map(|(id, _)| id).collect();
         let wanted = self.rng.random_range(1..4);
         let mut moves = Vec::new();
@@ -1249,10 +1356,8 @@ impl World {
 
     fn end_fault(&mut self, fault: Fault) {
         self.say(|| format!("over: {fault:?}"));
-        if matches!(fault, Fault::Pause(..) | Fault::NoPlane(..) | Fault::NoLeader(_) | Fault::Zombie(..))
-            && let Some(raft) = &mut self.raft
-        {
-            raft.heal();
+        if matches!(fault, Fault::Pause(..) | Fault::NoPlane(..) | Fault::NoLeader(_) | Fault::Zombie(..)) {
+            self.cluster.heal();
         }
         match fault {
             Fault::Crash(node, _) if self.nodes[node].node.is_none() => self.start_node(node),
@@ -1268,7 +1373,7 @@ impl World {
             Fault::NoPlane(node, _) => {
                 self.nodes[node].no_plane = false;
                 self.after(100_000, Event_::Health(node, Health::Up));
-                let (life, map) = (self.nodes[node].life, self.cluster_map().clone());
+                let (life, map) = (self.nodes[node].life, self.cluster.map().clone());
                 self.after(5_000, Event_::MapToNode { node, life, map });
             }
             Fault::NoLink(gateway, node, _) => {
@@ -1280,11 +1385,17 @@ impl World {
             }
             Fault::NoPeer(one, other, _) => {
                 self.no_peer.retain(|pair| *pair != (one, other) && *pair != (other, one));
+                for (node, lost) in [(one, other), (other, one)] {
+                    let lost = self.nodes[lost].node.as_ref().and_then(Stepped::alive);
+                    if let (Some(stepped), Some((session, _))) = (&self.nodes[node].node, lost) {
+                        stepped.peer_lost(session);
+                    }
+                }
             }
             Fault::BrokenMove(_) => {
                 for node in 0..NODES {
                     self.nodes[node].no_news = false;
-                    let (life, map) = (self.nodes[node].life, self.cluster_map().clone());
+                    let (life, map) = (self.nodes[node].life, self.cluster.map().clone());
                     self.after(5_000, Event_::MapToNode { node, life, map });
                 }
             }
@@ -1294,20 +1405,18 @@ impl World {
                 self.nodes.iter().for_each(|host| host.store.set_way(Way::Open));
                 self.gateways[gateway].informed = true;
                 self.after(100_000, Event_::Health(node, Health::Up));
-                let (life, map) = (self.nodes[node].life, self.cluster_map().clone());
+                let (life, map) = (self.nodes[node].life, self.cluster.map().clone());
                 self.after(5_000, Event_::MapToNode { node, life, map: map.clone() });
                 self.after(5_000, Event_::MapToGateway { gateway, map });
             }
             Fault::Tempest(_) => self.replicas.set_weather(Weather::default()),
-            Fault::GatewayCrash(gateway, _) if self.gateways[gateway].alive => {}
+            Fault::GatewayCrash(gateway, _) if self.gateways[gateway].gateway.is_some() => {}
             Fault::GatewayCrash(gateway, _) => {
                 self.lives += 1;
-                let host = &mut self.gateways[gateway];
-                host.id = GatewayId(self.lives);
-                host.lanes = Lanes::default();
-                host.map = Map::default();
-                host.alive = true;
-                let map = self.cluster_map().clone();
+                let (generation, informed) = (self.replicas.generation(), self.gateways[gateway].informed);
+                let host = GatewayHost::new(GatewayId(self.lives), generation, &self.clock);
+                self.gateways[gateway] = GatewayHost { informed, ..host };
+                let map = self.cluster.map().clone();
                 self.after(3_000, Event_::MapToGateway { gateway, map });
             }
             Fault::Replicas(count, _) => {
@@ -1318,21 +1427,55 @@ impl World {
             Fault::Storm(_) => self.replicas.set_weather(Weather::default()),
             Fault::Clock(node, ..) => self.nodes[node].skew = 0,
             Fault::Drain(_) => {
-                if let Some(session) = self.cluster_map().draining() {
+                if let Some(session) = self.cluster.map().draining() {
                     self.order(&Proposal::SetDrain { session, slot: false });
                 }
             }
-            Fault::Slander(node, _) => self.after(1, Event_::Health(node, Health::Up)),
+            Fault::Slander(node, _) => {
+                self.nodes[node].slandered = false;
+                self.after(1, Event_::Health(node, Health::Up));
+            }
         }
     }
 }
 
-fn owner_of(map: &Map, partition: Partition) -> Option<Owner> {
-    map.owner(partition).map(|(session, epoch)| Owner { session, epoch })
+impl GatewayHost {
+    fn new(id: GatewayId, generation: Generation, clock: &Arc<AtomicU64>) -> Self {
+        let ways = Arc::new(Ways::new(generation));
+        let links = Arc::clone(&ways) as Arc<dyn Links>;
+        let gateway = Some(Gateway::new(id, keys(), links, Arc::clone(clock)));
+        Self { id, gateway, ways, asked: BTreeMap::new(), informed: true }
+    }
+}
+
+impl Ways {
+    fn new(generation: Generation) -> Self {
+        Self { map: Mutex::default(), generation, out: Mutex::default() }
+    }
+}
+
+/// What every gateway checks tokens with.
+fn keys() -> auth::Auth {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        std::fs::write(folder.path().join(auth::dev::SECRET_FILE), "5".repeat(64)).expect("a file");
+        folder
+    });
+    let listen = ([127, 0, 0, 1], 0).into();
+    auth::resolve(&auth::Config::default(), listen, folder.path()).expect("development tokens")
+}
+
+/// A token that outlives every run.
+fn token(user: &UserId) -> String {
+    static KEYS: OnceLock<auth::Auth> = OnceLock::new();
+    let keys = KEYS.get_or_init(keys);
+    let issuer = keys.dev_tokens().expect("development tokens");
+    issuer.issue(user, None, None, T0).expect("a token").token
 }
 
 /// An event as far as the oracle judges it.
-fn seen(event: &Event) -> Seen {
+pub fn seen(event: &Event) -> Seen {
     let hash = |body: &Body| (!body.bytes().is_empty()).then(|| history::hash(body.json()));
     match &event.fact {
         Fact::MessageNew { body, .. } => Seen::Message { id: event.id.0, hash: hash(body) },

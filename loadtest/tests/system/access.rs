@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use chappe_loadtest::{
     client::{Client, Down, News, Options, Stream, http::Http},
-    server::{Server, Setup},
+    server::Setup,
 };
 use hyper::Method;
 use rustix::process::Signal;
@@ -133,7 +133,7 @@ async fn a_token_without_a_device_is_logged_out_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_ends_with_its_token_unless_a_newer_one_comes() {
     let args = ["--set", "gateway.auth.expiry_grace=1s", "--set", "gateway.auth.leeway_s=0"].map(str::to_owned);
-    let server = Server::start(Setup { unlimited: true, args: args.to_vec(), ..Setup::default() }).await.unwrap();
+    let server = super::start(Setup { unlimited: true, args: args.to_vec(), ..Setup::default() }).await.unwrap();
     let url = server.url();
     let began = Instant::now();
     let (short, long) = (token(&url, "ada", None, 2).await, token(&url, "ada", None, 600).await);
@@ -179,7 +179,7 @@ async fn a_server_side_caller_speaks_for_users_and_bans_one() {
     let all = r#""users.read", "users.write", "as_user.read", "as_user.write""#;
     std::fs::write(&file, entry("backend", BACKEND.1, all)).unwrap();
     let args = vec!["--set".to_owned(), format!("gateway.auth.api_keys_file={}", file.display())];
-    let mut server = Server::start(Setup { unlimited: true, args, ..Setup::default() }).await.unwrap();
+    let mut server = super::start(Setup { unlimited: true, args, ..Setup::default() }).await.unwrap();
     let url = server.url();
     let (key, _) = BACKEND;
 

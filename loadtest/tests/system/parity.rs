@@ -3,10 +3,13 @@
 use std::{collections::HashSet, time::Duration};
 
 use chappe_loadtest::{
-    client::{Client, Failure, Options, http::Http},
+    client::{Client, Failure, Options, grpc::Grpc, http::Http},
     server::Server,
 };
-use chappe_schema::operation::{NUMERIC_FIELDS, OPERATIONS, Op};
+use chappe_schema::{
+    error::Code,
+    operation::{NUMERIC_FIELDS, OPERATIONS, Op},
+};
 use hyper::Method;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -81,6 +84,7 @@ const SCRIPT: &[(&str, &str, &str)] = &[
     ("ada", "message.history", r#"{"conversation":"$C","seq":2}"#),
     ("ada", "conversation.get", r#"{"conversation":"$C"}"#),
     ("zoe", "conversation.get", r#"{"conversation":"$C"}"#),
+    ("zoe", "conversation.join", r#"{"conversation":"$C"}"#),
     ("ada", "conversation.get", r#"{"conversation":"nonsense"}"#),
     ("ada", "conversation.update", r#"{"conversation":"$C","title":"new","data":{"color":"blue"}}"#),
     ("bob", "conversation.update", r#"{"conversation":"$C","title":"mine"}"#),
@@ -88,6 +92,8 @@ const SCRIPT: &[(&str, &str, &str)] = &[
     ("ada", "member.add", r#"{"conversation":"$C","user":"$U:zoe","role":"admin"}"#),
     ("ada", "member.add", r#"{"conversation":"$C","user":"$U:zoe"}"#),
     ("bob", "member.add", r#"{"conversation":"$C","user":"$U:max"}"#),
+    ("bob", "conversation.join", r#"{"conversation":"$C"}"#),
+    ("ada", "conversation.update", r#"{"conversation":"$C","open":true}"#),
     ("ada", "conversation.leave", r#"{"conversation":"$C"}"#),
     ("ada", "member.role", r#"{"conversation":"$C","user":"$U:ada","role":"member"}"#),
     ("zoe", "member.role", r#"{"conversation":"$C","user":"$U:bob","role":"owner"}"#),
@@ -121,8 +127,51 @@ const SCRIPT: &[(&str, &str, &str)] = &[
     ("bob", "conversation.list", r#"{"muted":true}"#),
     ("eve", "inbox.update", r#"{"conversation":"$C","archived":true}"#),
     ("bob", "inbox.sync", r#"{}"#),
+    ("bob", "conversation.delivered", r#"{"conversation":"$C","n":2}"#),
+    ("bob", "conversation.read", r#"{"conversation":"$C","n":1}"#),
+    ("bob", "conversation.read", r#"{"conversation":"$C","n":1}"#),
+    ("bob", "conversation.read", r#"{"conversation":"$C","n":99}"#),
+    ("bob", "conversation.read", r#"{"conversation":"$C","n":-1}"#),
+    ("bob", "conversation.read", r#"{"conversation":"$C"}"#),
+    ("bob", "conversation.read", r#"{"conversation":"$C","n":2,"private":true,"privte":1}"#),
+    ("eve", "conversation.read", r#"{"conversation":"$C","n":1}"#),
+    ("eve", "conversation.delivered", r#"{"conversation":"$C","n":1}"#),
+    ("bob", "receipt.put", r#"{"conversations":{"$C":{"delivered":2,"read":1}}}"#),
+    ("eve", "receipt.put", r#"{"conversations":{"$C":{"read":1}},"private":true}"#),
+    ("bob", "receipt.put", r#"{"conversations":{"$C":{}}}"#),
+    ("bob", "receipt.put", r#"{"conversations":{}}"#),
+    ("bob", "receipt.put", r#"{"conversations":{"nonsense":{"read":1}}}"#),
+    ("ada", "receipt.list", r#"{"conversation":"$C","seq":3}"#),
+    ("ada", "receipt.list", r#"{"conversation":"$C","seq":2}"#),
+    ("ada", "receipt.list", r#"{"conversation":"$C","seq":99,"limit":1}"#),
+    ("eve", "receipt.list", r#"{"conversation":"$C","seq":3}"#),
+    ("ada", "conversation.update", r#"{"conversation":"$C","receipts":false}"#),
+    ("ada", "receipt.list", r#"{"conversation":"$C","seq":3}"#),
+    ("ada", "member.list", r#"{"conversation":"$C"}"#),
+    ("bob", "receipt.preference", r#"{}"#),
+    ("bob", "receipt.prefer", r#"{"private":true,"idempotency_key":"$I:6"}"#),
+    ("bob", "receipt.prefer", r#"{"private":true,"idempotency_key":"$I:6"}"#),
+    ("bob", "receipt.prefer", r#"{"private":false,"idempotency_key":"$I:6"}"#),
+    ("bob", "receipt.prefer", r#"{"private":"yes"}"#),
+    ("bob", "receipt.preference", r#"{}"#),
     ("bob", "inbox.sync", r#"{"cursor":"nonsense"}"#),
     ("bob", "inbox.sync", r#"{"cursor":"0.0.0","limit":5}"#),
+    ("bob", "presence.get", r#"{"user":"$U:ada","conversation":"$C"}"#),
+    ("bob", "presence.get", r#"{"user":"$U:eve","conversation":"$C"}"#),
+    ("bob", "presence.get", r#"{"user":"$U:ada"}"#),
+    ("eve", "presence.get", r#"{"user":"$U:ada","conversation":"$C"}"#),
+    ("bob", "presence.get", r#"{"user":"$U:bob"}"#),
+    ("bob", "presence.get", r#"{"user":"$U:ada","conversation":"nonsense"}"#),
+    ("bob", "presence.update", r#"{"invisible":true,"idempotency_key":"$I:6"}"#),
+    ("bob", "presence.update", r#"{"invisible":true,"idempotency_key":"$I:6"}"#),
+    ("bob", "presence.update", r#"{"invisible":false,"idempotency_key":"$I:6"}"#),
+    ("bob", "presence.update", r#"{"invisible":false}"#),
+    ("bob", "presence.update", r#"{"invisible":false}"#),
+    ("bob", "presence.update", r#"{}"#),
+    ("bob", "typing.start", r#"{"conversation":"$C"}"#),
+    ("bob", "typing.stop", r#"{"conversation":"$C"}"#),
+    ("eve", "typing.start", r#"{"conversation":"$C"}"#),
+    ("eve", "typing.stop", r#"{"conversation":"$C"}"#),
     ("zoe", "conversation.leave", r#"{"conversation":"$C"}"#),
     ("zoe", "conversation.leave", r#"{"conversation":"$C"}"#),
     ("zoe", "conversation.delete", r#"{"conversation":"$C"}"#),
@@ -151,15 +200,23 @@ const USERS: [&str; 4] = ["ada", "bob", "eve", "zoe"];
 struct Voice<'a> {
     name: &'static str,
     http: &'a Http,
-    /// Whether it asks over the sockets; they are there in any case.
-    socket: bool,
+    transport: Transport,
+    /// The sockets are there in any case.
     clients: Vec<(String, String, Client)>,
     conversation: Uuid,
     ids: Vec<Uuid>,
 }
 
+/// Over what a voice asks.
+#[derive(Clone)]
+enum Transport {
+    Http,
+    WebSocket,
+    Grpc(Box<Grpc>),
+}
+
 impl<'a> Voice<'a> {
-    async fn new(name: &'static str, server: &Server, http: &'a Http, socket: bool) -> Self {
+    async fn new(name: &'static str, server: &Server, http: &'a Http, transport: Transport) -> Self {
         let mut clients = Vec::new();
         for user in USERS {
             let user = format!("{user}-{name}");
@@ -167,7 +224,14 @@ impl<'a> Voice<'a> {
             let client = Client::connect(&server.url(), &user, &token, Options::default()).await.unwrap().0;
             clients.push((user, token, client));
         }
-        Self { name, http, socket, clients, conversation: Uuid::nil(), ids: (0..9).map(|_| Uuid::now_v7()).collect() }
+        Self {
+            name,
+            http,
+            transport,
+            clients,
+            conversation: Uuid::nil(),
+            ids: (0..9).map(|_| Uuid::now_v7()).collect(),
+        }
     }
 
     fn fill(&self, args: &str) -> Value {
@@ -187,17 +251,28 @@ impl<'a> Voice<'a> {
         let args = self.fill(args);
         let place = USERS.iter().position(|user| *user == who).unwrap();
         let (_, token, client) = &self.clients[place];
-        let answer = if self.socket {
-            match client.request(op, args).await {
+        let answer = match &self.transport {
+            Transport::WebSocket => match client.request(op, args).await {
                 Ok(ok) => json!({ "ok": ok }),
                 Err(Failure::Refused(refusal)) => {
                     json!({ "error": { "code": refusal.code, "status": refusal.status, "retryable": refusal.retryable,
                     "title": refusal.title, "field": refusal.field } })
                 }
                 Err(other) => panic!("{op}: {other:?}"),
+            },
+            // What cannot be said in protobuf is said over HTTP, so that the voices' worlds stay the same.
+            Transport::Grpc(grpc) if Grpc::can_say(Op::named(op).unwrap(), &args) => {
+                match grpc.call(Op::named(op).unwrap(), token, &args).await.unwrap() {
+                    Ok(ok) => json!({ "ok": ok }),
+                    Err(refusal) => {
+                        let code = refusal.error["code"].as_str().unwrap();
+                        let row = Code::ALL.iter().find(|known| known.row().code == code).unwrap().row();
+                        assert_eq!(refusal.status, i32::from(row.grpc), "{op}: {code}");
+                        Self::refused(&refusal.error)
+                    }
+                }
             }
-        } else {
-            self.over_http(op, token, args).await
+            Transport::Http | Transport::Grpc(_) => self.over_http(op, token, args).await,
         };
         if op == "conversation.create"
             && self.conversation.is_nil()
@@ -239,8 +314,13 @@ impl<'a> Voice<'a> {
         }
         assert_eq!(value["status"], answer.status, "{op}: the problem's status differs from the answer's");
         assert!(value["request_id"].is_string());
-        json!({ "error": { "code": value["code"], "status": value["status"], "retryable": value["retryable"], "title": value["title"],
-            "field": value["field"] } })
+        Self::refused(&value)
+    }
+
+    /// What of an error is the same whoever asks.
+    fn refused(error: &Value) -> Value {
+        json!({ "error": { "code": error["code"], "status": error["status"], "retryable": error["retryable"], "title": error["title"],
+            "field": error["field"] } })
     }
 
     /// Without what must differ: times, ids, the names' suffix.
@@ -248,6 +328,8 @@ impl<'a> Voice<'a> {
         match value {
             Value::Object(map) => Value::Object(
                 map.into_iter()
+                    // In protobuf, what is null is missing, and so is a list of nothing.
+                    .filter(|(_, value)| !value.is_null() && *value != json!([]))
                     .filter(|(key, _)| key != "change" && key != "cursor" && key != "device")
                     .map(|(key, value)| {
                         let value = match key.as_str() {
@@ -273,13 +355,21 @@ impl<'a> Voice<'a> {
 async fn every_operation_is_the_same_over_every_transport() {
     let server = super::server().await;
     let http = Http::new(&server.url());
-    let mut over_http = Voice::new("h", &server, &http, false).await;
-    let mut over_socket = Voice::new("w", &server, &http, true).await;
+    let mut over_http = Voice::new("h", &server, &http, Transport::Http).await;
+    let mut over_socket = Voice::new("w", &server, &http, Transport::WebSocket).await;
+    let mut over_grpc = Voice::new("g", &server, &http, Transport::Grpc(Box::new(Grpc::new(&server.url())))).await;
     let mut walked = HashSet::new();
+    // Over gRPC.
+    let mut said = HashSet::new();
     let mut refusals = HashSet::new();
     for (step, (who, op, args)) in SCRIPT.iter().enumerate() {
         let (one, other) = (over_http.ask(who, op, args).await, over_socket.ask(who, op, args).await);
         assert_eq!(one, other, "step {step}: {who} {op} {args}: HTTP and WebSocket answer differently");
+        let third = over_grpc.ask(who, op, args).await;
+        assert_eq!(one, third, "step {step}: {who} {op} {args}: HTTP and gRPC answer differently");
+        if Grpc::can_say(Op::named(op).unwrap(), &over_grpc.fill(args)) {
+            said.insert(*op);
+        }
         walked.insert(*op);
         if let Some(code) = one["error"]["code"].as_str() {
             // An operation's own errors stand in its row.
@@ -299,6 +389,7 @@ async fn every_operation_is_the_same_over_every_transport() {
         .filter(|name| !walked.contains(name))
         .collect();
     assert!(missing.is_empty(), "operations without a step: {missing:?}");
+    assert_eq!(said, walked, "every operation has a step that gRPC can say");
     assert!(refusals.len() > 9, "few errors were met: {refusals:?}");
     assert!(NUMERIC_FIELDS.contains(&"seq"));
 }

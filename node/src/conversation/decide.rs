@@ -70,7 +70,8 @@ impl Conversation {
             return case.create(create);
         }
         // A repetition is recognised even of what ended the caller's membership, or the conversation.
-        if self.head == 0 || !self.knows(&actor.user) {
+        let may_come = matches!(command, Command::ConversationJoin { .. }) && self.lets_in();
+        if self.head == 0 || !(may_come || self.knows(&actor.user)) {
             return Verdict::Answer(Err(Code::ConversationNotFound.into()));
         }
         if self.hot.is_none() {
@@ -100,6 +101,7 @@ impl Case<'_> {
             Command::ReactionRemove { seq, key, .. } => self.react(*seq, key, false),
             Command::ConversationUpdate { update, .. } => self.update(update),
             Command::ConversationDelete { .. } => self.delete_conversation(),
+            Command::ConversationJoin { .. } => self.join(),
             Command::ConversationLeave { .. } => self.leave(),
             Command::MemberAdd { user, role, .. } => self.add(user, *role),
             Command::MemberRole { user, role, .. } => self.set_role(user, *role),

@@ -16,7 +16,9 @@ use super::{
 
 impl Case<'_> {
     pub(super) fn edit(&self, seq: Seq, body: &Body, mentions: &Mentioned) -> Result<Verdict, Error> {
-        may_mention(self.state.member(&self.actor.user)?, mentions)?;
+        let member = self.state.member(&self.actor.user)?;
+        self.may_write(member)?;
+        may_mention(member, mentions)?;
         let (message, overlay) = match self.target(seq) {
             None => return Ok(Verdict::NeedTarget(seq)),
             Some(Target::Missing) => return Err(Code::MessageNotFound.into()),

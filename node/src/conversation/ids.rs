@@ -5,7 +5,7 @@
 //! most [`ID_AHEAD_MS_MAX`] ahead of its event's stamp and stamps never fall along a log, so an id that is later than that
 //! before the oldest thing remembered cannot have been committed earlier.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use chappe_schema::{
     event::Event,
@@ -160,9 +160,9 @@ impl Ids {
 
     /// A whole block of committed ids that is not durable yet.
     #[must_use]
-    pub fn block_due(&self, committed: Seq) -> Option<(Seq, StoredIdBlock)> {
+    pub fn block_due(&self, committed: Seq) -> Option<(Seq, Arc<StoredIdBlock>)> {
         let end = self.block_end + id_block_events();
-        (committed >= end).then(|| (end, StoredIdBlock { ids: self.stored(id_block_events() as usize) }))
+        (committed >= end).then(|| (end, Arc::new(StoredIdBlock { ids: self.stored(id_block_events() as usize) })))
     }
 
     /// The block that ends at `end` is durable: its ids may leave memory, but for their prints.

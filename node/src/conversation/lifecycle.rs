@@ -5,7 +5,7 @@ use chappe_schema::{
     command::{Create, Update},
     error::{Code, Error},
     event::{ConversationKind, Fact, Role, Settings},
-    limit::GROUP_MEMBERS_MAX,
+    limit::CREATE_MEMBERS_MAX,
     reply::Reply,
 };
 
@@ -20,12 +20,12 @@ impl Case<'_> {
         if self.state.head > 0 {
             return Verdict::Answer(self.created_before(create));
         }
-        if create.members.len() >= GROUP_MEMBERS_MAX {
+        if create.members.len() > CREATE_MEMBERS_MAX {
             return Verdict::Answer(Err(Code::MemberLimit.into()));
         }
         let founder = match create.kind {
             ConversationKind::Direct => Role::Member,
-            ConversationKind::Group => Role::Owner,
+            ConversationKind::Group | ConversationKind::Channel => Role::Owner,
         };
         let others = create.members.iter().map(|user| (user.clone(), Role::Member));
         let fact = Fact::ConversationCreated {
@@ -35,6 +35,8 @@ impl Case<'_> {
                 title: create.title.clone(),
                 data: create.data.as_ref().map(|data| data.bytes().clone()).unwrap_or_default(),
                 history: create.history,
+                receipts_off: !create.receipts,
+                open: create.open,
             },
             members: std::iter::once((self.actor.user.clone(), founder)).chain(others).collect(),
         };
@@ -75,6 +77,18 @@ impl Case<'_> {
         if let Some(history) = update.history {
             settings.history = history;
         }
+        if let Some(receipts) = update.receipts {
+            if receipts && self.state.is_channel() {
+                return Err(Error::invalid("receipts", "in a channel nobody sees how far the others have got"));
+            }
+            settings.receipts_off = !receipts;
+        }
+        if let Some(open) = update.open {
+            if !self.state.is_channel() {
+                return Err(Error::invalid("open", "only channels are open to whoever wants to join"));
+            }
+            settings.open = open;
+        }
         if settings == *self.state.settings {
             return Ok(self.unchanged());
         }
@@ -86,7 +100,7 @@ impl Case<'_> {
         Ok(self.change(0, Fact::ConversationDeleted))
     }
 
-    /// The caller as a member of a group.
+    /// The caller as a member of a group or a channel.
     pub(super) fn group_member(&self) -> Result<&Member, Error> {
         let member = self.state.member(&self.actor.user)?;
         if self.state.kind == ConversationKind::Direct {

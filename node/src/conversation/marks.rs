@@ -10,7 +10,7 @@ use std::sync::Arc;
 use chappe_schema::{
     id::UserId,
     inbox::Counts,
-    limit::{MARKED_MENTIONS_MAX, MARKED_RUNS_MAX},
+    limit::{MARKED_MENTIONS_MAX, MARKED_RUNS_MAX, SMALL_MEMBERS_MAX},
     mention::{Mentioned, Mentions},
     stored::{Corrupt, StoredMarks, StoredMention, StoredMentions},
 };
@@ -96,9 +96,10 @@ impl Marks {
         }
     }
 
-    /// Forgets what everybody concerned has read.
+    /// Forgets what everybody concerned has read. Among very many somebody has always read nothing: there the lists are kept
+    /// short by their bounds alone, and nobody goes through all members.
     pub fn prune(&mut self, members: &Members) {
-        let Some(lists) = &mut self.0 else { return };
+        let Some(lists) = self.0.as_mut().filter(|_| members.len() <= SMALL_MEMBERS_MAX) else { return };
         let lowest = members.present().map(|member| member.read_n).min().unwrap_or(u64::MAX);
         let unread = lists.deleted.partition_point(|(_, last)| *last <= lowest);
         lists.deleted.drain(..unread);

@@ -4,7 +4,7 @@ use chappe_schema::{
     error::{Code, Error},
     event::{Fact, Role},
     id::UserId,
-    limit::GROUP_MEMBERS_MAX,
+    limit::FORMER_MEMBERS_FACTOR,
 };
 
 use super::{
@@ -21,10 +21,34 @@ impl Case<'_> {
         if self.members().get(user).is_some() {
             return Ok(self.unchanged());
         }
-        if self.members().len() >= GROUP_MEMBERS_MAX {
-            return Err(Error::new(Code::MemberLimit).with_detail(format!("at most {GROUP_MEMBERS_MAX} members")));
-        }
+        self.room_for(user)?;
         Ok(self.change(0, Fact::MemberJoined { user: user.clone(), role }))
+    }
+
+    /// The caller becomes a member by themselves. Who may not is answered as if there were nothing to join.
+    pub(super) fn join(&self) -> Result<Verdict, Error> {
+        let user = &self.actor.user;
+        if self.state.member(user).is_ok() {
+            return Ok(self.unchanged());
+        }
+        let is_barred = self.members().ever_known(user).is_some_and(|member| member.barred);
+        if is_barred || !self.state.lets_in() {
+            return Err(Code::ConversationNotFound.into());
+        }
+        self.room_for(user)?;
+        Ok(self.change(0, Fact::MemberJoined { user: user.clone(), role: Role::Member }))
+    }
+
+    fn room_for(&self, user: &UserId) -> Result<(), Error> {
+        let (members, max) = (self.members(), self.state.members_max());
+        if members.len() >= max {
+            return Err(Error::new(Code::MemberLimit).with_detail(format!("at most {max} members")));
+        }
+        if members.known() >= FORMER_MEMBERS_FACTOR * max && !members.ever(user) {
+            let detail = format!("at most {} members in all its time", FORMER_MEMBERS_FACTOR * max);
+            return Err(Error::new(Code::MemberLimit).with_detail(detail));
+        }
+        Ok(())
     }
 
     pub(super) fn set_role(&self, user: &UserId, role: Role) -> Result<Verdict, Error> {

@@ -4,7 +4,9 @@
 //! - [`state`]: what a conversation is, how events change it
 //! - [`decide`]: how each command is judged; one file a command below it
 //! - [`members`]: who may see what
+//! - [`recent`]: its last events
 //! - [`overlay`]: what edits, deletions and reactions made of messages
+//! - [`receipts`]: how far members have got
 //! - [`ids`]: which commands are known already
 //! - [`marks`], [`latest`], [`standing`]: what members' inboxes show
 //! - [`snapshot`]: the state as bytes at rest
@@ -21,6 +23,8 @@ mod membership;
 pub mod overlay;
 mod reactions;
 pub(crate) mod read;
+mod receipts;
+mod recent;
 mod send;
 mod snapshot;
 mod standing;
@@ -30,5 +34,7 @@ pub(crate) mod state;
 mod tests;
 
 pub use decide::{Evidence, Verdict};
+pub use members::Members;
 pub use read::Read;
+pub use receipts::{Got, Kept, KeptMembers};
 pub use state::{Audience, Conversation, Target};

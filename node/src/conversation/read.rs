@@ -10,14 +10,14 @@ use chappe_schema::{
     id::{ConversationId, Seq, UserId},
     limit::{PAGE_BYTES_MAX, PAGE_MAX},
     reaction::ReactionKey,
-    reply::{EditView, MessageView, ReactionCount, ReactionView, Reply},
+    reply::{EditView, MemberView, MessageView, ReactionCount, ReactionView, Reply},
     stored::{StoredMentions, StoredOverlay, StoredReaction},
     wire::Actor,
 };
 
 use super::{
     decide::Verdict,
-    members::Visible,
+    members::{Member, Visible},
     overlay::Fresh,
     state::{Conversation, Target},
 };
@@ -117,20 +117,25 @@ impl Conversation {
                 return Ok(Verdict::Answer(Ok(Reply::Conversation(Box::new(self.view(member, false))))));
             }
             Command::MemberList { after, limit, .. } => {
-                let mut items: Vec<_> = self
-                    .members
-                    .present_after(after.as_ref())
-                    .take(limit + 1)
-                    .map(|m| (m.user.clone(), m.role))
-                    .collect();
+                let shown = self.shows_receipts();
+                let view = |member: &Member| MemberView {
+                    user: member.user.clone(),
+                    role: member.role,
+                    marks: shown.then_some(member.marks),
+                };
+                let mut items: Vec<MemberView> =
+                    self.members.present_after(after.as_ref()).take(limit + 1).map(view).collect();
                 let more = items.len() > *limit;
                 items.truncate(*limit);
-                let next_cursor = items.last().filter(|_| more).map(|(user, _)| user.clone());
+                let next_cursor = items.last().filter(|_| more).map(|member| member.user.clone());
                 return Ok(Verdict::Answer(Ok(Reply::Members { items, next_cursor })));
             }
             Command::ConversationOpen { .. } => {
                 return Ok(Verdict::Answer(Ok(Reply::Opened { head: self.head, n: self.n, large: self.is_large() })));
             }
+            // Said to others by whoever drives the conversation; here it is only judged.
+            Command::TypingStart { .. } => return Ok(Verdict::Answer(Ok(Reply::Typing { shown: !self.is_large() }))),
+            Command::TypingStop { .. } => return Ok(Verdict::Answer(Ok(Reply::Closed))),
             Command::ConversationClose { .. } => return Ok(Verdict::Answer(Ok(Reply::Closed))),
             Command::EventList { after, limit, .. } => {
                 if *after < self.floor {
@@ -198,7 +203,25 @@ impl Conversation {
                     items: Vec::new(),
                 }
             }
-            Command::MessageGet { .. } | Command::MessageHistory { .. } | Command::ReactionList { .. } => {
+            Command::ReceiptList { seq, after, limit, .. } if visible.contains(*seq) && *seq <= self.head => {
+                if !self.shows_receipts() {
+                    return Err(Code::ReceiptsOff.into());
+                }
+                let Some(hot) = &self.hot else { return Ok(Verdict::NeedHot) };
+                return match hot.targets.get(seq) {
+                    None => Ok(Verdict::NeedTarget(*seq)),
+                    Some(Target::Missing) => Err(Code::MessageNotFound.into()),
+                    // Whoever gets further now has not read what is no longer there.
+                    Some(Target::Message(_, overlay)) if overlay.deleted != 0 => Err(Code::MessageDeleted.into()),
+                    Some(Target::Message(message, _)) => {
+                        Ok(Verdict::Answer(Ok(self.receipts_of(message, after.as_ref(), *limit))))
+                    }
+                };
+            }
+            Command::MessageGet { .. }
+            | Command::MessageHistory { .. }
+            | Command::ReactionList { .. }
+            | Command::ReceiptList { .. } => {
                 return Err(Code::MessageNotFound.into());
             }
             _ => return Err(Code::UnknownOperation.into()),
@@ -234,11 +257,11 @@ impl Read {
         }
         let first = self.visible.next(after + 1);
         let hot = state.hot.as_ref()?;
-        hot.recent(first)?;
+        hot.recent.get(first)?;
         let upto = self.head.min((first - 1).saturating_add(limit as u64));
         let mut bytes = 0;
         for seq in first..=upto {
-            let event = hot.recent(seq)?;
+            let event = hot.recent.get(seq)?;
             bytes += event.body_len();
             if bytes > PAGE_BYTES_MAX && !self.events.is_empty() {
                 break;

@@ -15,10 +15,20 @@ use super::{
 
 impl Case<'_> {
     pub(super) fn send(&self, body: &Body, mentions: &Mentioned) -> Result<Verdict, Error> {
-        may_mention(self.state.member(&self.actor.user)?, mentions)?;
+        let member = self.state.member(&self.actor.user)?;
+        self.may_write(member)?;
+        may_mention(member, mentions)?;
         let event = self.event(0, Fact::MessageNew { body: body.clone(), mentions: mentions.clone() });
         let sent = Sent { seq: event.seq, n: event.n, created_at: event.created_at, duplicate: false };
         Ok(Verdict::Append(event, Reply::Sent(sent)))
+    }
+
+    /// Refuses whoever only reads.
+    pub(super) fn may_write(&self, member: &Member) -> Result<(), Error> {
+        if self.state.is_channel() && member.role < Role::Admin {
+            return Err(Error::new(Code::Forbidden).with_detail("in a channel only admins and owners write"));
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     latest::Latest,
     marks::Marks,
     members::Members,
+    receipts::Unsettled,
     state::{Conversation, Hot},
 };
 
@@ -50,11 +51,19 @@ impl Conversation {
             message_at: self.message_at,
             last: self.latest.to_stored(),
             marks: marks.to_stored(),
+            members_apart: self.members.are_apart(),
         };
         Some(seal(Kind::Snapshot, &stored))
     }
 
-    /// The conversation of a snapshot.
+    /// Whether a snapshot says that the members stand in rows of their own. Of damaged bytes nobody can tell; whoever opens
+    /// them will.
+    #[must_use]
+    pub fn members_stand_apart(bytes: Bytes) -> bool {
+        unseal::<StoredConversation>(Kind::Snapshot, bytes).is_ok_and(|stored| stored.members_apart)
+    }
+
+    /// The conversation of a snapshot; without its members, if it says that they stand apart.
     ///
     /// # Errors
     /// When the bytes are damaged or make no sense.
@@ -79,10 +88,11 @@ impl Conversation {
             creation_hash: stored.creation_hash,
             deleted: stored.deleted,
             settings: Box::new(Settings::try_from(stored.settings.unwrap_or_default())?),
-            members: Members::from_stored(&stored.members)?,
+            members: Members::from_stored(stored.members)?,
             message_at: if stored.message_at == 0 { stored.last_at } else { stored.message_at },
             latest: Latest::from_stored(stored.last)?,
             marks: Marks::from_stored(stored.marks)?,
+            unsettled: Unsettled::default(),
             snapshot_at: stored.seq,
             hot: Some(Box::new(Hot { ids, ..Hot::default() })),
         })

@@ -1,15 +1,12 @@
 //! What a conversation is, and how events change it.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use chappe_schema::{
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, Fact, Settings},
     id::{ConversationId, Epoch, Millis, Seq, UserId},
-    limit::SMALL_MEMBERS_MAX,
+    limit::{CHANNEL_MEMBERS_MAX, GROUP_MEMBERS_MAX, SMALL_MEMBERS_MAX},
     reply::ConversationView,
     stored::StoredOverlay,
 };
@@ -23,10 +20,9 @@ use super::{
     members::{Member, Members},
     overlay::{Overlays, fold},
     reactions::Reactors,
+    receipts::Unsettled,
+    recent::Recent,
 };
-
-/// Events that a busy conversation keeps at hand: enough for reconnecting clients and for edits of what was just said.
-const RECENT_EVENTS: usize = 32;
 
 /// Messages whose present form is kept at hand after an edit or deletion asked for it.
 const TARGETS_MAX: usize = 16;
@@ -51,7 +47,7 @@ pub struct Conversation {
     pub origin: Epoch,
     /// The epoch of the owner whose memory this is, and whose snapshots; read from a snapshot, that of its writer.
     pub owner: Epoch,
-    /// Direct or group.
+    /// What it is.
     pub kind: ConversationKind,
     /// Fixed at creation.
     pub encryption: Encryption,
@@ -69,6 +65,8 @@ pub struct Conversation {
     pub latest: Latest,
     /// What counts of unread messages need.
     pub marks: Marks,
+    /// Members whose watermarks have moved.
+    pub(super) unsettled: Unsettled,
     /// The seq of the last durable (or submitted) snapshot.
     pub snapshot_at: Seq,
     /// What only a busy conversation needs; an idle one reads it again.
@@ -81,7 +79,7 @@ pub struct Hot {
     /// Known commands.
     pub ids: Ids,
     /// The last events, up to `head`.
-    pub recent: VecDeque<Arc<Event>>,
+    pub recent: Recent,
     /// What became of messages, where the store does not have it yet.
     pub overlays: Overlays,
     /// Messages as they stand now, for judging what is about them.
@@ -132,6 +130,7 @@ impl Conversation {
             message_at: 0,
             latest: Latest::None,
             marks: Marks::default(),
+            unsettled: Unsettled::default(),
             snapshot_at: 0,
             hot: Some(Box::default()),
         }
@@ -143,10 +142,29 @@ impl Conversation {
         self.head > 0 && !self.deleted
     }
 
-    /// Whether it is delivered to listeners instead of to each member's user entity.
+    /// Whether it is delivered to listeners instead of to each member's user entity. A channel always is: those who read it
+    /// are an audience, and do not see each other, however few they are.
     #[must_use]
     pub const fn is_large(&self) -> bool {
-        self.members.len() > SMALL_MEMBERS_MAX
+        self.is_channel() || self.members.len() > SMALL_MEMBERS_MAX
+    }
+
+    /// Whether few write and many read.
+    #[must_use]
+    pub const fn is_channel(&self) -> bool {
+        matches!(self.kind, ConversationKind::Channel)
+    }
+
+    /// Whether whoever wants to becomes a member.
+    #[must_use]
+    pub const fn lets_in(&self) -> bool {
+        self.exists() && self.is_channel() && self.settings.open
+    }
+
+    /// How many members it may have.
+    #[must_use]
+    pub const fn members_max(&self) -> usize {
+        if self.is_channel() { CHANNEL_MEMBERS_MAX } else { GROUP_MEMBERS_MAX }
     }
 
     /// The caller as a member.
@@ -191,13 +209,14 @@ impl Conversation {
             Fact::ConversationDeleted => self.deleted = true,
             Fact::MemberJoined { user, role } => {
                 self.members.join(user, *role, event.seq, event.n);
+                self.tell_of_return(user);
                 audience_changes = true;
             }
             Fact::MemberLeft { user } => {
-                self.members.leave(user, event.seq);
+                self.members.leave(user, event.seq, event.sender != *user);
                 audience_changes = true;
             }
-            Fact::MemberRole { user, role } => self.members.set_role(user, *role),
+            Fact::MemberRole { user, role } => self.members.set_role(user, *role, event.seq),
             // Who writes has read up to their own message.
             Fact::MessageNew { mentions, .. } => {
                 self.members.read(&event.sender, event.n);
@@ -219,7 +238,9 @@ impl Conversation {
             | Fact::UserPreference { .. }
             | Fact::UserLoggedOut(_)
             | Fact::UserBanned(_)
-            | Fact::UserUnbanned { .. } => {}
+            | Fact::UserUnbanned { .. }
+            | Fact::UserPresence { .. }
+            | Fact::UserReceipts { .. } => {}
         }
         if self.marks.is_crowded() {
             self.marks.make_room(&self.members);
@@ -316,10 +337,9 @@ impl Conversation {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let hot = self.hot.as_ref().map_or(0, |hot| {
-            let bodies: usize = hot.recent.iter().map(|event| event.body_len() + 224).sum();
             size_of::<Hot>()
                 + hot.ids.heap_bytes()
-                + bodies
+                + hot.recent.heap_bytes()
                 + hot.overlays.heap_bytes()
                 + hot.reactors.heap_bytes()
                 + hot.targets.len() * 320
@@ -331,6 +351,7 @@ impl Conversation {
             + self.members.heap_bytes()
             + self.latest.heap_bytes()
             + self.marks.heap_bytes()
+            + self.unsettled.heap_bytes()
             + hot
     }
 
@@ -347,8 +368,9 @@ impl Conversation {
             id: self.id,
             kind: self.kind,
             encryption: self.encryption,
-            settings: (*self.settings).clone(),
+            settings: Settings { receipts_off: !self.shows_receipts(), ..(*self.settings).clone() },
             members: self.members.len(),
+            large: self.is_large(),
             with: self.other(member),
             role: member.role,
             head: self.head,
@@ -364,7 +386,7 @@ impl Conversation {
 impl Hot {
     fn apply(&mut self, event: &Arc<Event>) {
         self.ids.remember(event);
-        self.recent.push_back(Arc::clone(event));
+        self.recent.push(event);
         if !event.fact.is_about_message() {
             return;
         }
@@ -377,20 +399,6 @@ impl Hot {
             _ => self.overlays.take(event, None),
         }
         self.reactors.apply(event);
-    }
-
-    /// Forgets recent events that are committed and no longer recent.
-    pub fn trim(&mut self, committed: Seq) {
-        while self.recent.len() > RECENT_EVENTS && self.recent.front().is_some_and(|event| event.seq <= committed) {
-            self.recent.pop_front();
-        }
-    }
-
-    /// A recent event.
-    #[must_use]
-    pub fn recent(&self, seq: Seq) -> Option<&Arc<Event>> {
-        let first = self.recent.front()?.seq;
-        self.recent.get(usize::try_from(seq.checked_sub(first)?).ok()?)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The pure state: arrange events, judge one command, compare the verdict.
 
+mod channels;
 mod reactions;
+mod receipts;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -198,6 +200,8 @@ fn creation(kind: ConversationKind, members: &[&str], history: HistoryAccess) ->
         title: String::new(),
         data: None,
         history,
+        receipts: true,
+        open: false,
     }
 }
 
@@ -242,6 +246,7 @@ fn role(name: &str, role: Role) -> Command {
     Command::MemberRole { conversation: CONVERSATION, user: user(name), role }
 }
 
+const JOIN: Command = Command::ConversationJoin { conversation: CONVERSATION };
 const LEAVE: Command = Command::ConversationLeave { conversation: CONVERSATION };
 const DELETE: Command = Command::ConversationDelete { conversation: CONVERSATION };
 const GET: Command = Command::ConversationGet { conversation: CONVERSATION };
@@ -593,7 +598,7 @@ fn recent_events_are_served_without_the_store() {
     for n in 0..50 {
         talk.send("ada", &n.to_string());
     }
-    talk.state.hot.as_mut().unwrap().trim(talk.state.head);
+    talk.state.hot.as_mut().unwrap().recent.trim(talk.state.head);
     let ask = |after| Command::EventList { conversation: CONVERSATION, after, limit: 5 };
     let verdict = talk.state.decide(&actor("bob"), fresh(), &ask(45), Evidence::default(), T);
     let Verdict::Answer(Ok(Reply::Events { items, head: 51, .. })) = verdict else { panic!("{verdict:?}") };
@@ -629,7 +634,7 @@ fn pages_of_events_do_not_show_what_was_deleted() {
     for n in 0..60 {
         talk.send("ada", &n.to_string());
     }
-    talk.state.hot.as_mut().unwrap().trim(talk.state.head);
+    talk.state.hot.as_mut().unwrap().recent.trim(talk.state.head);
     assert_eq!(shown(&mut talk, 1), expected);
     // From memory also when the overlay is in the store already.
     let seq = talk.send("ada", "gone too").seq;

@@ -4,6 +4,7 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use chappe_gateway::Running;
 use chappe_node::node::wall_clock;
 use chappe_schema::id::{DeviceId, UserId};
 use futures_util::{SinkExt, StreamExt};

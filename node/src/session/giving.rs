@@ -61,10 +61,7 @@ impl Life {
                     *held = Held::Giving(Giving { epoch, plan, to, step: Step::Showing, since: now, sent: now });
                 }
                 (Held::Giving(giving), planned) if planned.is_none_or(|(plan, _)| plan != giving.plan) => {
-                    let epoch = giving.epoch;
-                    let open = TenureMail::Open { partition: *partition, epoch, handed: Vec::new(), warm: Vec::new() };
-                    effects.push(Effect::Tenure(*partition, open));
-                    *held = Held::Open(epoch);
+                    *held = giving.take_back(*partition, effects);
                 }
                 _ => {}
             }
@@ -134,10 +131,7 @@ impl Life {
                 && now >= giving.since + AGAIN_MS
             {
                 // As if no answer were a refusal.
-                let epoch = giving.epoch;
-                let open = TenureMail::Open { partition: *partition, epoch, handed: Vec::new(), warm: Vec::new() };
-                effects.push(Effect::Tenure(*partition, open));
-                *held = Held::Open(epoch);
+                *held = giving.take_back(*partition, effects);
                 continue;
             }
             if is_silent && matches!(giving.step, Step::Shown(_) | Step::Cut(_)) {
@@ -157,6 +151,14 @@ impl Life {
 impl Giving {
     fn enter(&mut self, step: Step, now: Millis) {
         (self.step, self.since, self.sent) = (step, now, now);
+    }
+
+    /// The partition stays with its giver, who goes on under the same epoch.
+    fn take_back(&self, partition: Partition, effects: &mut Vec<Effect>) -> Held {
+        let epoch = self.epoch;
+        let open = TenureMail::Open { partition, epoch, handed: Vec::new(), warm: Vec::new() };
+        effects.push(Effect::Tenure(partition, open));
+        Held::Open(epoch)
     }
 
     /// Says to the receiver what it must know.

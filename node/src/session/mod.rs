@@ -13,14 +13,15 @@
 //! Whatever is sent may be lost, except to one's own shards and to the store, which answer in any case. So everything is
 //! said again with the ticks until the map, or an answer, shows that it was heard.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use chappe_cluster::{
     control::{Answer, Outcome},
-    ownership::{Applied, Command, Map, NewSession, PlanId, Versions},
+    ownership::{Applied, Command, Map, PlanId},
 };
 use chappe_schema::{
-    id::{EntityId, Generation, Millis, NodeUid, Partition, SessionId},
+    archive::{Inline, Several},
+    id::{EntityId, Generation, Millis, Partition, SessionId},
     wire::Owner,
 };
 
@@ -38,25 +39,11 @@ pub(crate) use life::Life;
 /// How long something that was sent may take before it is sent again.
 pub(crate) const AGAIN_MS: Millis = 300;
 
-/// Who this node is to the cluster.
-#[derive(Clone, Debug)]
-pub struct Introduction {
-    /// Written to its volume before its first start.
-    pub node: NodeUid,
-    /// Its place among the nodes.
-    pub ordinal: u32,
-    /// Where others reach it.
-    pub addr: SocketAddr,
-    /// What fails together with it.
-    pub zone: String,
-    /// Its share of the partitions, relative to the others'.
-    pub weight: u16,
-    /// What it can speak.
-    pub versions: Versions,
-}
+/// Who this node is to the cluster: what it registers each of its sessions as.
+pub use chappe_cluster::ownership::NewSession as Introduction;
 
 /// From one owner to another, about a planned move. Anything of it may be lost, or come twice.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) struct Handover {
     /// Under which plan.
     pub(crate) plan: PlanId,
@@ -65,14 +52,14 @@ pub(crate) struct Handover {
     pub(crate) says: Says,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) enum Says {
     /// The giver shows what it has in memory, while it goes on serving.
-    Shown(Arc<[Handed]>),
+    Shown(#[rkyv(with = Several)] Arc<[Handed]>),
     /// The receiver has it.
     Seen,
     /// The giver is cut off from the partition: this is what stands.
-    Stands(Arc<Delta>),
+    Stands(#[rkyv(with = Inline)] Arc<Delta>),
     /// The receiver will open exactly that.
     Agreed,
 }
@@ -147,7 +134,7 @@ impl Sessions {
             // A session of an earlier life, or of a proposal whose answer was lost, ends with the registration of the next.
             Stage::Unregistered { proposed } if self.map.cluster().is_some() && is_due(*proposed, 10 * AGAIN_MS) => {
                 *proposed = Some(now);
-                effects.push(Effect::Propose(Command::RegisterSession(self.me.introduce())));
+                effects.push(Effect::Propose(Command::RegisterSession(self.me.clone())));
             }
             Stage::Unregistered { .. } => {}
             Stage::Enrolling { session, since } if is_due(*since, 10 * AGAIN_MS) => {
@@ -168,15 +155,7 @@ impl Sessions {
         }
         let mut effects = Vec::new();
         let before = std::mem::replace(&mut self.map, map);
-        let moved: Vec<(Partition, Owner)> = self
-            .map
-            .rows()
-            .filter_map(|(partition, _)| {
-                let (session, epoch) = self.map.owner(partition)?;
-                let is_new = before.owner(partition) != Some((session, epoch));
-                is_new.then_some((partition, Owner { session, epoch }))
-            })
-            .collect();
+        let moved = self.map.newly_owned(&before);
         if !moved.is_empty() {
             effects.push(Effect::Moved(moved));
         }
@@ -288,18 +267,5 @@ impl Sessions {
             act(life, &self.map, &mut effects);
         }
         effects
-    }
-}
-
-impl Introduction {
-    fn introduce(&self) -> NewSession {
-        NewSession {
-            node: self.node,
-            ordinal: self.ordinal,
-            addr: self.addr,
-            zone: self.zone.clone(),
-            weight: self.weight,
-            versions: self.versions,
-        }
     }
 }

@@ -6,12 +6,18 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use bytes::Bytes;
 use chappe_cluster::{
     control::Outcome,
     ownership::{Command, Map},
 };
-use chappe_schema::id::{EntityId, Generation, Millis, Partition, SessionId};
+use chappe_schema::{
+    archive::{self, Unreadable},
+    id::{EntityId, Generation, Millis, Partition, SessionId},
+    wire::Owner,
+};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::{Effect, Handover, Introduction, Sessions};
 use crate::{
@@ -47,13 +53,40 @@ pub enum Out {
 }
 
 /// From one node to another. Anything of it may be lost.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Between(Word);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 enum Word {
     Mail(Partition, PeerMail),
     Handover(SessionId, Handover),
+}
+
+impl Between {
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// When it does not fit into a message.
+    pub fn to_bytes(&self) -> Result<Bytes, Unreadable> {
+        archive::to_bytes(self)
+    }
+
+    /// What these bytes say.
+    ///
+    /// # Errors
+    /// When they say nothing.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Unreadable> {
+        archive::from_bytes(bytes)
+    }
+
+    /// The partition that it is about: what is about one stays in order.
+    #[must_use]
+    pub const fn partition(&self) -> Partition {
+        match &self.0 {
+            Word::Mail(partition, _) => *partition,
+            Word::Handover(_, handover) => handover.partition,
+        }
+    }
 }
 
 /// What the sessions are told.
@@ -62,6 +95,8 @@ pub(crate) enum Heard {
     Map(Map),
     Answered(Command, Outcome),
     Word(Between),
+    /// The way to the node that lives this session was broken: what was on it is lost.
+    Lost(SessionId),
     Fenced(Vec<SessionId>, bool),
     Enrolled(SessionId, Option<Generation>),
     Active(SessionId, Option<Vec<EntityId>>),
@@ -72,6 +107,8 @@ pub(crate) enum Heard {
 pub(crate) struct Home {
     view: Mutex<View>,
     abroad: Mutex<Vec<(SessionId, Between)>>,
+    /// Whoever hands on what is on its way is woken.
+    leaving: Notify,
 }
 
 #[derive(Default)]
@@ -89,8 +126,21 @@ impl Abroad for Home {
     fn send(&self, partition: Partition, mail: PeerMail) {
         let owner = self.view.lock().map.owner(partition);
         if let Some((owner, _)) = owner {
-            self.abroad.lock().push((owner, Between(Word::Mail(partition, mail))));
+            let mut abroad = self.abroad.lock();
+            abroad.push((owner, Between(Word::Mail(partition, mail))));
+            let is_first = abroad.len() == 1;
+            drop(abroad);
+            if is_first {
+                self.leaving.notify_one();
+            }
         }
+    }
+}
+
+impl Home {
+    /// Resolves when something has begun to wait for its way to another node.
+    pub(crate) async fn leaving(&self) {
+        self.leaving.notified().await;
     }
 }
 
@@ -156,6 +206,13 @@ impl Tenant {
             Heard::Answered(command, outcome) => self.sessions.answered(&command, &outcome),
             Heard::Word(Between(Word::Mail(partition, mail))) => {
                 self.mailboxes[shard_of_partition(partition, self.mailboxes.len())].send(Mail::Peer(mail));
+                Vec::new()
+            }
+            Heard::Lost(session) => {
+                let theirs = self.sessions.map().owned_by(session);
+                let partitions: Arc<[_]> =
+                    theirs.map(|(partition, epoch)| (partition, Owner { session, epoch })).collect();
+                self.all(|| Mail::Moved(Arc::clone(&partitions)));
                 Vec::new()
             }
             Heard::Word(Between(Word::Handover(from, handover))) => self.sessions.heard(from, handover),

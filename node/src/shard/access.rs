@@ -10,7 +10,7 @@ use chappe_schema::{
     wire::{Asked, AskedAccess, Correlation, ToGateway},
 };
 
-use super::{InHand, Shard, UserRelease, line::Pending, users::Parked};
+use super::{InHand, Phase, Shard, Slot, UserRelease, users::Parked};
 use crate::user::{Client, Connection, User};
 
 /// A log-out, or a change of a ban, that waits for its commit.
@@ -64,25 +64,18 @@ impl Shard {
     pub(super) fn access_command(&mut self, id: &UserId, from: GatewayId, asked: &Asked) {
         let now = self.now;
         let Some(slot) = self.users.get_mut(id) else { return };
-        let epoch = slot.epoch;
-        let line = &mut slot.slot.line;
-        let super::Phase::Ready(user) = &mut slot.slot.phase else { return };
+        let Slot { phase: Phase::Ready(user), line, .. } = &mut slot.slot else { return };
         let judged = if line.admits(user.head + 1) {
             user.judge_access(&asked.actor, asked.id, &asked.command, now)
         } else {
             Err(Error::new(Code::Overloaded).after_ms(200))
         };
-        let mut change = None;
         if let Ok(Some(event)) = &judged {
-            user.apply(event);
-            user.origin = epoch;
-            line.push(Pending { event: Arc::clone(event), audience: None, announce: false, origin: epoch });
-            let access = user.access();
-            change = Some(Change { user: id.clone(), event: Arc::clone(event), access });
-            if line.can_fly() {
-                Self::list_for_flush(&mut self.flush, &mut line.listed, id.clone());
-            }
+            slot.append(Arc::clone(event), &mut self.flush);
         }
+        let Some(user) = slot.ready() else { return };
+        let appended = judged.as_ref().ok().and_then(Clone::clone);
+        let change = appended.map(|event| Change { user: id.clone(), event, access: user.access() });
         let result = judged.map(|_| user.answer_access(asked.id, &asked.command, now));
         let head = user.head;
         self.count_answer(asked, &result);

@@ -6,6 +6,7 @@ use std::{
 };
 
 use chappe_schema::{
+    command::Command,
     error::{Code, Error},
     event::{Event, Fact},
     id::{Change, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
@@ -18,13 +19,19 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{
     InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, Told, WITHDRAWN_MS,
-    line::Pending, reactions::Reacting, shard_of_partition, supervision::Lost,
+    line::Pending,
+    members::{Gathered, MembersSlot},
+    reactions::Reacting,
+    rebuild::{self, Rebuilt},
+    receipts::{ReceiptSlot, Said},
+    shard_of_partition,
+    supervision::Lost,
 };
 use crate::{
-    conversation::{Audience, Conversation, Evidence, Read, Verdict, read::Progress},
+    conversation::{Audience, Conversation, Evidence, Got, Read, Verdict, read::Progress},
     pace::idle_snapshot_events,
     planted::{Bug, is},
-    recovery::{self, Found, Resolved},
+    recovery,
     store::{self, Page, PageRequest, Projection, Recovered, Show},
     user::HeadKnown,
 };
@@ -40,6 +47,8 @@ pub(super) enum Parked {
     Head(UserId),
     /// A user's shard asks for what their inbox shows.
     Row(u64, UserId),
+    /// A member has got further.
+    Said(Said),
 }
 
 /// A conversation and what surrounds it.
@@ -49,6 +58,8 @@ pub(super) struct ConversationSlot {
     targets: BTreeMap<Seq, Vec<(GatewayId, Arc<Asked>, Evidence)>>,
     /// Commands that wait for a look at their sender's reactions to a message.
     pub(super) reacting: Reacting,
+    /// How far members have got, beside the state.
+    pub(super) receipts: ReceiptSlot,
     /// Events that users must still hear of: who of them, and what.
     announcing: BTreeMap<Seq, BTreeMap<UserId, Fact>>,
     /// Committed events that nobody was told of, because there was no state to tell from: told after the recovery.
@@ -56,7 +67,9 @@ pub(super) struct ConversationSlot {
     /// The same for what belongs in users' own logs.
     unannounced: Vec<Pending>,
     /// A snapshot that waits until everything it reflects is durable.
-    snapshot: Option<(Seq, bytes::Bytes)>,
+    pub(super) snapshot: Option<(Seq, bytes::Bytes)>,
+    /// Its members, where they have rows of their own.
+    pub(super) members: MembersSlot,
     /// The id block on its way to the store.
     id_block: Option<Seq>,
     /// Mutations that wait, in order, for the id blocks to be asked, the first one first.
@@ -92,14 +105,21 @@ impl ConversationSlot {
             slot: Slot::loading(now, tenure),
             targets: BTreeMap::new(),
             reacting: Reacting::default(),
+            receipts: ReceiptSlot::default(),
             announcing: BTreeMap::new(),
             unpublished: Vec::new(),
             unannounced: Vec::new(),
             snapshot: None,
+            members: MembersSlot::default(),
             id_block: None,
             asking_id: VecDeque::new(),
             is_asking: false,
         }
+    }
+
+    /// Whether its state is here, and all of it committed.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(&self.slot.phase, Phase::Ready(state) if state.head == self.slot.line.committed())
     }
 
     /// Whether nothing is on its way in or out, so that the slot may be dropped.
@@ -112,6 +132,8 @@ impl ConversationSlot {
             && self.unpublished.is_empty()
             && self.unannounced.is_empty()
             && self.id_block.is_none()
+            && self.receipts.is_quiet()
+            && self.members.is_quiet()
     }
 }
 
@@ -154,7 +176,7 @@ fn known_head(state: &Conversation, user: &UserId) -> HeadKnown {
 }
 
 /// Whether an event has facts for users' own logs.
-const fn is_announced(fact: &Fact) -> bool {
+pub(super) const fn is_announced(fact: &Fact) -> bool {
     matches!(
         fact,
         Fact::ConversationCreated { .. }
@@ -196,7 +218,7 @@ impl Shard {
         }
     }
 
-    fn park(&mut self, id: ConversationId, parked: Parked) {
+    pub(super) fn park(&mut self, id: ConversationId, parked: Parked) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         match parked {
             Parked::Command(from, asked, _) if slot.parked.len() >= WINDOW as usize => {
@@ -207,6 +229,37 @@ impl Shard {
                 slot.slot.parked.push_back(parked);
                 self.kept();
             }
+        }
+    }
+
+    /// The conversation, if ready for what another shard asks or says; else `parked` waits for it. What its partition's next
+    /// owner is to hear is dropped: whoever said it says it again, or goes on without it.
+    pub(super) fn conversation_or_park(&mut self, id: ConversationId, parked: Parked) -> Option<Parked> {
+        let Some(slot) = self.conversations.get(&id) else {
+            self.load_conversation(id);
+            self.park(id, parked);
+            return None;
+        };
+        if !self.tenures.may_release(slot.partition) {
+            return None;
+        }
+        match slot.phase {
+            Phase::Ready(_) => return Some(parked),
+            Phase::Loading => {
+                self.park(id, parked);
+                self.reload(id);
+            }
+            Phase::Withdrawn { .. } => self.refuse_parked(id, parked, &Code::ConversationUnavailable.into()),
+        }
+        None
+    }
+
+    fn refuse_parked(&mut self, id: ConversationId, parked: Parked, error: &Error) {
+        match parked {
+            Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(error.clone())),
+            Parked::Head(user) => self.head_unknown(id, user),
+            Parked::Row(token, user) => self.tell_row(id, token, user, Told::Unknown),
+            Parked::Said(said) => self.answer_progress(id, said, Err(error.clone())),
         }
     }
 
@@ -238,7 +291,8 @@ impl Shard {
 
     fn judge_ready(&mut self, id: ConversationId, from: GatewayId, asked: Arc<Asked>, evidence: Evidence) {
         let now = self.now;
-        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        // Forgotten meanwhile: it is read again.
+        let Some(slot) = self.conversations.get_mut(&id) else { return self.command(id, from, asked) };
         let epoch = slot.epoch;
         let state = match &mut slot.slot.phase {
             Phase::Ready(state) => state,
@@ -277,10 +331,22 @@ impl Shard {
         if !line.has_no_rows() {
             Self::list_for_flush(&mut self.flush, &mut line.listed, id);
         }
+        // Somebody has come back.
+        let tells_of = state.has_moved();
         match verdict {
             Verdict::Answer(result) => {
+                if tells_of {
+                    self.list_receipts(id);
+                }
                 self.count_answer(&asked, &result);
-                self.wait_conversation(id, head, Release::Reply(from, asked.correlation, result));
+                let release = match &asked.command {
+                    Command::TypingStart { .. } | Command::TypingStop { .. } if result.is_ok() => {
+                        let is_typing = matches!(asked.command, Command::TypingStart { .. });
+                        Release::Typing(from, asked.correlation, asked.actor.user.clone(), is_typing)
+                    }
+                    _ => Release::Reply(from, asked.correlation, result),
+                };
+                self.wait_conversation(id, head, release);
             }
             Verdict::Append(..) => unreachable!("an append was turned into its answer above"),
             Verdict::Read(read) => {
@@ -319,6 +385,7 @@ impl Shard {
                 self.reads.insert(token, Reading::Id(id, key, upto));
             }
             Verdict::NeedHot => {
+                slot.keep_members();
                 slot.slot.phase = Phase::Loading;
                 self.park(id, Parked::Command(from, asked, evidence));
                 self.reload(id);
@@ -328,7 +395,7 @@ impl Shard {
     }
 
     /// A conversation that does not exist is not kept: anyone can name any number of ids.
-    fn drop_if_absent(&mut self, id: ConversationId) {
+    pub(super) fn drop_if_absent(&mut self, id: ConversationId) {
         if let Some(slot) = self.conversations.get_mut(&id)
             && slot.ready().is_some_and(|state| state.head == 0)
             && slot.may_go()
@@ -343,7 +410,7 @@ impl Shard {
         }
     }
 
-    fn wait_conversation(&mut self, id: ConversationId, after: Seq, release: Release) {
+    pub(super) fn wait_conversation(&mut self, id: ConversationId, after: Seq, release: Release) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let after = if is(Bug::ReadsUncommitted) && is_read(&release) { 0 } else { after };
         let now = slot.line.wait(after, release);
@@ -385,9 +452,15 @@ impl Shard {
             }
             Release::Head(user, known) => self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
             Release::Row(token, user, told) => self.tell_row(id, token, user, told),
+            Release::Typing(gateway, correlation, user, is_typing) => {
+                let work = |shard: &mut Self| shard.type_on(id, (gateway, correlation), &user, is_typing);
+                self.guarded_for(Some(InHand::Command(gateway, correlation)), || id.into(), work);
+            }
             Release::Mentioned(user, known, counts) => {
                 self.send_to_entity(&user.clone().into(), PeerMail::Mentioned { user, known, counts });
             }
+            Release::Progressed(said, result) => self.answer_progress(id, said, result),
+            Release::Receipts(moved) => self.publish_receipts(id, moved),
         }
     }
 
@@ -396,6 +469,7 @@ impl Shard {
     pub(super) fn commit_conversation(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let committed = slot.line.commit();
+        self.keeping.events += committed.len() as u64;
         if slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
         }
@@ -411,6 +485,7 @@ impl Shard {
             }
         };
         self.guarded(|| id.into(), derive);
+        self.pay_head(id);
         self.reload(id);
     }
 
@@ -456,6 +531,7 @@ impl Shard {
                 }
             };
             self.dismiss(id, &news);
+            self.end_typing(id, &news);
             self.measures.fanned_out(users.len());
             self.send_news(&news, users);
         }
@@ -463,11 +539,16 @@ impl Shard {
 
     /// Sends news to users, wherever they are: one mail for each shard here and for each partition elsewhere.
     pub(super) fn send_news(&mut self, news: &Arc<News>, users: &[UserId]) {
+        self.send_to_users(users, |users| PeerMail::News { news: Arc::clone(news), users });
+    }
+
+    /// One mail for each shard here and for each partition elsewhere.
+    pub(super) fn send_to_users(&mut self, users: &[UserId], mail: impl Fn(Vec<UserId>) -> PeerMail) {
         let shards = self.peers.len();
         let mut by_shard: SmallVec<[Vec<UserId>; 4]> = smallvec![Vec::new(); shards];
         let mut elsewhere: BTreeMap<Partition, Vec<UserId>> = BTreeMap::new();
         for user in users {
-            let partition = EntityId::User(user.clone()).partition();
+            let partition = user.partition();
             if self.abroad.is_home(partition) {
                 by_shard[shard_of_partition(partition, shards)].push(user.clone());
             } else {
@@ -475,10 +556,10 @@ impl Shard {
             }
         }
         for (shard, users) in by_shard.into_iter().enumerate().filter(|(_, users)| !users.is_empty()) {
-            self.send_to_shard(shard, PeerMail::News { news: Arc::clone(news), users });
+            self.send_to_shard(shard, mail(users));
         }
         for (partition, users) in elsewhere {
-            self.abroad.send(partition, PeerMail::News { news: Arc::clone(news), users });
+            self.abroad.send(partition, mail(users));
         }
     }
 
@@ -588,10 +669,13 @@ impl Shard {
         }
         if slot.snapshot.is_none() && state.snapshot_due() {
             state.snapshot_at = state.head;
+            state.members.part();
             slot.snapshot = state.snapshot().map(|bytes| (state.head, bytes));
+            slot.members.take_stale(state, &mut self.next_token);
         }
+        slot.members.fly(id, committed, &mut writes);
         if let Some(hot) = &mut state.hot {
-            hot.trim(committed);
+            hot.recent.trim(committed);
             if slot.id_block.is_none()
                 && let Some((end, block)) = hot.ids.block_due(committed)
             {
@@ -607,6 +691,7 @@ impl Shard {
             && (*seq <= committed || is(Bug::SnapshotAhead))
             && announced
             && state.is_derived_upto(*seq)
+            && slot.members.are_durable()
             && let Some((seq, bytes)) = slot.snapshot.take()
         {
             writes.push((Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes }));
@@ -785,26 +870,10 @@ impl Shard {
 
     /// A user's shard asks where the conversation stands.
     pub(super) fn ask_head(&mut self, id: ConversationId, user: UserId) {
-        let Some(slot) = self.conversations.get_mut(&id) else {
-            self.load_conversation(id);
-            return self.park(id, Parked::Head(user));
-        };
-        if !self.tenures.may_release(slot.partition) {
-            // The next owner is asked again.
-            return;
-        }
-        match &slot.slot.phase {
-            Phase::Ready(_) => {
-                if self.guarded(|| id.into(), |shard| shard.tell_head(id, &user)).is_none() {
-                    // By now it is being read again, or withdrawn.
-                    self.ask_head(id, user);
-                }
-            }
-            Phase::Loading => {
-                self.park(id, Parked::Head(user));
-                self.reload(id);
-            }
-            Phase::Withdrawn { .. } => self.head_unknown(id, user),
+        let Some(Parked::Head(user)) = self.conversation_or_park(id, Parked::Head(user)) else { return };
+        if self.guarded(|| id.into(), |shard| shard.tell_head(id, &user)).is_none() {
+            // By now it is being read again, or withdrawn.
+            self.ask_head(id, user);
         }
     }
 
@@ -818,26 +887,10 @@ impl Shard {
 
     /// A user's shard asks what their inbox shows of the conversation.
     pub(super) fn ask_row(&mut self, id: ConversationId, token: u64, user: UserId) {
-        let Some(slot) = self.conversations.get_mut(&id) else {
-            self.load_conversation(id);
-            return self.park(id, Parked::Row(token, user));
-        };
-        if !self.tenures.may_release(slot.partition) {
-            // Answered without it.
-            return;
-        }
-        match &slot.slot.phase {
-            Phase::Ready(_) => {
-                if self.guarded(|| id.into(), |shard| shard.show_row(id, token, &user)).is_none() {
-                    // By now it is being read again, or withdrawn.
-                    self.ask_row(id, token, user);
-                }
-            }
-            Phase::Loading => {
-                self.park(id, Parked::Row(token, user));
-                self.reload(id);
-            }
-            Phase::Withdrawn { .. } => self.tell_row(id, token, user, Told::Unknown),
+        let Some(Parked::Row(token, user)) = self.conversation_or_park(id, Parked::Row(token, user)) else { return };
+        if self.guarded(|| id.into(), |shard| shard.show_row(id, token, &user)).is_none() {
+            // By now it is being read again, or withdrawn.
+            self.ask_row(id, token, user);
         }
     }
 
@@ -864,16 +917,17 @@ impl Shard {
     // === recovery and supervision
 
     pub(super) fn load_conversation(&mut self, id: ConversationId) {
-        let partition = EntityId::Conversation(id).partition();
+        let partition = id.partition();
         // Asked again where it is owned, whoever asked here.
         let Some(epoch) = self.tenures.open(partition) else { return };
         let now = self.now;
+        self.recent.forget(id);
         self.conversations.entry(id).or_insert_with(|| ConversationSlot::loading(now, (partition, epoch)));
         self.reload(id);
     }
 
     /// Reads the conversation's log again, as soon as every row that this session sent for it is durable.
-    fn reload(&mut self, id: ConversationId) {
+    pub(super) fn reload(&mut self, id: ConversationId) {
         if self.conversations.get_mut(&id).is_some_and(|slot| slot.begin_reading()) {
             self.recover(id.into());
         }
@@ -887,13 +941,24 @@ impl Shard {
         }
         let recovered = match result {
             Ok(recovered) => recovered,
-            Err(error) => {
-                let error = self.store_failed(id, &error);
-                return self.turn_away(id, &error);
-            }
+            Err(error) => return self.conversation_not_read(id, &error),
         };
+        if let Some((recovered, members)) = self.members_to_come(id, recovered) {
+            self.rebuild_conversation(id, recovered, members);
+        }
+    }
+
+    pub(super) fn conversation_not_read(&mut self, id: ConversationId, error: &store::Error) {
+        let error = self.store_failed(id, error);
+        self.turn_away(id, &error);
+    }
+
+    /// Everything that stands of the conversation is there.
+    pub(super) fn rebuild_conversation(&mut self, id: ConversationId, recovered: Recovered, members: Gathered) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
         let (epoch, trusting) = (slot.epoch, self.confirms_at_once);
-        let Some(rebuilt) = self.guarded(|| id.into(), |_| rebuild(id, epoch, recovered, trusting)) else { return };
+        let rebuilt = self.guarded(|| id.into(), |_| rebuild(id, epoch, recovered, members, trusting));
+        let Some(rebuilt) = rebuilt else { return };
         match rebuilt {
             Ok(rebuilt) => self.conversation_rebuilt(id, rebuilt),
             Err(recovery::Trouble::Superseded { .. }) => {
@@ -907,27 +972,21 @@ impl Shard {
         }
     }
 
-    fn conversation_rebuilt(&mut self, id: ConversationId, rebuilt: Rebuilt) {
+    fn conversation_rebuilt(&mut self, id: ConversationId, mut rebuilt: Rebuilt<Conversation>) {
         let owes = self.unannounced.contains(&EntityId::Conversation(id));
-        let Rebuilt { state, committed, committed_origin, standing, adopted, events, bytes } = rebuilt;
+        let (committed, bytes) = (rebuilt.committed, rebuilt.bytes);
+        let events = std::mem::take(&mut rebuilt.events);
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let (is_new_to_watch, epoch) = (slot.slot.bytes == 0, slot.epoch);
-        slot.slot.line.restart(committed, committed_origin);
-        let found = |Found { event, origin }| {
-            let announce = is_announced(&event.fact);
-            Pending { event, audience: None, announce, origin }
-        };
-        if !standing.is_empty() {
-            slot.slot.line.stand(standing.into_iter().map(found).collect());
+        if slot.slot.answer_again(rebuilt) {
             self.pump.issue(Ticket::Flight(id.into(), epoch));
         }
-        adopted.into_iter().map(found).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
         }
-        slot.slot.phase = Phase::Ready(Box::new(state));
         slot.id_block = None;
         slot.snapshot = None;
+        slot.members.forget_state();
         Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
         if is_new_to_watch {
             self.watch(id);
@@ -946,11 +1005,17 @@ impl Shard {
             }
             self.tell_everybody(id, &[], &owed);
         }
+        self.guarded(|| id.into(), |shard| shard.carry_over(id));
         self.catch_up(id);
+        self.pay_head(id);
         self.guarded(|| id.into(), |shard| shard.project_conversation(id));
-        let parked: Vec<Parked> =
-            self.conversations.get_mut(&id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
-        for parked in parked {
+        // Each while the others still wait: a conversation that does not exist is kept for them. What waits anew meanwhile
+        // waits behind them.
+        let waiting = self.conversations.get(&id).map_or(0, |slot| slot.slot.parked.len());
+        for _ in 0..waiting {
+            let Some(parked) = self.conversations.get_mut(&id).and_then(|slot| slot.slot.parked.pop_front()) else {
+                break;
+            };
             match parked {
                 Parked::Command(from, asked, evidence) if self.now <= asked.deadline => {
                     self.judge(id, from, asked, evidence)
@@ -958,6 +1023,7 @@ impl Shard {
                 Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(Code::Aborted.into())),
                 Parked::Head(user) => self.ask_head(id, user),
                 Parked::Row(token, user) => self.ask_row(id, token, user),
+                Parked::Said(said) => self.hear_progress(id, said),
             }
         }
         self.drop_if_absent(id);
@@ -982,11 +1048,7 @@ impl Shard {
         let targets = std::mem::take(&mut slot.targets);
         let reacting = slot.reacting.drain();
         for parked in parked {
-            match parked {
-                Parked::Command(from, asked, _) => self.answer_now(from, &asked, Err(error.clone())),
-                Parked::Head(user) => self.head_unknown(id, user),
-                Parked::Row(token, user) => self.tell_row(id, token, user, Told::Unknown),
-            }
+            self.refuse_parked(id, parked, error);
         }
         for (from, asked, _) in targets.into_values().flatten().chain(reacting) {
             self.answer_now(from, &asked, Err(error.clone()));
@@ -1013,6 +1075,7 @@ impl Shard {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let lost = slot.lose_state(now);
         slot.snapshot = None;
+        slot.members.forget_state();
         if slot.line.can_fly() {
             // The panic may have come between a row and its listing.
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id);
@@ -1037,8 +1100,10 @@ impl Shard {
     pub(super) fn conversation_lost(&mut self, id: ConversationId, error: &Error) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let released = slot.slot.line.give_up();
+        slot.keep_for_later();
         slot.slot.phase = Phase::Loading;
         slot.snapshot = None;
+        slot.members.forget_state();
         let (targets, reacting) = (std::mem::take(&mut slot.targets), slot.reacting.drain());
         for release in released {
             match release {
@@ -1047,7 +1112,9 @@ impl Shard {
                 }
                 Release::Head(user, _) => self.park(id, Parked::Head(user)),
                 Release::Row(token, user, _) => self.park(id, Parked::Row(token, user)),
-                Release::Target(_) | Release::Mentioned(..) => {}
+                Release::Typing(gateway, correlation, ..) => self.reply(gateway, correlation, Err(error.clone())),
+                Release::Progressed(said, _) => self.park(id, Parked::Said(said)),
+                Release::Target(_) | Release::Mentioned(..) | Release::Receipts(_) => {}
             }
         }
         for (from, asked, _) in targets.into_values().flatten().chain(reacting) {
@@ -1077,6 +1144,10 @@ impl Shard {
         self.snapshot_before_rest(id);
         let slot = self.conversations.get_mut(&id)?;
         let last_used = slot.used;
+        if !slot.members.is_quiet() {
+            // Its snapshot waits for their rows.
+            return Some((now + 1000, last_used));
+        }
         match slot.slot.ready() {
             Some(state) if !state.can_cool() => {
                 // The store may have failed to say what there was before.
@@ -1090,6 +1161,11 @@ impl Shard {
                 Some((now + IDLE_KEPT * idle_ms, last_used))
             }
             _ => {
+                // What is on its way to the store must be there before the conversation is read again.
+                if self.keep_receipts(id) {
+                    return Some((now + 1000, last_used));
+                }
+                self.note_recent(id);
                 self.forget_conversation(id);
                 None
             }
@@ -1099,35 +1175,26 @@ impl Shard {
     /// A conversation that has moved on since its last snapshot writes one, so that it is cheap to read again.
     pub(super) fn snapshot_before_rest(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let complete = slot.line.has_no_rows() && slot.announcing.is_empty() && slot.unannounced.is_empty();
+        let announced = slot.announcing.is_empty() && slot.unannounced.is_empty();
+        let complete = slot.line.has_no_rows() && announced && slot.members.are_durable();
         let Some(state) = slot.ready() else { return };
-        if complete
-            && state.can_cool()
-            && state.head >= state.snapshot_at + idle_snapshot_events()
-            && let Some(bytes) = state.snapshot()
-        {
+        if complete && state.can_cool() && state.head >= state.snapshot_at + idle_snapshot_events() {
+            state.members.part();
+            let Some(bytes) = state.snapshot() else { return };
             let seq = state.head;
             state.snapshot_at = seq;
-            self.project(Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes });
+            if state.members.are_apart() {
+                // Behind their rows.
+                let Some(slot) = self.conversations.get_mut(&id) else { return };
+                let Phase::Ready(state) = &mut slot.slot.phase else { return };
+                slot.snapshot = Some((seq, bytes));
+                slot.members.take_stale(state, &mut self.next_token);
+                self.project_conversation(id);
+            } else {
+                self.project(Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes });
+            }
         }
     }
-}
-
-/// A conversation that was read again.
-struct Rebuilt {
-    /// The state after everything that was found and counts.
-    state: Conversation,
-    /// What of it is committed, and the origin of the last event of that.
-    committed: Seq,
-    committed_origin: Epoch,
-    /// What is durable under the own epoch, and committed by the next fence read.
-    standing: Vec<Found>,
-    /// What is written again before anything of it is shown.
-    adopted: Vec<Found>,
-    /// The committed events above the snapshot.
-    events: Vec<Arc<Event>>,
-    /// What the state takes in memory.
-    bytes: usize,
 }
 
 /// Whether an answer only shows what is there.
@@ -1137,40 +1204,26 @@ const fn is_read(release: &Release) -> bool {
 
 fn rebuild(
     id: ConversationId,
-    own_epoch: Epoch,
+    epoch: Epoch,
     recovered: Recovered,
+    members: Gathered,
     trusting: bool,
-) -> Result<Rebuilt, recovery::Trouble> {
+) -> Result<Rebuilt<Conversation>, recovery::Trouble> {
     let mut state = match recovered.snapshot {
         Some((_, bytes)) => Conversation::from_snapshot(id, bytes)?,
         None => Conversation::absent(id),
     };
-    let basis = recovery::Basis {
-        own_epoch,
-        snapshot_seq: state.head,
-        snapshot_origin: state.origin,
-        snapshot_owner: state.owner,
-        trusting,
-    };
-    let mut resolved = recovery::resolve(basis, recovered.rows)?;
-    if is(Bug::AdoptedNotWritten) {
-        // As if whatever is found were committed.
-        resolved.committed.extend(resolved.standing.drain(..).map(|found| found.event));
-        resolved.committed.extend(resolved.adopted.drain(..).map(|found| found.event));
-        resolved.committed_origin = resolved.origin;
-    }
+    members.install(&mut state)?;
     if let Some(hot) = &mut state.hot {
         hot.ids.recall(&recovered.prints);
     }
-    for event in &resolved.committed {
-        state.apply(event);
+    let mut receipts = Vec::with_capacity(recovered.receipts.len());
+    for stored in &recovered.receipts {
+        receipts.push((stored.user()?, Got::from(stored)));
     }
-    let committed = state.head;
-    for found in resolved.standing.iter().chain(&resolved.adopted) {
-        state.apply(&found.event);
-    }
-    (state.origin, state.owner) = (resolved.origin, own_epoch);
-    let bytes = state.bytes();
-    let Resolved { committed: events, standing, adopted, committed_origin, .. } = resolved;
-    Ok(Rebuilt { state, committed, committed_origin, standing, adopted, events, bytes })
+    let complete = |state: &mut Conversation| {
+        state.members.caught_up();
+        receipts.iter().for_each(|(user, got)| state.restore(user, *got));
+    };
+    rebuild::rebuild(state, epoch, trusting, recovered.rows, complete)
 }

@@ -16,13 +16,13 @@ use chappe_cluster::ownership::PlanId;
 use chappe_schema::{
     event::Event,
     id::{ConversationId, EntityId, Epoch, Millis, Partition, Seq, UserId},
-    limit::{MOVE_ENTITIES_MAX, SEAL_MS_MAX},
-    wire::Owner,
+    limit::{MOVE_BYTES_MAX, MOVE_ENTITIES_MAX, SEAL_MS_MAX},
+    wire::{Head, Owner},
 };
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    News, Phase, Report, Shard, Slot,
+    News, Parts, Phase, Report, Shard, Slot,
     conversations::{ConversationSlot, Reading},
     tenure::Tenure,
     users::UserSlot,
@@ -63,7 +63,7 @@ pub(crate) enum TenureMail {
 }
 
 /// An entity in a giver's memory, as a successor may open it without a look into the log.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) struct Handed {
     /// Which.
     pub(crate) entity: EntityId,
@@ -74,7 +74,7 @@ pub(crate) struct Handed {
 }
 
 /// What stands at the end of a partition that is given away. It speaks of committed events only.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) struct Delta {
     /// Entities that stand exactly as they were streamed, and at which seq.
     pub(crate) confirmed: Vec<(EntityId, Seq)>,
@@ -123,8 +123,12 @@ impl Shard {
                 if let Tenure::Open(epoch) = self.tenures.at(partition) {
                     self.tenures.set(partition, Tenure::Sealed(epoch));
                     self.sealing.push(Sealing { partition, plan, since: self.now });
+                    for id in of(&self.conversations, partition) {
+                        self.guarded(|| id.into(), |shard| shard.keep_receipts(id));
+                    }
                 }
             }
+            // It only has to begin a turn: the turn's end cuts what has waited long enough.
             TenureMail::Hurry => {}
             TenureMail::Close(partition) => self.close(partition),
         }
@@ -133,6 +137,7 @@ impl Shard {
     fn open(&mut self, partition: Partition, epoch: Epoch, handed: Vec<Handed>, warm: Vec<EntityId>) {
         self.sealing.retain(|sealing| sealing.partition != partition);
         self.tenures.set(partition, Tenure::Open(epoch));
+        self.opened.insert(partition, self.now);
         for one in handed {
             self.install(partition, epoch, one);
         }
@@ -142,6 +147,7 @@ impl Shard {
                     // Its last owner may have told others of its events, or not.
                     self.unannounced.insert(id.into());
                     self.load_conversation(id);
+                    self.owe_head(id);
                 }
                 // Nobody waits to hear from a user.
                 EntityId::User(_) => {}
@@ -182,9 +188,13 @@ impl Shard {
                 let mut slot = ConversationSlot::loading(now, (partition, epoch));
                 slot.slot.line.restart(seq, state.origin);
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
+                let is_active = state.last_at >= now.saturating_sub(ACTIVE_MS);
                 slot.slot.phase = Phase::Ready(Box::new(state));
                 self.conversations.insert(id, slot);
                 self.watch(id);
+                if is_active {
+                    self.owe_head(id);
+                }
             }
             EntityId::User(id) => {
                 let Ok(mut state) = User::from_snapshot(id.clone(), bytes) else { return };
@@ -207,14 +217,16 @@ impl Shard {
     /// Everything of the partition is forgotten; whoever waits is sent to the next owner.
     fn close(&mut self, partition: Partition) {
         self.sealing.retain(|sealing| sealing.partition != partition);
-        self.tenures.set(partition, Tenure::Absent);
+        self.tenures.leave(partition);
         self.withheld.retain(|ticket| ticket.partition() != partition);
         self.pump.forget(|ticket| ticket.partition() == partition);
         self.reads.retain(|_, reading| match reading {
-            Reading::Id(id, ..) => EntityId::Conversation(*id).partition() != partition,
+            Reading::Id(id, ..) => id.partition() != partition,
             // What a clean fence read has let out may be shown late.
             Reading::Page(..) => true,
         });
+        self.owing_heads.retain(|id| id.partition() != partition);
+        self.recent.forget_all(|at| at == partition);
         let conversations: Vec<ConversationId> = of(&self.conversations, partition);
         for id in conversations {
             self.telling.remove(&id);
@@ -228,9 +240,12 @@ impl Shard {
             self.settling.remove(&id);
             self.forget_user(&id);
         }
+        self.forget_presence(partition);
+        self.forget_typing(partition);
         // Their news go to somebody else from now on.
-        self.resting.forget_all(|id| EntityId::User(id.clone()).partition() == partition);
+        self.resting.forget_all(|id| id.partition() == partition);
         self.gatherings.retain(|_, gathering| gathering.partition() != partition);
+        self.forget_tellings(partition);
         for (from, lane, _) in self.tenures.unpark(partition) {
             self.refuse(from, lane);
         }
@@ -238,12 +253,12 @@ impl Shard {
 
     /// Shows what is in memory and may be opened elsewhere as it is.
     fn stream(&mut self, partition: Partition, plan: PlanId) {
-        let mut handed = Vec::new();
+        let (mut handed, mut room) = (Vec::new(), Room::default());
         for id in of(&self.conversations, partition).into_iter().take(MOVE_ENTITIES_MAX) {
-            handed.extend(self.hand_conversation(id));
+            handed.extend(self.hand_conversation(id).filter(|one| room.takes(one)));
         }
         for id in of(&self.users, partition).into_iter().take(MOVE_ENTITIES_MAX) {
-            handed.extend(self.hand_user(&id));
+            handed.extend(self.hand_user(&id).filter(|one| room.takes(one)));
         }
         for one in &handed {
             self.streamed(&one.entity, Some(one.seq));
@@ -272,6 +287,10 @@ impl Shard {
     fn hand_conversation(&mut self, id: ConversationId) -> Option<Handed> {
         let slot = self.conversations.get_mut(&id).filter(|slot| slot.may_go() || is(Bug::HandsUncommitted))?;
         let Phase::Ready(state) = &mut slot.slot.phase else { return None };
+        // Very many members are read from their rows, and are no part of a snapshot.
+        if state.members.are_apart() {
+            return None;
+        }
         let bytes = state.can_cool().then(|| state.snapshot()).flatten()?;
         Some(Handed { entity: id.into(), seq: state.head, bytes })
     }
@@ -298,25 +317,27 @@ impl Shard {
 
     fn is_quiet(&self, partition: Partition) -> bool {
         let quiet = |line_is_quiet, at| at != partition || line_is_quiet;
-        self.conversations.values().all(|slot| quiet(slot.line.is_quiet(), slot.partition))
+        self.conversations.values().all(|slot| quiet(slot.line.is_quiet() && slot.receipts.is_quiet(), slot.partition))
             && self.users.values().all(|slot| quiet(slot.line.is_quiet(), slot.partition))
     }
 
     fn cut(&mut self, partition: Partition, plan: PlanId) {
         let Tenure::Sealed(epoch) = self.tenures.at(partition) else { return };
         self.tenures.set(partition, Tenure::Cut(epoch));
-        let mut delta = Delta::default();
+        let (mut delta, mut room) = (Delta::default(), Room::default());
         for id in of(&self.conversations, partition) {
             let streamed = self.conversations.get(&id).and_then(|slot| slot.streamed);
             match self.hand_conversation(id) {
-                Some(handed) => delta.stands(handed, streamed),
-                // Something of it may be owed to others.
-                None => delta.warm.push(id.into()),
+                Some(handed) if streamed == Some(handed.seq) || room.takes(&handed) => delta.stands(handed, streamed),
+                // Something of it may be owed to others, or it is too much.
+                _ => delta.warm.push(id.into()),
             }
         }
         for id in of(&self.users, partition) {
             let streamed = self.users.get(&id).and_then(|slot| slot.streamed);
-            if let Some(handed) = self.hand_user(&id) {
+            if let Some(handed) = self.hand_user(&id)
+                && (streamed == Some(handed.seq) || room.takes(&handed))
+            {
                 delta.stands(handed, streamed);
             }
         }
@@ -328,68 +349,127 @@ impl Shard {
     pub(super) fn moved(&mut self, partitions: &[(Partition, Owner)]) {
         let moved: HashSet<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
         let since = self.now.saturating_sub(ACTIVE_MS);
-        let mut news = Vec::new();
-        for (id, slot) in &mut self.conversations {
-            let committed = slot.slot.line.committed();
-            let Phase::Ready(state) = &slot.slot.phase else { continue };
-            // What is not committed yet is news when it is.
-            if state.last_at < since || state.head != committed || state.is_large() {
-                continue;
-            }
-            let present = state.members.present();
-            let users: Vec<UserId> = present
-                .filter(|member| moved.contains(&EntityId::User(member.user.clone()).partition()))
-                .map(|member| member.user.clone())
-                .collect();
-            if !users.is_empty() {
-                let head = chappe_schema::wire::Head { seq: state.head, n: state.n };
-                let events: Arc<[Arc<Event>]> = Arc::from([]);
-                let message_at = state.message_at;
-                news.push((Arc::new(News { conversation: *id, head, message_at, events, large: false }), users));
+        let conversations: Vec<ConversationId> = self.conversations.keys().copied().collect();
+        for id in conversations {
+            if self.conversations.get(&id).is_some_and(|slot| slot.is_settled()) {
+                self.say_head(id, since, |user| moved.contains(&user.partition()));
+            } else {
+                self.owe_head(id);
             }
         }
-        for (news, users) in news {
-            self.send_news(&news, &users);
+        for id in self.recent.with_members_in(&moved) {
+            self.owe_head(id);
+        }
+        self.watch_again(&moved);
+    }
+
+    /// All members of a conversation are to be told where it stands: some may have missed events of it, with a former owner
+    /// who died between a commit and the news, or on a way that broke.
+    fn owe_head(&mut self, id: ConversationId) {
+        self.owing_heads.insert(id);
+        self.pay_head(id);
+    }
+
+    /// Once a second: what could not be read is tried again.
+    pub(super) fn pay_heads(&mut self) {
+        for id in self.owing_heads.iter().copied().collect::<Vec<_>>() {
+            self.pay_head(id);
+        }
+        self.recent.forget_before(self.now.saturating_sub(ACTIVE_MS));
+    }
+
+    /// Says to all members where a conversation stands, if they are owed that, as soon as all of it is committed.
+    pub(super) fn pay_head(&mut self, id: ConversationId) {
+        if !self.owing_heads.contains(&id) {
+            return;
+        }
+        let Some(slot) = self.conversations.get(&id) else { return self.load_conversation(id) };
+        match slot.slot.phase {
+            Phase::Ready(_) if slot.is_settled() => {
+                self.owing_heads.remove(&id);
+                self.say_head(id, 0, |_| true);
+            }
+            // As soon as what is on its way is committed.
+            Phase::Ready(_) => {}
+            Phase::Withdrawn { .. } => drop(self.owing_heads.remove(&id)),
+            Phase::Loading => self.reload(id),
         }
     }
 
-    /// Forgets everything: what was known was known to a session that is over.
+    /// A conversation is put away: should it be lately active, it can still say where it stands.
+    pub(super) fn note_recent(&mut self, id: ConversationId) {
+        let since = self.now.saturating_sub(ACTIVE_MS);
+        let Self { conversations, recent, now, confirms_at_once, .. } = self;
+        if !*confirms_at_once
+            && let Some(state) = conversations.get_mut(&id).and_then(|slot| slot.slot.ready())
+            && state.last_at >= since
+            && !state.is_large()
+        {
+            recent.put(*now, id, state.members.present().map(|member| member.user.partition()));
+        }
+    }
+
+    /// Says again to some members where a settled conversation stands that was active since then: events on their way to them
+    /// may be lost. Members of a large conversation ask.
+    fn say_head(&mut self, id: ConversationId, since: Millis, is_meant: impl Fn(&UserId) -> bool) {
+        let Some(Phase::Ready(state)) = self.conversations.get(&id).map(|slot| &slot.slot.phase) else { return };
+        if state.last_at < since || state.is_large() {
+            return;
+        }
+        let members = state.members.present().map(|member| &member.user);
+        let users: Vec<UserId> = members.filter(|user| is_meant(user)).cloned().collect();
+        if users.is_empty() {
+            return;
+        }
+        let head = Head { seq: state.head, n: state.n };
+        let (events, message_at): (Arc<[Arc<Event>]>, _) = (Arc::from([]), state.message_at);
+        self.send_news(&Arc::new(News { conversation: id, head, message_at, events, large: false }), &users);
+    }
+
+    /// Forgets everything: what was known was known to a session that is over. What stays is the shard's own place in the
+    /// node, who it talks to, and what must never be given out twice.
     pub(super) fn begin_session(&mut self, store: Arc<dyn Store>) {
-        let session = store.session();
-        self.confirms_at_once = !store.is_fenced();
-        let tenure = if self.confirms_at_once { Tenure::Open(session.epoch) } else { Tenure::Absent };
-        self.session = session.id;
-        self.store = store;
+        // Those are the former session's words.
+        self.send_batches();
+        let anew = Self::new(Parts {
+            index: self.index,
+            peers: Arc::clone(&self.peers),
+            store,
+            settings: self.settings.clone(),
+            clock: Arc::clone(&self.clock),
+            reports: Arc::clone(&self.reports),
+            abroad: Arc::clone(&self.abroad),
+            unannounced: Vec::new(),
+        });
+        let tenure = anew.tenures.at(Partition(0));
+        let former = std::mem::replace(self, anew);
+        self.gateways = former.gateways;
+        self.tenures = former.tenures;
         self.tenures.begin_anew(tenure);
-        self.sealing.clear();
-        self.withheld.clear();
-        self.conversations.clear();
-        self.users.clear();
-        self.interest.clear();
-        self.unannounced.clear();
-        self.postponed.clear();
-        self.cold.clear();
-        self.idle.clear();
-        self.local.clear();
-        self.outgoing.iter_mut().for_each(Vec::clear);
-        self.flush.clear();
-        self.groups.clear();
-        self.projections.clear();
-        self.failed_projections.clear();
-        self.projecting.clear();
-        self.reads.clear();
-        self.pump = super::Pump::default();
-        self.clean_at = self.now;
-        self.asking_heads.clear();
-        self.settling.clear();
-        self.resting.forget_all(|_| true);
-        self.gatherings.clear();
-        self.noted.clear();
-        self.telling.clear();
-        self.recoveries = 0;
-        self.recoveries_waiting.clear();
-        self.bytes = 0;
-        self.is_dead = false;
+        // Answers to the former session's questions may still come, and inboxes' cursors are with clients.
+        (self.next_token, self.changes) = (former.next_token, former.changes);
+        (self.now, self.clean_at, self.began) = (former.now, former.now, former.now);
+        self.in_hand = former.in_hand;
+        (self.stopping, self.stopped) = (former.stopping, former.stopped);
+        self.measures = former.measures;
+    }
+}
+
+/// What may be handed over yet.
+struct Room(usize);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(MOVE_BYTES_MAX)
+    }
+}
+
+impl Room {
+    /// Whether there is room for it, which it takes then.
+    fn takes(&mut self, handed: &Handed) -> bool {
+        let left = self.0.checked_sub(handed.bytes.len());
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
     }
 }
 

@@ -11,16 +11,18 @@ use std::{collections::BTreeMap, sync::Arc};
 use chappe_schema::{
     command::Command,
     error::{Code, Error},
-    id::{Change, ConnectionSlot, ConversationId, EntityId, GatewayId, Millis, Partition, UserId},
+    id::{Change, ConnectionSlot, ConversationId, GatewayId, Millis, Partition, UserId},
     inbox::{Counts, Cursor, Item, Lag, Place, Row, Standing},
     limit::{CONNECT_INBOX_MAX, HEADS_ASKED_MAX, LARGE_HEADS_MS, SETTLING_MS_MAX},
     reply::Reply,
     wire::{Asked, Connecting, Heads, InboxChanged, ToGateway},
 };
 use hashbrown::HashMap;
-use smallvec::SmallVec;
 
-use super::{InHand, PeerMail, Phase, Shard, UserRelease, line::Pending, shard_of_partition, users::Parked};
+use super::{
+    InHand, PeerMail, Phase, Shard, Slot, UserRelease,
+    users::{Parked, Recipients},
+};
 use crate::user::{Changed, Client, HeadKnown, MarkCommand, Marked, Moved, Pick, User};
 
 /// A request that waits until conversations have said where they stand.
@@ -52,7 +54,7 @@ enum Shape {
 }
 
 /// What a conversation's owner says of it to a member's inbox.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) enum Told {
     /// It stands like this.
     Standing(Box<Standing>),
@@ -73,6 +75,12 @@ impl Shard {
             let Some(Parked::Inbox(from, asked)) = shard.user_or_park(&id, Parked::Inbox(from, asked)) else { return };
             if asked.command.is_about_access() {
                 return shard.access_command(&id, from, &asked);
+            }
+            if asked.command.is_about_presence() {
+                return shard.presence_command(&id, from, asked);
+            }
+            if asked.command.is_about_receipts() {
+                return shard.receipts_command(&id, from, asked);
             }
             let needs = match &asked.command {
                 Command::InboxUpdate { conversation, .. } => vec![*conversation],
@@ -107,7 +115,6 @@ impl Shard {
             user.distrust_large();
             slot.large_asked_at = now;
         }
-        let Some(user) = slot.slot.ready() else { return };
         user.ask_first(&needs);
         let mut waiting = Waiting { since: now, needs, everything, parked };
         if waiting.is_over(user, now) {
@@ -134,36 +141,35 @@ impl Shard {
             self.asking_heads.insert(id.clone());
         }
         self.measures.asked_heads(questions.len());
-        for (partition, conversations) in self.by_place(questions) {
+        for (partition, conversations) in self.by_place(questions, ConversationId::partition) {
             self.send_to_partition(partition, PeerMail::AskHeads { user: id.clone(), conversations });
         }
-    }
-
-    /// One list for each shard here, and one for each partition elsewhere.
-    fn by_place(&self, conversations: Vec<ConversationId>) -> Vec<(Partition, Vec<ConversationId>)> {
-        let shards = self.peers.len();
-        let mut by_place: BTreeMap<(bool, u16), (Partition, Vec<ConversationId>)> = BTreeMap::new();
-        for conversation in conversations {
-            let partition = EntityId::Conversation(conversation).partition();
-            let place = match self.abroad.is_home(partition) {
-                true => (true, shard_of_partition(partition, shards) as u16),
-                false => (false, partition.0),
-            };
-            by_place.entry(place).or_insert_with(|| (partition, Vec::new())).1.push(conversation);
-        }
-        by_place.into_values().collect()
     }
 
     /// A conversation's owner has said where it stands.
     pub(super) fn head_known(&mut self, id: &UserId, known: HeadKnown) {
         let verify = |shard: &mut Self| {
-            let Self { users, changes, .. } = shard;
+            let Self { users, changes, confirms_at_once, .. } = shard;
             let Some(slot) = users.get_mut(id) else { return };
             let epoch = slot.epoch;
             let Some(user) = slot.slot.ready() else { return };
+            let (conversation, large) = (known.conversation, known.large);
+            let before = user.head(&conversation);
             user.verify(known, || Change::next(epoch, changes));
+            // It moved on and the news of it were lost; of a large one none come. Connections have been told of no more than was
+            // known here, though nobody had asked yet. Where there is one owner nothing gets lost.
+            if let (Some(before), Some(now)) = (before, user.head(&conversation))
+                && now.seq > before.seq
+                && !large
+                && !*confirms_at_once
+            {
+                let mut behind = Recipients::default();
+                behind.add(&user.connections);
+                shard.send_behind(conversation, now.seq, behind);
+            }
             shard.note_change(id);
             shard.ask_heads(id);
+            shard.is_sure_of(id, conversation);
         };
         self.guarded(|| id.clone().into(), verify);
         self.go_on_with_waiting(id);
@@ -185,7 +191,7 @@ impl Shard {
             let request = match &parked {
                 Parked::Connect(from, connecting) => Some(InHand::Connect(*from, connecting.correlation)),
                 Parked::Inbox(from, asked) => Some(InHand::Command(*from, asked.correlation)),
-                Parked::Tell(..) | Parked::News(_) | Parked::AskAccess(..) | Parked::Read(..) => None,
+                _ => None,
             };
             self.guarded_for(request, || id.clone().into(), |shard| shard.go_on(id, parked));
         }
@@ -200,7 +206,7 @@ impl Shard {
         match parked {
             Parked::Connect(from, connecting) => self.wait_user(id, head, UserRelease::Connect(from, connecting)),
             Parked::Inbox(from, asked) => self.wait_user(id, head, UserRelease::Inbox(from, asked)),
-            Parked::Tell(..) | Parked::News(_) | Parked::AskAccess(..) | Parked::Read(..) => {}
+            _ => {}
         }
     }
 
@@ -221,22 +227,17 @@ impl Shard {
             }
             if shard.now > asked.deadline {
                 let error = Error::new(Code::Aborted).with_detail("the request waited too long and was not begun");
-                return shard.answer_user(from, &asked, Err(error));
+                return shard.answer_now(from, &asked, Err(error));
             }
             if let Command::InboxUpdate { .. } = &asked.command {
                 return shard.mark(&id, from, &asked);
             }
             match shard.pick(&id, from, &asked) {
                 Ok(gathering) => shard.gather(gathering),
-                Err(result) => shard.answer_user(from, &asked, result),
+                Err(result) => shard.answer_now(from, &asked, result),
             }
         };
         self.guarded_for(Some(request), || id.clone().into(), answer);
-    }
-
-    fn answer_user(&mut self, from: GatewayId, asked: &Asked, result: Result<Reply, Error>) {
-        self.count_answer(asked, &result);
-        self.reply(from, asked.correlation, result);
     }
 
     /// The conversations of a page; or the answer at once.
@@ -285,7 +286,11 @@ impl Shard {
         let (token, user) = (self.token(), gathering.asked.actor.user.clone());
         self.gatherings.insert(token, gathering);
         self.kept();
-        for (partition, conversations) in self.by_place(rows) {
+        self.ask_rows(token, &user, rows);
+    }
+
+    fn ask_rows(&mut self, token: u64, user: &UserId, rows: Vec<ConversationId>) {
+        for (partition, conversations) in self.by_place(rows, ConversationId::partition) {
             self.send_to_partition(partition, PeerMail::AskRows { token, user: user.clone(), conversations });
         }
     }
@@ -299,9 +304,7 @@ impl Shard {
         });
         let missing: Vec<(u64, UserId, Vec<ConversationId>)> = missing.collect();
         for (token, user, rows) in missing {
-            for (partition, conversations) in self.by_place(rows) {
-                self.send_to_partition(partition, PeerMail::AskRows { token, user: user.clone(), conversations });
-            }
+            self.ask_rows(token, &user, rows);
         }
     }
 
@@ -340,7 +343,7 @@ impl Shard {
             }
             Shape::Sync { more } => Reply::Synced { items, cursor, more, reset: None, settling },
         };
-        self.answer_user(from, &asked, Ok(reply));
+        self.answer_now(from, &asked, Ok(reply));
     }
 
     // === marking
@@ -351,8 +354,7 @@ impl Shard {
         let Self { users, changes, flush, .. } = self;
         let Some(slot) = users.get_mut(id) else { return };
         let epoch = slot.epoch;
-        let line = &mut slot.slot.line;
-        let Phase::Ready(user) = &mut slot.slot.phase else { return };
+        let Slot { phase: Phase::Ready(user), line, .. } = &mut slot.slot else { return };
         let hash = asked.command.hash();
         let command = MarkCommand { actor: &asked.actor, id: asked.id, hash, conversation, marking };
         let result = match user.mark(command, now, || Change::next(epoch, changes)) {
@@ -360,17 +362,12 @@ impl Shard {
             Ok(Marked::As(flags, changed)) => Ok(Reply::Marked { flags, changed }),
             Ok(Marked::Append(event, _)) if !line.admits(event.seq) => Err(Error::new(Code::Overloaded).after_ms(100)),
             Ok(Marked::Append(event, flags)) => {
-                user.apply(&event);
-                user.origin = epoch;
-                line.push(Pending { event, audience: None, announce: false, origin: epoch });
-                if line.can_fly() {
-                    Self::list_for_flush(flush, &mut line.listed, id.clone());
-                }
+                slot.append(event, flush);
                 Ok(Reply::Marked { flags, changed: true })
             }
         };
         let is_news = matches!(&result, Ok(Reply::Marked { changed: true, .. }));
-        let head = user.head;
+        let Some(head) = slot.ready().map(|user| user.head) else { return };
         self.count_answer(asked, &result);
         self.wait_user(id, head, UserRelease::Reply(id.clone(), from, asked.correlation, result));
         if is_news {
@@ -391,20 +388,14 @@ impl Shard {
             let Self { users, changes, flush, .. } = shard;
             let Some(slot) = users.get_mut(id) else { return };
             let epoch = slot.epoch;
-            let line = &mut slot.slot.line;
-            let Phase::Ready(user) = &mut slot.slot.phase else { return };
+            let Some(user) = slot.ready() else { return };
             if let Some((read_n, _)) = read {
                 user.read_upto(conversation, read_n, || Change::next(epoch, changes));
             }
             if let Some(event) = user.unmark(conversation, now, || Change::next(epoch, changes)) {
-                user.apply(&event);
-                user.origin = epoch;
-                line.push(Pending { event, audience: None, announce: false, origin: epoch });
-                if line.can_fly() {
-                    Self::list_for_flush(flush, &mut line.listed, id.clone());
-                }
+                slot.append(event, flush);
             }
-            let head = user.head;
+            let Some(head) = slot.ready().map(|user| user.head) else { return };
             shard.note_change(id);
             shard.wait_user(id, head, UserRelease::Changed(id.clone(), conversation, read));
         };
@@ -445,7 +436,9 @@ impl Shard {
         let Some(flags) = user.flags(&conversation, now) else { return };
         let cursor = Cursor { generation, change: user.newest() };
         let changed = Arc::new(InboxChanged { conversation, flags, read, cursor });
-        for (gateway, connections) in connections(user) {
+        let mut recipients = Recipients::default();
+        recipients.add(&user.connections);
+        for (gateway, connections) in recipients {
             let changed = Arc::clone(&changed);
             self.send_to_gateway(gateway, ToGateway::InboxChanged { connections, changed });
         }
@@ -453,13 +446,8 @@ impl Shard {
 
     /// The user's inbox has changed: their gateways hear of it with the next tick, for the next heartbeat.
     pub(super) fn note_change(&mut self, id: &UserId) {
-        if let Some(slot) = self.users.get_mut(id)
-            && let Phase::Ready(user) = &slot.slot.phase
-            && !slot.is_noted
-            && !user.connections.is_empty()
-        {
-            slot.is_noted = true;
-            self.noted.push(id.clone());
+        if let Some(slot) = self.users.get_mut(id) {
+            slot.note_change(&mut self.noted);
         }
     }
 
@@ -499,29 +487,22 @@ impl Shard {
         let generation = self.store.session().generation;
         let latest = Change { epoch: slot.epoch, count: self.changes };
         let positions = &connecting.positions;
-        let others = user
-            .first(CONNECT_INBOX_MAX + positions.len())
-            .filter(|id| !positions.contains(id) && user.knows_head(id) && !user.is_unknown(id));
+        // One may have been joined since it was looked what must be asked. And where there are several owners the word that
+        // the user has joined may be on its way still.
+        let may_come = |id: &ConversationId| !self.confirms_at_once && !user.has_heard_of(id);
+        let is_unknown = |id: &&ConversationId| user.is_unknown(id) || !user.knows_head(id) || may_come(id);
+        let others = user.first(CONNECT_INBOX_MAX + positions.len()).filter(|id| !positions.contains(id));
+        let others = others.filter_map(|id| Some((id, user.head(&id)?))).take(CONNECT_INBOX_MAX);
+        let (doubtful, others) = others.partition(|(id, _)| is_unknown(&id));
         Heads {
             positions: positions.iter().map(|id| (*id, user.head(id))).collect(),
-            unknown: positions.iter().filter(|id| user.is_unknown(id)).copied().collect(),
-            others: others.filter_map(|id| Some((id, user.head(&id)?))).take(CONNECT_INBOX_MAX).collect(),
+            unknown: positions.iter().filter(is_unknown).copied().collect(),
+            others,
+            doubtful,
             cursor: Cursor { generation, change: user.newest() },
             lag: user.lag(connecting.cursor, generation, latest),
         }
     }
-}
-
-/// Where the user's clients are, by gateway.
-fn connections(user: &User) -> SmallVec<[(GatewayId, Vec<ConnectionSlot>); 2]> {
-    let mut by_gateway: SmallVec<[(GatewayId, Vec<ConnectionSlot>); 2]> = SmallVec::new();
-    for Client { connection, .. } in &user.connections {
-        match by_gateway.iter_mut().find(|(gateway, _)| *gateway == connection.gateway) {
-            Some((_, slots)) => slots.push(connection.slot),
-            None => by_gateway.push((connection.gateway, vec![connection.slot])),
-        }
-    }
-    by_gateway
 }
 
 impl Waiting {
@@ -536,7 +517,7 @@ impl Waiting {
 impl Gathering {
     /// Where the user lives who asks.
     pub(super) fn partition(&self) -> Partition {
-        EntityId::User(self.asked.actor.user.clone()).partition()
+        self.asked.actor.user.partition()
     }
 
     fn rows(&self) -> impl Iterator<Item = &Pick> {

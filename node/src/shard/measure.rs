@@ -6,6 +6,7 @@ use chappe_schema::{
     id::EntityId,
     inbox::Reset,
     operation::{OPERATIONS, Op},
+    receipt::Progress,
 };
 use metrics::{Counter, Gauge, Histogram};
 
@@ -26,8 +27,20 @@ pub(crate) struct Measures {
     asked_rows: Counter,
     settling: Counter,
     resets: [Counter; 4],
+    presence_told: Counter,
+    watches: Gauge,
+    due: Gauge,
+    typing: Gauge,
+    typing_told: [Counter; 2],
+    /// What clients say of how far they have got, what members are told of it, and conversations that wait for a row of it.
+    said_delivered: Counter,
+    said_read: Counter,
+    told_receipts: Histogram,
+    receipts_waiting: Gauge,
+    receipts_counted: usize,
     /// What this shard has added to the gauges, which all shards share.
     counted: (usize, usize, usize),
+    counted_presence: (usize, usize, usize),
 }
 
 impl Measures {
@@ -48,7 +61,19 @@ impl Measures {
             asked_rows: metrics::counter!(names::NODE_INBOX_QUESTIONS_TOTAL, "kind" => "row"),
             settling: metrics::counter!(names::NODE_INBOX_SETTLING_TOTAL),
             resets: RESETS.map(|reset| metrics::counter!(names::NODE_INBOX_RESETS_TOTAL, "reason" => reset.name())),
+            presence_told: metrics::counter!(names::PRESENCE_EVENTS_TOTAL),
+            watches: metrics::gauge!(names::PRESENCE_WATCHES),
+            due: metrics::gauge!(names::PRESENCE_DUE),
+            typing: metrics::gauge!(names::TYPING_CONVERSATIONS),
+            typing_told: ["stopped", "started"]
+                .map(|change| metrics::counter!(names::TYPING_EVENTS_TOTAL, "change" => change)),
+            said_delivered: metrics::counter!(names::NODE_RECEIPTS_TOTAL, "kind" => "delivered"),
+            said_read: metrics::counter!(names::NODE_RECEIPTS_TOTAL, "kind" => "read"),
+            told_receipts: metrics::histogram!(names::NODE_RECEIPTS_TOLD),
+            receipts_waiting: metrics::gauge!(names::NODE_RECEIPTS_WAITING),
+            receipts_counted: 0,
             counted: (0, 0, 0),
+            counted_presence: (0, 0, 0),
         }
     }
 
@@ -86,6 +111,23 @@ impl Measures {
         self.counted = (conversations, users, resting);
     }
 
+    /// So many watchers were told how somebody is seen.
+    pub(super) fn said_presence(&self, watchers: usize) {
+        self.presence_told.increment(watchers as u64);
+    }
+
+    /// Others were told that somebody is writing, or no longer is.
+    pub(super) fn said_typing(&self, is_typing: bool) {
+        self.typing_told[usize::from(is_typing)].increment(1);
+    }
+
+    pub(super) fn presence(&mut self, watches: usize, due: usize, typing: usize) {
+        self.watches.increment(watches as f64 - self.counted_presence.0 as f64);
+        self.due.increment(due as f64 - self.counted_presence.1 as f64);
+        self.typing.increment(typing as f64 - self.counted_presence.2 as f64);
+        self.counted_presence = (watches, due, typing);
+    }
+
     /// Conversations' owners are asked where they stand.
     pub(super) fn asked_heads(&self, count: usize) {
         self.asked_heads.increment(count as u64);
@@ -99,6 +141,23 @@ impl Measures {
     /// A page was answered before every conversation had said where it stands.
     pub(super) fn answered_settling(&self) {
         self.settling.increment(1);
+    }
+
+    /// A client says how far it has got.
+    pub(super) fn receipts_said(&self, progress: &[Progress]) {
+        self.said_delivered.increment(progress.iter().filter(|one| one.delivered.is_some()).count() as u64);
+        self.said_read.increment(progress.iter().filter(|one| one.read.is_some()).count() as u64);
+    }
+
+    /// Members of a conversation are told at once how far so many have got.
+    pub(super) fn receipts_told(&self, members: usize) {
+        self.told_receipts.record(members as f64);
+    }
+
+    /// So many conversations of this shard have receipts that no row holds.
+    pub(super) fn receipts_waiting(&mut self, conversations: usize) {
+        self.receipts_waiting.increment(conversations as f64 - self.receipts_counted as f64);
+        self.receipts_counted = conversations;
     }
 
     /// A device's cursor was of no use.

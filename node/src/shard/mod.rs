@@ -8,25 +8,37 @@
 //! - [`pump`]: why nothing leaves before a fence read
 //! - [`conversations`]: driving conversations
 //! - [`reactions`]: what reactions need beside
+//! - [`members`]: members who have rows of their own
 //! - [`users`]: driving users
 //! - [`access`]: their log-outs and bans
 //! - [`inbox`]: what users ask of their inbox
+//! - [`presence`]: who looks at whom
+//! - [`typing`]: who is writing where
+//! - [`rebuild`]: reading an entity again
+//! - [`receipts`]: how far members have got
 //! - [`resting`]: users who are not in memory
+//! - [`recent`]: conversations that were put away a while ago
 //! - [`supervision`]: what a panic costs
 //! - [`tenure`]: what it may do in which partition
 //! - [`handover`]: giving a partition away, and taking one over
 //! - [`mailbox`]: how mail arrives
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use chappe_cluster::{link::GatewayPort, ownership::PlanId};
 use chappe_schema::{
     access::Access,
+    archive::{Inline, SeveralShared},
     error::{Code, Error},
     event::{Event, Fact},
     id::{ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, SessionId, UserId},
     inbox::Counts,
     limit::{FENCE_UNREAD_MS_MAX, RECOVERIES_MAX},
+    presence::{Shown, Watch},
+    receipt::{Progress, Progressed, Receipts},
     reply::Reply,
     stored::{StoredId, StoredOverlay},
     wire::{Asked, AskedAccess, Connecting, Correlation, Head, Lane, Owner, ToGateway, ToNode},
@@ -38,7 +50,9 @@ use tokio::sync::oneshot;
 use crate::{
     conversation::{Read, ids::prints_since},
     planted::{Bug, is},
-    store::{self, Append, Confirmation, Page, Projection, Reacted, Recovered, Store, Written},
+    presence::Board,
+    store::{self, Append, Confirmation, MemberRows, Page, Projection, Reacted, Recovered, Store, Written},
+    typing::Typing,
     user::{Connection, HeadKnown},
 };
 
@@ -49,11 +63,17 @@ mod inbox;
 mod line;
 pub(crate) mod mailbox;
 mod measure;
+mod members;
+mod presence;
 mod pump;
 mod reactions;
+mod rebuild;
+mod receipts;
+mod recent;
 mod resting;
 pub(crate) mod supervision;
 mod tenure;
+mod typing;
 mod users;
 
 #[cfg(test)]
@@ -66,6 +86,8 @@ use mailbox::Mailbox;
 pub(crate) use measure::Measures;
 use pump::Pump;
 use reactions::ReactionsFound;
+use receipts::{Due, Keeping, Said, Telling};
+use recent::Recent;
 use resting::Resting;
 use supervision::{InHand, WITHDRAWN_MS};
 use tenure::{Question, Standing, Tenure, Tenures};
@@ -124,6 +146,12 @@ pub(crate) enum StoreMail {
     },
     /// A user's reactions to a message.
     Reactions(ReactionsFound),
+    /// Members of a conversation that is being read again.
+    Members {
+        conversation: ConversationId,
+        token: u64,
+        page: Result<MemberRows, store::Error>,
+    },
     /// Who reacted to a message.
     Reacted {
         token: u64,
@@ -148,10 +176,14 @@ pub(crate) enum StoreMail {
 
 /// From shard to shard, of one node or of several. Between nodes anything may get lost: whoever needs an answer asks
 /// again, and heads are said again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) enum PeerMail {
     /// A conversation has moved on; these users of the addressed shard are its members.
-    News { news: Arc<News>, users: Vec<UserId> },
+    News {
+        #[rkyv(with = Inline)]
+        news: Arc<News>,
+        users: Vec<UserId>,
+    },
     /// A user must hear a fact, until `Told` says that it is in their log.
     Tell { user: UserId, fact: Fact, conversation: ConversationId },
     /// The user has heard the fact about event `at`.
@@ -166,19 +198,44 @@ pub(crate) enum PeerMail {
     Row { token: u64, user: UserId, conversation: ConversationId, told: Told },
     /// The user was mentioned in a large conversation, of which news do not come by themselves.
     Mentioned { user: UserId, known: HeadKnown, counts: Counts },
-    /// The user has read of a conversation; what is left.
-    #[allow(dead_code)] // Sent by receipts, which come next.
-    Read { user: UserId, conversation: ConversationId, read_n: u64, counts: Counts },
+    /// Somebody looks at these users; and what they know of them.
+    Watch { watcher: UserId, watches: Vec<(Watch, Option<Shown>)> },
+    /// They look at these no longer.
+    Unwatch { watcher: UserId, users: Vec<UserId> },
+    /// How a user is seen, as the owner of that epoch says; to some who look at them.
+    Seen { user: UserId, shown: Shown, epoch: Epoch, watchers: Vec<UserId> },
+    /// A user's shard asks how somebody is seen.
+    AskSeen { token: u64, asker: UserId, watch: Watch },
+    /// Their owner answers.
+    ToldSeen { token: u64, asker: UserId, shown: Shown },
+    /// A user has got this far in conversations.
+    Progress { token: u64, user: UserId, progress: Vec<Progress>, private: bool },
+    /// A conversation's owner has noted it: how far they have got, and what is left.
+    Progressed {
+        token: u64,
+        user: UserId,
+        conversation: ConversationId,
+        result: Result<Progressed, Error>,
+        /// Whether something was said of reading: then it has been read, whether or not that is news.
+        was_read: bool,
+    },
+    /// Members of a conversation have got further; these users of the addressed shard are among them.
+    Receipts {
+        #[rkyv(with = Inline)]
+        receipts: Arc<Receipts>,
+        users: Vec<UserId>,
+    },
 }
 
 /// Committed events of one conversation, shared by everyone who hears of them.
-#[derive(Debug)]
+#[derive(Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) struct News {
     conversation: ConversationId,
     head: Head,
     /// When the last message was stamped; 0 if none of these events is one.
     message_at: Millis,
     /// None when only the head is said again.
+    #[rkyv(with = SeveralShared)]
     events: Arc<[Arc<Event>]>,
     /// Whether later heads will not come to the members by themselves.
     large: bool,
@@ -294,6 +351,10 @@ enum Release {
     Head(UserId, HeadKnown),
     Row(u64, UserId, Told),
     Mentioned(UserId, HeadKnown, Counts),
+    /// A member is writing, or has stopped.
+    Typing(GatewayId, Correlation, UserId, bool),
+    Progressed(Said, Result<Progressed, Error>),
+    Receipts(Receipts),
 }
 
 /// What waits for a user's commit.
@@ -306,6 +367,8 @@ enum UserRelease {
     AccessChanged(Box<access::Change>),
     /// A request for the inbox is to be answered.
     Inbox(GatewayId, Arc<Asked>),
+    /// Those who look at the user are to see them as they are now.
+    Seen(UserId),
     /// The user's connections are to hear how a conversation is marked and read.
     Changed(UserId, ConversationId, Option<(u64, Counts)>),
 }
@@ -314,8 +377,8 @@ impl Ticket {
     fn partition(&self) -> Partition {
         match self {
             Self::Flight(entity, _) => entity.partition(),
-            Self::Conversation(id, _) => EntityId::Conversation(*id).partition(),
-            Self::User(release) => EntityId::User(release.user().clone()).partition(),
+            Self::Conversation(id, _) => id.partition(),
+            Self::User(release) => release.user().partition(),
         }
     }
 }
@@ -323,7 +386,7 @@ impl Ticket {
 impl UserRelease {
     fn user(&self) -> &UserId {
         match self {
-            Self::Reply(user, ..) | Self::Told(user, ..) | Self::Changed(user, ..) => user,
+            Self::Reply(user, ..) | Self::Told(user, ..) | Self::Changed(user, ..) | Self::Seen(user) => user,
             Self::Connect(_, connecting) => &connecting.actor.user,
             Self::Access(_, asked, _) => &asked.user,
             Self::AccessChanged(change) => change.user(),
@@ -347,6 +410,10 @@ enum Projected {
     Derived(ConversationId, Seq),
     IdBlock(ConversationId, Seq),
     Inbox(UserId),
+    /// How far members of the conversation have got.
+    Receipts(ConversationId),
+    /// Some rows of members, of those that were taken under this number.
+    Members(ConversationId, u64),
     Other,
 }
 
@@ -417,12 +484,33 @@ pub(crate) struct Shard {
     changes: u64,
     /// Users who are not in memory.
     resting: Resting,
+    /// Conversations that were put away though they were active lately.
+    recent: Recent,
+    /// Conversations whose members are to be told where they stand.
+    owing_heads: BTreeSet<ConversationId>,
     /// Users with requests that wait until conversations have said where they stand.
     settling: HashSet<UserId, foldhash::fast::FixedState>,
     /// Pages whose rows are being gathered, by token.
     gatherings: HashMap<u64, Gathering, foldhash::fast::FixedState>,
+    /// Requests about receipts that conversations' owners have not answered, by token.
+    tellings: HashMap<u64, Telling, foldhash::fast::FixedState>,
+    /// Conversations whose members have got further.
+    due: Due,
+    /// What receipts may be written.
+    keeping: Keeping,
     /// Users whose inboxes have changed since their gateways were told.
     noted: Vec<UserId>,
+    /// Users who are looked at.
+    board: Board,
+    /// When to renew the watches of whom; all wait equally long.
+    renewals: VecDeque<(Millis, UserId)>,
+    /// Questions how somebody is seen, by token.
+    asked_seen: HashMap<u64, presence::AskedSeen, foldhash::fast::FixedState>,
+    /// When partitions were opened, if that is not long ago; the others when the session began.
+    opened: HashMap<Partition, Millis, foldhash::fast::FixedState>,
+    began: Millis,
+    /// Who is writing.
+    typing: Typing,
     /// The request whose handling is under way, while nobody else keeps it.
     in_hand: Option<InHand>,
     stopping: Option<oneshot::Sender<()>>,
@@ -438,7 +526,7 @@ struct Watched {
     entity: EntityId,
 }
 
-/// What a shard is made of.
+/// What a shard is made of; see [`Shard::new`] for what it begins with.
 pub(crate) struct Parts {
     pub(crate) index: usize,
     pub(crate) peers: Arc<[Mailbox<Mail>]>,
@@ -499,9 +587,20 @@ impl Shard {
             bytes: 0,
             changes: 0,
             resting: Resting::default(),
+            recent: Recent::default(),
+            owing_heads: BTreeSet::new(),
             settling: HashSet::default(),
             gatherings: HashMap::default(),
+            tellings: HashMap::default(),
+            due: Due::default(),
+            keeping: Keeping::default(),
             noted: Vec::new(),
+            board: Board::default(),
+            renewals: VecDeque::new(),
+            asked_seen: HashMap::default(),
+            opened: HashMap::default(),
+            began: 0,
+            typing: Typing::default(),
             in_hand: None,
             stopping: None,
             stopped: false,
@@ -529,6 +628,7 @@ impl Shard {
     pub(crate) fn warm_up(&mut self) {
         self.now = (self.clock)();
         self.clean_at = self.now;
+        self.began = self.now;
         let owing: Vec<EntityId> = self.unannounced.iter().cloned().collect();
         for entity in owing {
             match entity {
@@ -553,6 +653,7 @@ impl Shard {
     }
 
     fn end_turn(&mut self) {
+        self.tell_receipts();
         while let Some(item) = self.local.pop_front() {
             self.peer(item);
         }
@@ -568,11 +669,7 @@ impl Shard {
                 self.peers[index].send_all(mail.drain(..));
             }
         }
-        for gateway in &mut self.gateways {
-            if !gateway.batch.is_empty() {
-                gateway.port.receive(std::mem::take(&mut gateway.batch));
-            }
-        }
+        self.send_batches();
         self.finish_stop();
     }
 
@@ -585,6 +682,9 @@ impl Shard {
             Mail::Gateway(from, ToNode::AskAccess(lane, asked)) => self.ask(from, lane, Question::Access(asked)),
             Mail::Gateway(gateway, ToNode::Disconnect { user, connection }) => {
                 self.disconnect(&user, Connection { gateway, slot: connection });
+            }
+            Mail::Gateway(gateway, ToNode::Attend { user, connection, attention }) => {
+                self.attend(&user, Connection { gateway, slot: connection }, attention);
             }
             Mail::Gateway(from, ToNode::Interest { conversation, listening }) => {
                 self.listen(from, conversation, listening)
@@ -630,9 +730,20 @@ impl Shard {
             }
             PeerMail::Row { token, user, conversation, told } => self.row_told(token, &user, conversation, told),
             PeerMail::Mentioned { user, known, counts } => self.is_mentioned(&user, known, counts),
-            PeerMail::Read { user, conversation, read_n, counts } => {
-                self.has_read(&user, conversation, Some((read_n, counts)));
+            PeerMail::Watch { watcher, watches } => self.watch_users(&watcher, watches),
+            PeerMail::Unwatch { watcher, users } => self.unwatch_users(&watcher, &users),
+            PeerMail::Seen { user, shown, epoch, watchers } => self.is_seen(&user, shown, epoch, &watchers),
+            PeerMail::AskSeen { token, asker, watch } => self.ask_seen(token, asker, watch),
+            PeerMail::ToldSeen { token, asker, shown } => self.told_seen(token, &asker, shown),
+            PeerMail::Progress { token, user, progress, private } => {
+                for progress in progress {
+                    self.hear_progress(progress.conversation, Said { token, user: user.clone(), progress, private });
+                }
             }
+            PeerMail::Progressed { token, user, conversation, result, was_read } => {
+                self.progressed(token, &user, conversation, result, was_read);
+            }
+            PeerMail::Receipts { receipts, users } => self.hear_receipts(&receipts, &users),
         }
     }
 
@@ -656,6 +767,7 @@ impl Shard {
                 }
             }
             StoreMail::Reactions(found) => self.reactions_found(found),
+            StoreMail::Members { conversation, token, page } => self.members_read(conversation, token, page),
             StoreMail::Reacted { token, page } => self.reacted_read(token, page),
             StoreMail::Overlays { conversation, epoch, targets, found } => {
                 if self.epoch_of(&conversation.into()) == Some(epoch) {
@@ -699,6 +811,10 @@ impl Shard {
                 Question::Access(asked) => self.tell_access(from, asked.correlation, Err(error)),
             };
         }
+        if let (Question::Command(asked), Some(ms)) = (&question, self.store.overload()) {
+            let error = Error::new(Code::Overloaded).with_detail("the log has too much to do").after_ms(ms);
+            return self.reply(from, asked.correlation, Err(error));
+        }
         match question {
             Question::Command(asked) => match asked.command.conversation() {
                 Some(conversation) => self.command(conversation, from, asked),
@@ -721,6 +837,15 @@ impl Shard {
     }
 
     // === to gateways and other shards
+
+    /// Hands out what there is for gateways, in the name of the present session.
+    fn send_batches(&mut self) {
+        for gateway in &mut self.gateways {
+            if !gateway.batch.is_empty() {
+                gateway.port.receive(self.session, std::mem::take(&mut gateway.batch));
+            }
+        }
+    }
 
     fn send_to_gateway(&mut self, gateway: GatewayId, message: ToGateway) {
         // Who is gone needs no answer.
@@ -746,6 +871,25 @@ impl Shard {
         } else {
             self.abroad.send(partition, mail);
         }
+    }
+
+    /// Items by where they go: one list for each shard here, and one for each partition elsewhere.
+    fn by_place<T>(
+        &self,
+        items: impl IntoIterator<Item = T>,
+        partition: impl Fn(&T) -> Partition,
+    ) -> Vec<(Partition, Vec<T>)> {
+        let shards = self.peers.len();
+        let mut by_place: BTreeMap<(bool, u16), (Partition, Vec<T>)> = BTreeMap::new();
+        for item in items {
+            let partition = partition(&item);
+            let place = match self.abroad.is_home(partition) {
+                true => (true, shard_of_partition(partition, shards) as u16),
+                false => (false, partition.0),
+            };
+            by_place.entry(place).or_insert_with(|| (partition, Vec::new())).1.push(item);
+        }
+        by_place.into_values().collect()
     }
 
     fn send_to_shard(&mut self, shard: usize, mail: PeerMail) {
@@ -846,10 +990,8 @@ impl Shard {
         }
     }
 
+    /// What the entity sent under this epoch, which is its tenure's, is committed.
     fn commit(&mut self, entity: &EntityId, epoch: Epoch) {
-        if self.epoch_of(entity) != Some(epoch) {
-            return;
-        }
         if !self.may_release(entity) && !is(Bug::CutReleases) {
             return self.withheld.push(Ticket::Flight(entity.clone(), epoch));
         }
@@ -901,7 +1043,9 @@ impl Shard {
     /// Lets out what a clean fence read covers, unless its partition is cut.
     fn admit(&mut self, ticket: Ticket) {
         match ticket {
-            Ticket::Flight(entity, epoch) => self.commit(&entity, epoch),
+            // Else it is of a tenure that is over.
+            Ticket::Flight(entity, epoch) if self.epoch_of(&entity) == Some(epoch) => self.commit(&entity, epoch),
+            Ticket::Flight(..) => {}
             Ticket::Conversation(id, _) if !self.may_release(&id.into()) && !is(Bug::CutReleases) => {
                 self.withheld.push(ticket)
             }
@@ -957,6 +1101,8 @@ impl Shard {
                 Projected::Derived(id, upto) => self.derived_durable(id, upto),
                 Projected::IdBlock(id, end) => self.id_block_durable(id, end),
                 Projected::Inbox(id) => self.inbox_flushed(&id),
+                Projected::Receipts(id) => self.receipts_kept(id),
+                Projected::Members(id, token) => self.members_durable(id, token),
                 Projected::Other => {}
             }
         }
@@ -998,9 +1144,13 @@ impl Shard {
             self.local.push_back(PeerMail::Tell { user, fact, conversation });
         }
         self.tick_inbox();
+        self.tick_presence();
+        self.tick_typing();
+        self.tick_receipts();
         self.measures.entities(self.conversations.len(), self.users.len(), self.resting.len());
         if !self.confirms_at_once && !self.is_dead {
             self.ask_again();
+            self.pay_heads();
             self.read_fence(true);
         }
     }
@@ -1018,6 +1168,7 @@ impl Shard {
             self.guarded(|| user.clone().into(), ask);
         }
         self.ask_rows_again();
+        self.say_progress_again();
         let telling: Vec<ConversationId> = self.telling.iter().copied().collect();
         for conversation in telling {
             self.tell_again(conversation);
@@ -1073,7 +1224,13 @@ impl Shard {
         self.stopping = Some(done);
         let conversations: Vec<ConversationId> = self.conversations.keys().copied().collect();
         for id in conversations {
-            self.guarded(|| id.into(), |shard| shard.snapshot_before_rest(id));
+            self.guarded(
+                || id.into(),
+                |shard| {
+                    shard.snapshot_before_rest(id);
+                    shard.keep_receipts(id);
+                },
+            );
         }
         let users: Vec<UserId> = self.users.keys().cloned().collect();
         for id in users {

@@ -5,7 +5,7 @@
 //! begun, and what is on its way ends; then it is *cut*: the successor has been told what stands, so nothing more may
 //! be let out, whatever the log answers, until the move is known to have come to nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use chappe_schema::{
     id::{Epoch, GatewayId, Partition, partitions},
@@ -48,6 +48,8 @@ pub(super) struct Tenures {
     parked: HashMap<Partition, VecDeque<(GatewayId, Lane, Question)>>,
     /// Lanes that were refused or sent again, until their gateway is gone: few.
     lanes: HashMap<(GatewayId, Partition), Attempt>,
+    /// What was this node's once and was taken from it, with whatever waited in it.
+    left: BTreeSet<Partition>,
 }
 
 /// The newest attempt of a lane, and whether the rest of it counts for nothing.
@@ -71,14 +73,34 @@ pub(super) enum Standing {
 impl Tenures {
     /// All partitions in the same state.
     pub(super) fn all(tenure: Tenure) -> Self {
-        Self { all: vec![tenure; partitions()].into(), parked: HashMap::new(), lanes: HashMap::new() }
+        Self {
+            all: vec![tenure; partitions()].into(),
+            parked: HashMap::new(),
+            lanes: HashMap::new(),
+            left: BTreeSet::new(),
+        }
     }
 
     /// Another session: what the former one owned is forgotten. What gateways were refused is not: what still arrives of those
     /// attempts is refused by this session too, or a later question would overtake an earlier one (seed 92).
     pub(super) fn begin_anew(&mut self, tenure: Tenure) {
+        for partition in (0..self.all.len()).map(|number| Partition(number as u16)) {
+            if self.at(partition) != Tenure::Absent {
+                self.leave(partition);
+            }
+        }
         self.all.fill(tenure);
         self.parked.clear();
+    }
+
+    /// A partition is somebody else's, and what waited in it is forgotten. Its lanes may not know yet when it is this node's
+    /// again: whatever comes of an attempt of before is refused, or it would overtake what was forgotten (seed 775).
+    pub(super) fn leave(&mut self, partition: Partition) {
+        self.set(partition, Tenure::Absent);
+        self.left.insert(partition);
+        for (_, attempt) in self.lanes.iter_mut().filter(|((_, of), _)| *of == partition) {
+            attempt.refused = true;
+        }
     }
 
     pub(super) fn at(&self, partition: Partition) -> Tenure {
@@ -106,11 +128,12 @@ impl Tenures {
 
     /// Whether a question of this lane is to be looked at.
     pub(super) fn standing(&mut self, from: GatewayId, lane: Lane) -> Standing {
-        if self.lanes.is_empty() && lane.attempt == 0 {
+        if self.lanes.is_empty() && self.left.is_empty() && lane.attempt == 0 {
             return Standing::Current;
         }
-        let known =
-            self.lanes.entry((from, lane.partition)).or_insert(Attempt { number: lane.attempt, refused: false });
+        // Of a lane that was never out of step nobody knows whether it was there before: then its first attempt was.
+        let first = Attempt { number: lane.attempt, refused: lane.attempt == 0 && self.left.contains(&lane.partition) };
+        let known = self.lanes.entry((from, lane.partition)).or_insert(first);
         if lane.attempt < known.number {
             return Standing::Outdated;
         }
@@ -173,6 +196,30 @@ mod tests {
         assert_eq!(tenures.standing(GATEWAY, lane(1)), Standing::Refused, "also by the node's next session");
         tenures.forget(GATEWAY);
         assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Current);
+    }
+
+    /// Seed 775: a partition went and came back before a gateway had heard of it.
+    #[test]
+    fn what_is_sent_into_a_former_tenure_overtakes_nothing() {
+        let (other, at) = (GatewayId(2), Partition(7));
+        let mut tenures = Tenures::all(Tenure::Absent);
+        tenures.set(at, Tenure::Open(3));
+        assert_eq!(tenures.standing(GATEWAY, lane(0)), Standing::Current, "asked, and forgotten with the partition");
+        assert_eq!(tenures.standing(other, lane(4)), Standing::Current);
+        tenures.leave(at);
+        assert_eq!(tenures.at(at), Tenure::Absent);
+        tenures.set(at, Tenure::Open(9));
+        for (gateway, attempt) in [(GATEWAY, 0), (other, 4)] {
+            assert_eq!(tenures.standing(gateway, lane(attempt)), Standing::Refused, "the next of the same attempt");
+            assert_eq!(tenures.standing(gateway, lane(attempt + 1)), Standing::Current, "the whole lane, sent again");
+        }
+        assert_eq!(tenures.standing(GATEWAY, Lane { partition: Partition(8), attempt: 0 }), Standing::Current);
+        // The same where a session ends and the next one gets the partition back.
+        tenures.begin_anew(Tenure::Absent);
+        tenures.set(at, Tenure::Open(12));
+        assert_eq!(tenures.standing(GATEWAY, lane(1)), Standing::Refused);
+        assert_eq!(tenures.standing(GatewayId(3), lane(0)), Standing::Refused);
+        assert_eq!(tenures.standing(GatewayId(3), lane(1)), Standing::Current);
     }
 
     #[test]

@@ -2,22 +2,27 @@
 
 use chappe_schema::{
     error::{Code, Error},
-    event::Fact,
+    event::{Event, Fact},
     id::{Change, ConnectionSlot, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
     inbox::Counts,
     limit::{USER_CONNECTIONS_MAX, WINDOW},
-    wire::{Asked, AskedAccess, Connecting, Correlation, Heads, ToGateway},
+    presence::{Shown, Watch},
+    wire::{Asked, AskedAccess, Connecting, Correlation, Head, Heads, ToGateway},
 };
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS, inbox::Waiting,
-    line::Pending, supervision::Lost,
+    InHand, News, PeerMail, Phase, Projected, Shard, Slot, Ticket, UserRelease, WITHDRAWN_MS,
+    inbox::Waiting,
+    line::Pending,
+    rebuild::{self, Rebuilt},
+    supervision::Lost,
 };
 use crate::{
     pace::idle_snapshot_events,
-    recovery::{self, Found, Resolved},
+    presence::Watching,
+    recovery,
     store::{self, Projection, Recovered},
     user::{Client, Connection, Moved, User},
 };
@@ -29,30 +34,116 @@ pub(super) enum Parked {
     Tell(Fact, ConversationId),
     News(Arc<News>),
     AskAccess(GatewayId, Arc<AskedAccess>),
+    /// Somebody looks at the user.
+    Watch(UserId, Watch, Option<Shown>),
+    /// A shard asks how the user is seen.
+    AskSeen(u64, UserId, Watch),
     /// The user has read up to there; what is left.
     Read(ConversationId, u64, Counts),
 }
 
-/// Connections that hear of something, by gateway.
-type Recipients = SmallVec<[(GatewayId, Vec<ConnectionSlot>); 2]>;
+/// Connections that hear of something, by gateway: most nodes have one or two.
+#[derive(Default)]
+pub(super) struct Recipients(SmallVec<[(GatewayId, Vec<ConnectionSlot>); 2]>);
+
+impl Recipients {
+    pub(super) fn add<'a>(&mut self, clients: impl IntoIterator<Item = &'a Client>) {
+        for Client { connection, .. } in clients {
+            match self.0.iter_mut().find(|(gateway, _)| *gateway == connection.gateway) {
+                Some((_, slots)) => slots.push(connection.slot),
+                None => self.0.push((connection.gateway, vec![connection.slot])),
+            }
+        }
+    }
+
+    /// Takes connections out again.
+    fn remove(&mut self, clients: &[Client]) {
+        let is_theirs = |gateway, slot| {
+            clients.iter().any(|Client { connection, .. }| (connection.gateway, connection.slot) == (gateway, slot))
+        };
+        for (gateway, slots) in &mut self.0 {
+            slots.retain(|slot| !is_theirs(*gateway, *slot));
+        }
+        self.0.retain(|(_, slots)| !slots.is_empty());
+    }
+}
+
+impl IntoIterator for Recipients {
+    type Item = (GatewayId, Vec<ConnectionSlot>);
+    type IntoIter = smallvec::IntoIter<[Self::Item; 2]>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// How news stand to what a user's connections have been told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    /// They come next.
+    Follows,
+    /// Others were lost before them.
+    Jumps,
+    /// They have been told already.
+    Known,
+}
+
+/// What a user's connections have been told of conversations that are not known for sure.
+type ToldHeads = BTreeMap<ConversationId, Head>;
+
+/// Most of them. At the brim some are forgotten, and the next news of those may be taken for the first.
+const TOLD_HEADS_MAX: usize = 1_024;
+
+impl Path {
+    fn of(news: &News, user: &User, told: Option<Head>, carries: bool) -> Self {
+        let joined = user.head(&news.conversation);
+        // Before its owner was asked what is known may be long past, and nobody has been told of it from here.
+        let is_sure = told.is_some() || carries || user.knows_head(&news.conversation);
+        match (told.or(joined), news.events.first()) {
+            (Some(known), _) if news.head.seq <= known.seq => Self::Known,
+            (Some(known), Some(first)) if first.seq == known.seq + 1 => Self::Follows,
+            (Some(known), Some(first)) if first.seq > known.seq && !is_sure => Self::Follows,
+            (None, Some(first)) if begins_or_ends(&first.fact, &user.id) => Self::Follows,
+            _ => Self::Jumps,
+        }
+    }
+}
+
+/// Whether it is the first that a user hears of a conversation, or the last.
+fn begins_or_ends(fact: &Fact, user: &UserId) -> bool {
+    match fact {
+        Fact::ConversationCreated { members, .. } => members.iter().any(|(member, _)| member == user),
+        Fact::MemberJoined { user: member, .. } | Fact::MemberLeft { user: member } => member == user,
+        Fact::ConversationDeleted => true,
+        _ => false,
+    }
+}
 
 /// A user and what surrounds them.
 pub(super) struct UserSlot {
     pub(super) slot: Slot<User, Parked, UserRelease>,
-    /// Connections of a user whose state was lost and is being read again.
-    pub(super) saved: SmallVec<[Client; 2]>,
+    /// Connections of a user whose state was lost and is being read again. Nearly always none, so that they have no room here.
+    pub(super) saved: Vec<Client>,
     /// Connections that are to be registered, wherever their request waits: who is gone by then is not.
     expected: SmallVec<[(Connection, Correlation); 2]>,
     /// Requests that wait until conversations have said where they stand.
     pub(super) waiting: Vec<Waiting>,
     /// What has moved on while the user was not in memory, if somebody has watched; until they are.
     missed: Option<Vec<ConversationId>>,
+    /// Where conversations stand, as far as connections have been told, that the user has not joined yet as far as their log
+    /// says, or whose owner has not been asked yet. Only where news may get lost.
+    told: ToldHeads,
+    /// Connections are older than the state, which was lost or is another owner's: they may have been told of more than is
+    /// known now, until everything has been asked.
+    carries: bool,
     /// Whether somebody wants to know where the user's conversations stand.
     pub(super) attended: bool,
     /// When large conversations were last asked.
     pub(super) large_asked_at: Millis,
     /// Rows of the inbox on their way to the store.
     flushing: usize,
+    /// At whom the user's connections look, if at anybody.
+    pub(super) watching: Option<Box<Watching>>,
     /// Whether the shard has the user on its list of changed inboxes.
     pub(super) is_noted: bool,
 }
@@ -74,13 +165,16 @@ impl UserSlot {
     pub(super) fn loading(now: Millis, tenure: (Partition, Epoch)) -> Self {
         Self {
             slot: Slot::loading(now, tenure),
-            saved: SmallVec::new(),
+            saved: Vec::new(),
             expected: SmallVec::new(),
             waiting: Vec::new(),
             missed: None,
+            told: ToldHeads::new(),
+            carries: false,
             attended: false,
             large_asked_at: 0,
             flushing: 0,
+            watching: None,
             is_noted: false,
         }
     }
@@ -91,6 +185,29 @@ impl UserSlot {
         self.is_quiet() && nobody_waits && self.flushing == 0
     }
 
+    /// Takes an event that the user's state has brought forth into that state, and into the line to the log.
+    pub(super) fn append(&mut self, event: Arc<Event>, flush: &mut Vec<EntityId>) {
+        let Slot { phase: Phase::Ready(user), line, epoch, .. } = &mut self.slot else { return };
+        user.apply(&event);
+        // A later owner must know what the next event stands on.
+        user.origin = *epoch;
+        line.push(Pending { event, audience: None, announce: false, origin: *epoch });
+        if line.can_fly() {
+            Shard::list_for_flush(flush, &mut line.listed, user.id.clone());
+        }
+    }
+
+    /// The inbox has changed: whoever is connected hears of it with the next tick, for the next heartbeat.
+    pub(super) fn note_change(&mut self, noted: &mut Vec<UserId>) {
+        if let Phase::Ready(user) = &self.slot.phase
+            && !self.is_noted
+            && !user.connections.is_empty()
+        {
+            self.is_noted = true;
+            noted.push(user.id.clone());
+        }
+    }
+
     /// Only a user whose connections outlive their state can miss something: heads are asked for after a load.
     fn misses_news(&self) -> bool {
         matches!(self.phase, Phase::Loading) && !self.saved.is_empty()
@@ -99,7 +216,7 @@ impl UserSlot {
     /// The state is about to go: the connections stay, and who waits for heads waits for the state instead.
     fn save_connections(&mut self) {
         if let Some(user) = self.slot.ready() {
-            self.saved = std::mem::take(&mut user.connections);
+            self.saved = std::mem::take(&mut user.connections).into_vec();
         }
         let waiting = std::mem::take(&mut self.waiting);
         self.slot.parked.extend(waiting.into_iter().map(|waiting| waiting.parked));
@@ -141,7 +258,7 @@ impl Shard {
             // What must not be lost waits in any number: it is bounded by what other entities have in hand.
             Phase::Loading
                 if slot.parked.len() >= WINDOW as usize
-                    && matches!(parked, Parked::Connect(..) | Parked::Inbox(..) | Parked::AskAccess(..)) =>
+                    && !matches!(parked, Parked::Tell(..) | Parked::News(_) | Parked::Read(..)) =>
             {
                 self.refuse_question(id, parked, &Error::new(Code::Overloaded).after_ms(500));
             }
@@ -157,13 +274,15 @@ impl Shard {
 
     fn new_user(&mut self, id: &UserId, tenure: (Partition, Epoch)) {
         let mut slot = UserSlot::loading(self.now, tenure);
-        slot.missed = self.resting.wake(id);
+        let missed = self.resting.wake(id);
+        // Where others are owners too, not all news may have come here.
+        slot.missed = missed.filter(|_| self.confirms_at_once);
         self.users.insert(id.clone(), slot);
     }
 
     /// Where the user lives, and the epoch under which this session owns them, if it does.
     fn user_tenure(&self, id: &UserId) -> Option<(Partition, Epoch)> {
-        let partition = EntityId::User(id.clone()).partition();
+        let partition = id.partition();
         Some((partition, self.tenures.open(partition)?))
     }
 
@@ -177,8 +296,8 @@ impl Shard {
             // Where it may get lost on the way, it is told again anyway, to whoever owns the user then.
             Parked::Tell(..) if !self.confirms_at_once => {}
             Parked::Tell(fact, conversation) => self.postponed.push((user.clone(), fact, conversation)),
-            // Clients say again what they have read.
-            Parked::News(_) | Parked::Read(..) => {}
+            // Clients say again what they have read; watches are renewed, and questions are asked again.
+            Parked::News(_) | Parked::Read(..) | Parked::Watch(..) | Parked::AskSeen(..) => {}
         }
     }
 
@@ -263,12 +382,14 @@ impl Shard {
         let result = if let Err(refused) = user.check_access(actor, now) {
             Err(refused)
         } else if user.connect(Client::new(connection, actor, now), USER_CONNECTIONS_MAX) {
+            slot.carries |= connecting.again && !user.is_verified();
             Ok(self.heads(&connecting))
         } else {
             Err(Error::new(Code::ConnectionLimit)
                 .with_detail(format!("at most {USER_CONNECTIONS_MAX} connections of one user")))
         };
         self.connected(&connecting.actor.user, from, connecting.correlation, result);
+        self.seen(&connecting.actor.user);
     }
 
     /// A connection of the user is gone.
@@ -288,8 +409,12 @@ impl Shard {
 
     pub(super) fn forget_connections(&mut self, id: &UserId, is_gone: impl Fn(Connection) -> bool) {
         let forget = |shard: &mut Self| {
-            if let Some(user) = shard.users.get_mut(id).and_then(|slot| slot.slot.ready()) {
-                user.forget(&is_gone);
+            let now = shard.now;
+            if let Some(user) = shard.users.get_mut(id).and_then(|slot| slot.slot.ready())
+                && user.forget(now, &is_gone)
+            {
+                shard.seen(id);
+                shard.look(id);
             }
         };
         self.guarded(|| id.clone().into(), forget);
@@ -304,26 +429,45 @@ impl Shard {
 
     /// A conversation of these users has moved on. Who is not loaded needs no news: the heads are asked for after a load.
     pub(super) fn news(&mut self, news: &Arc<News>, users: &[UserId]) {
-        // Most nodes have one or two gateways, most users one connection.
-        let mut recipients = Recipients::new();
+        let (mut recipients, mut behind) = (Recipients::default(), Recipients::default());
         for id in users {
-            let hear = |shard: &mut Self| shard.hear_news(id, news, &mut recipients);
-            if self.guarded(|| id.clone().into(), hear) != Some(true)
+            let hear = |shard: &mut Self| shard.hear_news(id, news, &mut recipients, &mut behind);
+            let heard = self.guarded(|| id.clone().into(), hear);
+            if heard != Some(true)
                 && let Some(slot) = self.users.get_mut(id)
                 && slot.misses_news()
             {
+                if heard.is_none() {
+                    // It is heard once more after the recovery.
+                    recipients.remove(&slot.saved);
+                    behind.remove(&slot.saved);
+                }
                 slot.slot.parked.push_back(Parked::News(Arc::clone(news)));
+                // Already under way, unless an earlier attempt has failed.
+                self.reload_user(id);
             }
         }
         for (gateway, connections) in recipients {
             let events = Arc::clone(&news.events);
             self.send_to_gateway(gateway, ToGateway::Deliver { conversation: news.conversation, events, connections });
         }
+        self.send_behind(news.conversation, news.head.seq, behind);
+    }
+
+    /// Tells connections that events will not come by themselves.
+    pub(super) fn send_behind(&mut self, conversation: ConversationId, head: Seq, behind: Recipients) {
+        for (gateway, connections) in behind {
+            self.send_to_gateway(gateway, ToGateway::Behind { conversation, head, connections });
+        }
     }
 
     /// Whether nothing is missed by it: the user heard it, or need not.
-    fn hear_news(&mut self, id: &UserId, news: &News, recipients: &mut Recipients) -> bool {
-        let Self { users, changes, resting, noted, .. } = self;
+    ///
+    /// News that do not follow what is known here, or that only say the head again, mean that others were lost with their
+    /// sender or on their way: then the user's connections are told to fetch. News of what is known already were overtaken, or
+    /// come from somebody who does not know of it: connections have had those events, or were told to fetch them.
+    fn hear_news(&mut self, id: &UserId, news: &News, recipients: &mut Recipients, behind: &mut Recipients) -> bool {
+        let Self { users, changes, resting, noted, confirms_at_once, .. } = self;
         let Some(slot) = users.get_mut(id) else {
             resting.note(id, news.conversation);
             return true;
@@ -337,25 +481,44 @@ impl Shard {
         // Who writes has read up to their own message.
         let own = news.events.iter().rev().find(|event| event.fact.is_message() && event.sender == *id);
         let moved = Moved { head: news.head, message_at: news.message_at, read_n: own.map_or(0, |own| own.n) };
+        // Where there is one owner nothing gets lost, and nobody has to look.
+        let mut path = Path::Follows;
+        if !*confirms_at_once {
+            let told = slot.told.get(&news.conversation).copied();
+            path = Path::of(news, user, told, slot.carries);
+            let is_sure = user.head(&news.conversation).is_some() && user.knows_head(&news.conversation);
+            if path != Path::Known && !is_sure {
+                slot.told.insert(news.conversation, news.head);
+                if slot.told.len() > TOLD_HEADS_MAX {
+                    slot.told.pop_first();
+                }
+            }
+        }
         user.raise(news.conversation, moved, || Change::next(epoch, changes));
         let unmark = own.is_some() && user.is_marked_unread(&news.conversation);
-        if !slot.is_noted && !user.connections.is_empty() {
-            slot.is_noted = true;
-            noted.push(id.clone());
-        }
         if news.large {
             user.grown_large(news.conversation);
         }
-        for Client { connection, .. } in &user.connections {
-            match recipients.iter_mut().find(|(gateway, _)| *gateway == connection.gateway) {
-                Some((_, slots)) => slots.push(connection.slot),
-                None => recipients.push((connection.gateway, vec![connection.slot])),
-            }
+        match path {
+            Path::Follows if news.events.is_empty() => {}
+            Path::Follows => recipients.add(&user.connections),
+            Path::Jumps => behind.add(&user.connections),
+            Path::Known => {}
         }
+        slot.note_change(noted);
         if unmark {
             self.has_read(id, news.conversation, None);
         }
         true
+    }
+
+    /// A conversation's owner was asked: connections have been told of all that is known of it.
+    pub(super) fn is_sure_of(&mut self, id: &UserId, conversation: ConversationId) {
+        let Some(slot) = self.users.get_mut(id) else { return };
+        slot.told.remove(&conversation);
+        if slot.carries {
+            slot.carries = !slot.slot.ready().is_some_and(|user| user.is_verified());
+        }
     }
 
     /// A fact for the user's own log.
@@ -373,6 +536,7 @@ impl Shard {
     fn hear_fact(&mut self, id: &UserId, fact: &Fact, conversation: ConversationId) {
         let (Fact::UserJoined { at, .. } | Fact::UserLeft { at, .. }) = fact else { return };
         let now = self.now;
+        let confirms_at_once = self.confirms_at_once;
         let Self { users, changes, flush, tenures, .. } = self;
         let Some(slot) = users.get_mut(id) else { return };
         let epoch = slot.epoch;
@@ -380,22 +544,34 @@ impl Shard {
             // Told again, to the next owner.
             return;
         }
-        let line = &mut slot.slot.line;
-        let Phase::Ready(user) = &mut slot.slot.phase else { return };
+        let Some(user) = slot.ready() else { return };
         if let Some(event) = user.hear(fact, now, || Change::next(epoch, changes)) {
-            user.apply(&event);
-            user.origin = epoch;
-            line.push(Pending { event, audience: None, announce: false, origin: epoch });
+            slot.append(event, flush);
+        }
+        let mut told = None;
+        if !confirms_at_once {
+            // Who has connections here may have been told of it by a former owner; if not, its first event is the next.
+            told = slot.told.get(&conversation).copied();
+            if told.is_none() && matches!(fact, Fact::UserJoined { .. }) {
+                slot.told.insert(conversation, Head::default());
+            }
+        }
+        let Some(user) = slot.ready() else { return };
+        if let Some(head) = told {
+            let moved = Moved { head, message_at: 0, read_n: 0 };
+            user.raise(conversation, moved, || Change::next(epoch, changes));
         }
         // Its owner says where a conversation stands that the user has just joined, if somebody wants to know.
         user.ask_first(&[conversation]);
         let head = user.head;
-        if line.can_fly() {
-            Self::list_for_flush(flush, &mut line.listed, id.clone());
-        }
         self.note_change(id);
         self.ask_heads(id);
         self.wait_user(id, head, UserRelease::Told(id.clone(), conversation, *at));
+        match fact {
+            Fact::UserLeft { .. } => self.parted(id, conversation),
+            // They may have been looking before they might.
+            _ => self.look(id),
+        }
     }
 
     pub(super) fn wait_user(&mut self, id: &UserId, after: Seq, release: UserRelease) {
@@ -418,6 +594,7 @@ impl Shard {
                 let register = |shard: &mut Self| shard.register(gateway, connecting);
                 self.guarded_for(Some(request), || id.into(), register);
             }
+            UserRelease::Seen(user) => self.seen(&user),
             UserRelease::Inbox(gateway, asked) => self.answer_inbox(gateway, asked),
             UserRelease::Changed(user, conversation, read) => self.push_changed(&user, conversation, read),
             UserRelease::Told(user, conversation, at) => {
@@ -483,7 +660,7 @@ impl Shard {
         let rebuild = |_: &mut Self| rebuild(id, epoch, recovered, missed.as_deref(), trusting);
         let rebuilt = self.guarded(|| id.clone().into(), rebuild);
         let Some(rebuilt) = rebuilt else { return };
-        let Rebuilt { mut user, committed, committed_origin, standing, adopted, bytes } = match rebuilt {
+        let mut rebuilt = match rebuilt {
             Ok(rebuilt) => rebuilt,
             Err(recovery::Trouble::Superseded { .. }) => {
                 return self.die(format!("a newer owner has written to user {id}"));
@@ -497,19 +674,15 @@ impl Shard {
             }
         };
         let Some(slot) = self.users.get_mut(id) else { return };
-        user.connections = std::mem::take(&mut slot.saved);
-        let is_new_to_watch = slot.slot.bytes == 0;
-        slot.slot.line.restart(committed, committed_origin);
-        let found = |Found { event, origin }| Pending { event, audience: None, announce: false, origin };
-        if !standing.is_empty() {
-            slot.slot.line.stand(standing.into_iter().map(found).collect());
+        slot.carries = !slot.saved.is_empty();
+        rebuilt.state.connections = std::mem::take(&mut slot.saved).into();
+        let (is_new_to_watch, bytes) = (slot.slot.bytes == 0, rebuilt.bytes);
+        if slot.slot.answer_again(rebuilt) {
             self.pump.issue(Ticket::Flight(id.clone().into(), epoch));
         }
-        adopted.into_iter().map(found).for_each(|pending| slot.slot.line.push(pending));
         if slot.slot.line.can_fly() {
             Self::list_for_flush(&mut self.flush, &mut slot.slot.line.listed, id.clone());
         }
-        slot.slot.phase = Phase::Ready(Box::new(user));
         Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
         if is_new_to_watch {
             self.watch(id.clone());
@@ -517,7 +690,12 @@ impl Shard {
         while let Some(release) = self.users.get_mut(id).and_then(|slot| slot.line.released()) {
             self.release_user(release);
         }
-        self.guarded(|| id.clone().into(), |shard| shard.ask_heads(id));
+        let look = |shard: &mut Self| {
+            shard.ask_heads(id);
+            shard.look(id);
+            shard.seen(id);
+        };
+        self.guarded(|| id.clone().into(), look);
         let parked: Vec<Parked> =
             self.users.get_mut(id).map(|slot| slot.slot.parked.drain(..).collect()).unwrap_or_default();
         for parked in parked {
@@ -527,6 +705,8 @@ impl Shard {
                 Parked::Tell(fact, conversation) => self.tell(id.clone(), fact, conversation),
                 Parked::News(news) => self.news(&news, std::slice::from_ref(id)),
                 Parked::AskAccess(from, asked) => self.ask_access(from, asked),
+                Parked::Watch(watcher, watch, knows) => self.watch_user(watcher, watch, knows),
+                Parked::AskSeen(token, asker, watch) => self.ask_seen(token, asker, watch),
                 Parked::Read(conversation, read_n, counts) => self.has_read(id, conversation, Some((read_n, counts))),
             }
         }
@@ -605,7 +785,10 @@ impl Shard {
                 UserRelease::Access(gateway, asked, _) => {
                     self.tell_access(gateway, asked.correlation, Err(error.clone()));
                 }
-                UserRelease::Told(..) | UserRelease::Changed(..) | UserRelease::AccessChanged(_) => {}
+                UserRelease::Told(..)
+                | UserRelease::Changed(..)
+                | UserRelease::Seen(_)
+                | UserRelease::AccessChanged(_) => {}
             }
         }
         self.reload_user(id);
@@ -618,10 +801,14 @@ impl Shard {
     pub(super) fn rest_user(&mut self, id: &UserId, used: Millis) -> Option<(Millis, Millis)> {
         let (now, idle_ms, crowded) = (self.now, self.settings.idle_ms, self.is_crowded());
         let slot = self.users.get_mut(id)?;
-        if !slot.saved.is_empty() && matches!(slot.phase, Phase::Withdrawn { until } if until <= now) {
+        if !slot.saved.is_empty() {
             // Nobody may ask for them, but their connections want to hear again.
-            slot.slot.phase = Phase::Loading;
-            self.reload_user(id);
+            if matches!(slot.phase, Phase::Withdrawn { until } if until <= now) {
+                slot.slot.phase = Phase::Loading;
+            }
+            if matches!(slot.phase, Phase::Loading) {
+                self.reload_user(id);
+            }
         }
         let slot = self.users.get_mut(id)?;
         let idle_at = slot.used + idle_ms;
@@ -648,15 +835,23 @@ impl Shard {
     /// Writes what only memory knows of a user; whether there is something.
     pub(super) fn flush_inbox(&mut self, id: &UserId) -> bool {
         let Some(slot) = self.users.get_mut(id) else { return false };
-        let quiet = slot.line.has_no_rows();
         let Some(user) = slot.slot.ready() else { return false };
         let rows = user.flush();
+        let now = self.now;
+        if let Some(event) = user.note_seen(now)
+            && slot.slot.line.admits(event.seq)
+            && self.tenures.open(slot.slot.partition).is_some()
+        {
+            slot.append(event, &mut self.flush);
+        }
+        let quiet = slot.line.has_no_rows();
+        let Some(user) = slot.slot.ready() else { return false };
         let snapshot = (quiet && user.head >= user.snapshot_at + idle_snapshot_events()).then(|| {
             user.snapshot_at = user.head;
             (user.head, user.snapshot())
         });
         slot.flushing += rows.len();
-        let is_dirty = slot.flushing > 0;
+        let is_dirty = slot.flushing > 0 || !slot.slot.line.is_quiet();
         for (conversation, position) in rows {
             let then = Projected::Inbox(id.clone());
             self.project(then, Projection::Inbox { user: id.clone(), conversation, position });
@@ -675,51 +870,19 @@ impl Shard {
     }
 }
 
-/// A user who was read again.
-struct Rebuilt {
-    /// The state after everything that was found and counts.
-    user: User,
-    /// What of it is committed, and the origin of the last event of that.
-    committed: Seq,
-    committed_origin: Epoch,
-    /// What is durable under the own epoch, and committed by the next fence read.
-    standing: Vec<Found>,
-    /// What is written again before anything of it is shown.
-    adopted: Vec<Found>,
-    /// What the state takes in memory.
-    bytes: usize,
-}
-
 fn rebuild(
     id: &UserId,
-    epoch: u64,
+    epoch: Epoch,
     recovered: Recovered,
     missed: Option<&[ConversationId]>,
     trusting: bool,
-) -> Result<Rebuilt, recovery::Trouble> {
-    let mut user = match recovered.snapshot {
+) -> Result<Rebuilt<User>, recovery::Trouble> {
+    let user = match recovered.snapshot {
         Some((_, bytes)) => User::from_snapshot(id.clone(), bytes)?,
         None => User::new(id.clone()),
     };
-    let basis = recovery::Basis {
-        own_epoch: epoch,
-        snapshot_seq: user.head,
-        snapshot_origin: user.origin,
-        snapshot_owner: user.owner,
-        trusting,
-    };
-    let resolved = recovery::resolve(basis, recovered.rows)?;
-    let Resolved { committed, committed_origin, standing, adopted, origin, .. } = resolved;
-    for event in &committed {
-        user.apply(event);
-    }
-    let committed = user.head;
-    for found in standing.iter().chain(&adopted) {
-        user.apply(&found.event);
-    }
-    (user.origin, user.owner) = (origin, epoch);
-    user.restore_inbox(recovered.inbox);
-    user.distrust(missed);
-    let bytes = user.bytes();
-    Ok(Rebuilt { user, committed, committed_origin, standing, adopted, bytes })
+    rebuild::rebuild(user, epoch, trusting, recovered.rows, |user| {
+        user.restore_inbox(recovered.inbox);
+        user.distrust(missed);
+    })
 }

@@ -1,7 +1,8 @@
 //! What every store must do, as tests that every store passes.
 //!
 //! A store brings a [`Harness`]; [`run`] takes a fresh one through each of the [`CASES`]. Where a store cannot suffer
-//! something (there are no zombies behind a lock), its harness says so, and the case ends early.
+//! something (there are no zombies behind a lock), its harness says so, and the case ends early. A store that nodes share
+//! passes those of [`cluster`] as well.
 
 // A test suite, compiled for other crates too: a surprise is to end it, as loudly as in any test.
 #![allow(clippy::unwrap_used)]
@@ -19,17 +20,19 @@ use chappe_schema::{
     id::{CommandId, ConversationId, EntityId, Seq, UserId},
     reaction::ReactionKey,
     stored::{
-        LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction,
-        StoredReactionCount,
+        LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredMember, StoredOverlay, StoredReaction,
+        StoredReactionCount, StoredReceipt,
     },
 };
 use uuid::Uuid;
 
 use super::{
-    Append, Confirmation, Done, Error, PAGE_SCAN_MAX, Page, PageRequest, Projection, Reacted, ReactedRequest,
-    Recovered, Session, Show, Store, Written,
+    Append, Confirmation, Done, Error, MemberRows, PAGE_SCAN_MAX, Page, PageRequest, Projection, Reacted,
+    ReactedRequest, Recovered, Session, Show, Store, Written,
 };
 use crate::recovery::{Basis, Found, resolve};
+
+pub mod cluster;
 
 /// A store under test, and its surroundings.
 pub trait Harness {
@@ -73,6 +76,10 @@ pub const CASES: &[(&str, Case)] = &[
     ("who reacted is paged by user", who_reacted_is_paged_by_user),
     ("pages of messages carry the reader's reactions", pages_of_messages_carry_the_readers_reactions),
     ("inbox numbers only grow", inbox_numbers_only_grow),
+    ("receipts only rise", receipts_only_rise),
+    ("receipts of parts of the members stand side by side", receipts_of_parts_stand_side_by_side),
+    ("members never go back", members_never_go_back),
+    ("members are paged by user", members_are_paged_by_user),
     ("pages read upwards", pages_read_upwards),
     ("pages read downwards", pages_read_downwards),
     ("pages end early by bytes", pages_end_early_by_bytes),
@@ -564,6 +571,109 @@ fn inbox_numbers_only_grow(harness: &mut dyn Harness) {
     }
 }
 
+fn receipts_only_rise(harness: &mut dyn Harness) {
+    let item = |user: &str, read_n, delivered_n, shown_n| StoredReceipt {
+        user: user.to_owned(),
+        read_n,
+        delivered_n,
+        shown_n,
+    };
+    let write = |n, items: &[StoredReceipt]| Projection::Receipts {
+        conversation: conversation(n),
+        part: 0,
+        items: items.to_vec(),
+    };
+    project(harness, vec![write(1, &[item("bob", 3, 5, 1), item("ada", 1, 1, 1)])]);
+    // Late, in one call and in several; of some members only.
+    project(harness, vec![write(1, &[item("bob", 2, 6, 2)]), write(1, &[item("bob", 1, 1, 3), item("eve", 9, 9, 0)])]);
+    project(harness, vec![write(2, &[item("bob", 7, 7, 7)])]);
+    project(harness, vec![write(1, &[item("ada", 0, 0, 0)])]);
+    // A snapshot stands beside them and takes nothing away.
+    let entity: EntityId = conversation(1).into();
+    write_log(harness, &entity, 1, 2, 7, false);
+    project(harness, vec![snapshot(&entity, 2, "state")]);
+    for _ in 0..2 {
+        let receipts = |harness: &mut dyn Harness, n| {
+            let mut receipts = recover(harness, &conversation(n).into()).receipts;
+            receipts.sort_by(|a, b| a.user.cmp(&b.user));
+            receipts
+        };
+        assert_eq!(receipts(harness, 1), [item("ada", 1, 1, 1), item("bob", 3, 6, 3), item("eve", 9, 9, 0)]);
+        assert_eq!(receipts(harness, 2), [item("bob", 7, 7, 7)]);
+        assert_eq!(receipts(harness, 3), []);
+        harness.succeed();
+    }
+}
+
+fn receipts_of_parts_stand_side_by_side(harness: &mut dyn Harness) {
+    let item = |user: &str, read_n| StoredReceipt { user: user.to_owned(), read_n, ..StoredReceipt::default() };
+    let write = |n, part, items: &[StoredReceipt]| Projection::Receipts {
+        conversation: conversation(n),
+        part,
+        items: items.to_vec(),
+    };
+    // Written together at first, by parts later.
+    project(harness, vec![write(1, 0, &[item("ada", 1), item("bob", 2)])]);
+    project(harness, vec![write(1, 1, &[item("ada", 5)]), write(1, 64, &[item("bob", 4), item("eve", 3)])]);
+    project(harness, vec![write(1, 1, &[item("ada", 4)]), write(2, 1, &[item("ada", 9)])]);
+    for _ in 0..2 {
+        let read_n = |harness: &mut dyn Harness, n, user: &str| {
+            let receipts = recover(harness, &conversation(n).into()).receipts;
+            receipts.iter().filter(|item| item.user == user).map(|item| item.read_n).max()
+        };
+        assert_eq!(["ada", "bob", "eve"].map(|user| read_n(harness, 1, user)), [Some(5), Some(4), Some(3)]);
+        assert_eq!(["ada", "bob"].map(|user| read_n(harness, 2, user)), [Some(9), None]);
+        harness.succeed();
+    }
+}
+
+fn member(user: &str, role: i32, as_of: Seq) -> StoredMember {
+    StoredMember { user: user.to_owned(), role, intervals: vec![1], as_of, ..StoredMember::default() }
+}
+
+fn members_of(harness: &mut dyn Harness, n: u128, after: Option<&str>, limit: usize) -> MemberRows {
+    let after = after.map(|user| UserId::new(user).unwrap());
+    ask(harness, |store, done| store.members(conversation(n), after, limit, done)).unwrap()
+}
+
+fn members_never_go_back(harness: &mut dyn Harness) {
+    let write = |rows: &[StoredMember]| Projection::Members { conversation: conversation(1), rows: rows.to_vec() };
+    assert_eq!(members_of(harness, 1, None, 10), MemberRows { rows: Vec::new(), complete: true });
+    project(harness, vec![write(&[member("bob", 1, 5), member("ada", 1, 5)])]);
+    // Late, in one call and in several.
+    project(harness, vec![write(&[member("bob", 2, 7)]), write(&[member("bob", 3, 6), member("eve", 1, 6)])]);
+    project(harness, vec![write(&[member("ada", 3, 4)])]);
+    for _ in 0..2 {
+        let rows = members_of(harness, 1, None, 10).rows;
+        assert_eq!(rows, [member("ada", 1, 5), member("bob", 2, 7), member("eve", 1, 6)]);
+        harness.succeed();
+    }
+}
+
+fn members_are_paged_by_user(harness: &mut dyn Harness) {
+    // More than one statement writes, of conversations and users whose names begin alike.
+    let name = |n: usize| format!("user-{:03}", n * 7 % 250);
+    let rows: Vec<StoredMember> = (0..250).map(|n| member(&name(n), 1, 9)).collect();
+    project(harness, vec![Projection::Members { conversation: conversation(1), rows }]);
+    let others = vec![member("user-0", 1, 9), member("zoë", 1, 9)];
+    project(harness, vec![Projection::Members { conversation: conversation(2), rows: others }]);
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = members_of(harness, 1, after.as_deref(), 99);
+        assert!(page.rows.len() <= 99);
+        found.extend(page.rows.iter().map(|row| row.user.clone()));
+        after = found.last().cloned();
+        if page.complete {
+            break;
+        }
+    }
+    assert_eq!(found, (0..250).map(|n| format!("user-{n:03}")).collect::<Vec<_>>());
+    assert_eq!(members_of(harness, 1, Some("user-249"), 99), MemberRows { rows: Vec::new(), complete: true });
+    let exact = members_of(harness, 2, None, 2);
+    assert_eq!((exact.rows.len(), exact.complete), (2, true));
+    assert_eq!(members_of(harness, 2, Some("user-0"), 1).rows, [member("zoë", 1, 9)]);
+}
+
 fn pages_read_upwards(harness: &mut dyn Harness) {
     let entity: EntityId = conversation(1).into();
     write_log(harness, &entity, 1, 40, 7, false);
@@ -693,7 +803,7 @@ fn large_bodies_come_back(harness: &mut dyn Harness) {
     assert_eq!(bounded.events.len(), 4);
 }
 
-fn block(sender: &str, from: Seq, upto: Seq) -> StoredIdBlock {
+fn block(sender: &str, from: Seq, upto: Seq) -> Arc<StoredIdBlock> {
     let id = |seq: Seq| StoredId {
         sender: sender.to_owned(),
         id: Uuid::from_u128(u128::from(seq)).as_bytes().to_vec(),
@@ -702,7 +812,7 @@ fn block(sender: &str, from: Seq, upto: Seq) -> StoredIdBlock {
         n: seq,
         created_at: seq * 10,
     };
-    StoredIdBlock { ids: (from..=upto).map(id).collect() }
+    Arc::new(StoredIdBlock { ids: (from..=upto).map(id).collect() })
 }
 
 fn ids_are_found_as_far_back_as_asked(harness: &mut dyn Harness) {
@@ -990,6 +1100,34 @@ mod tests {
     #[test]
     fn store_quorum_keeps_the_contract() {
         run(&|| Box::new(Sessions::new(7, Weather::default())));
+    }
+
+    /// A world, and another machine's way into it.
+    struct Shared(Replicas);
+
+    impl cluster::Harness for Shared {
+        fn shared(&self) -> Arc<dyn crate::store::Shared> {
+            Arc::new(self.0.clone())
+        }
+
+        fn meta(&self) -> Arc<dyn chappe_cluster::consensus::bootstrap::find::ClusterMeta> {
+            Arc::new(self.0.from_elsewhere())
+        }
+
+        fn turn(&mut self) {
+            self.0.step();
+        }
+    }
+
+    #[test]
+    fn store_quorum_keeps_the_contract_of_shared_stores() {
+        for seed in 0..20 {
+            cluster::run(&|| {
+                let replicas = Replicas::new(seed, Weather::default());
+                replicas.set_down(seed as usize % 3, seed % 2 == 0);
+                Box::new(Shared(replicas))
+            });
+        }
     }
 
     #[test]

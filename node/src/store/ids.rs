@@ -11,8 +11,33 @@ use chappe_schema::{
 /// ids of the oldest are asked of the store again.
 pub const PRINT_BLOCKS_MAX: usize = 1024;
 
-/// The prints that a recovery brings, of `rows` that come newest first: of the blocks that ended at `since` or later,
-/// and of the one before them, which tells when they began. In order of seq.
+/// The prints that a recovery brings, in the making: of the blocks that ended at a time or later, and of the one before
+/// them, which tells when they began.
+pub(super) struct Recent {
+    since: Millis,
+    newest_first: Vec<(Seq, StoredIdPrints)>,
+}
+
+impl Recent {
+    pub(super) const fn new(since: Millis) -> Self {
+        Self { since, newest_first: Vec::new() }
+    }
+
+    /// Takes the next older row; `false` when no more are wanted.
+    pub(super) fn take(&mut self, end: Seq, prints: StoredIdPrints) -> bool {
+        let is_last = prints.last_at < self.since || self.newest_first.len() + 1 == PRINT_BLOCKS_MAX;
+        self.newest_first.push((end, prints));
+        !is_last
+    }
+
+    /// They, in order of seq.
+    pub(super) fn finish(mut self) -> Vec<(Seq, StoredIdPrints)> {
+        self.newest_first.reverse();
+        self.newest_first
+    }
+}
+
+/// [`Recent`] of `rows` that come newest first.
 ///
 /// # Errors
 /// Those of `rows`.
@@ -20,17 +45,14 @@ pub(super) fn recent<E>(
     rows: impl IntoIterator<Item = Result<(Seq, StoredIdPrints), E>>,
     since: Millis,
 ) -> Result<Vec<(Seq, StoredIdPrints)>, E> {
-    let mut recent = Vec::new();
+    let mut recent = Recent::new(since);
     for row in rows {
         let (end, prints) = row?;
-        let is_last = prints.last_at < since || recent.len() + 1 == PRINT_BLOCKS_MAX;
-        recent.push((end, prints));
-        if is_last {
+        if !recent.take(end, prints) {
             break;
         }
     }
-    recent.reverse();
-    Ok(recent)
+    Ok(recent.finish())
 }
 
 /// What is looked for.
@@ -38,6 +60,52 @@ pub(super) struct Wanted<'a> {
     pub(super) sender: &'a UserId,
     pub(super) id: CommandId,
     pub(super) not_before: Millis,
+}
+
+/// A way down the prints of a log's blocks, newest first: which blocks have to be read.
+pub(super) struct Descent {
+    /// Nothing that ends above was missed.
+    upto: Seq,
+}
+
+/// The next blocks to be read, in this order, each newest first, until one says to stop.
+pub(super) struct Stop {
+    /// Those without prints that end above the one with prints.
+    pub(super) without: RangeInclusive<Seq>,
+    /// The one with prints, if it can hold the id.
+    pub(super) with: Option<Seq>,
+    /// Whether nothing below can hold it.
+    pub(super) is_last: bool,
+}
+
+impl Descent {
+    pub(super) const fn new() -> Self {
+        Self { upto: Seq::MAX }
+    }
+
+    /// Down to the prints of the block that ends there.
+    pub(super) fn to(&mut self, wanted: &Wanted<'_>, end: Seq, prints: &StoredIdPrints) -> Stop {
+        let without = end + 1..=self.upto;
+        let is_last = prints.last_at < wanted.not_before;
+        let with = (!is_last && prints.contains(wanted.print())).then_some(end);
+        self.upto = end.saturating_sub(prints.len() as Seq);
+        Stop { without, with, is_last }
+    }
+
+    /// Below all prints.
+    pub(super) fn rest(self) -> RangeInclusive<Seq> {
+        1..=self.upto
+    }
+}
+
+/// What a block says.
+pub(super) enum Look {
+    /// The id.
+    Found(StoredId),
+    /// Neither it nor any block below holds the id: times never fall along a log.
+    Older,
+    /// The id is not here.
+    Absent,
 }
 
 impl Wanted<'_> {
@@ -51,37 +119,44 @@ impl Wanted<'_> {
         prints: impl IntoIterator<Item = Result<(Seq, StoredIdPrints), E>>,
         mut blocks: impl FnMut(RangeInclusive<Seq>, &mut dyn FnMut(StoredIdBlock) -> bool) -> Result<(), E>,
     ) -> Result<Option<StoredId>, E> {
-        let print = id_print(self.id.0.as_bytes(), self.sender.as_str());
         let mut read = |range: RangeInclusive<Seq>| {
-            let (mut found, mut is_older) = (None, false);
+            let mut look = Look::Absent;
             if !range.is_empty() {
                 blocks(range, &mut |block| {
-                    // Times never fall along a log, so neither this block nor an earlier one can hold it.
-                    is_older = block.ids.last().is_none_or(|last| last.created_at < self.not_before);
-                    if !is_older {
-                        found = block.ids.into_iter().rev().find(|known| self.is(known));
-                    }
-                    found.is_none() && !is_older
+                    look = self.look(block);
+                    matches!(look, Look::Absent)
                 })?;
             }
-            Ok((found, is_older))
+            Ok(look)
         };
-        // Nothing that ends above was missed.
-        let mut upto = Seq::MAX;
+        let mut descent = Descent::new();
         for row in prints {
             let (end, prints) = row?;
-            let (found, is_older) = read(end + 1..=upto)?;
-            if found.is_some() || is_older || prints.last_at < self.not_before {
-                return Ok(found);
+            let stop = descent.to(self, end, &prints);
+            for range in std::iter::once(stop.without).chain(stop.with.map(|end| end..=end)) {
+                match read(range)? {
+                    Look::Found(id) => return Ok(Some(id)),
+                    Look::Older => return Ok(None),
+                    Look::Absent => {}
+                }
             }
-            if prints.contains(print)
-                && let (Some(found), _) = read(end..=end)?
-            {
-                return Ok(Some(found));
+            if stop.is_last {
+                return Ok(None);
             }
-            upto = end.saturating_sub(prints.len() as Seq);
         }
-        Ok(read(1..=upto)?.0)
+        Ok(if let Look::Found(id) = read(descent.rest())? { Some(id) } else { None })
+    }
+
+    /// Looks for it in a block.
+    pub(super) fn look(&self, block: StoredIdBlock) -> Look {
+        if block.ids.last().is_none_or(|last| last.created_at < self.not_before) {
+            return Look::Older;
+        }
+        block.ids.into_iter().rev().find(|known| self.is(known)).map_or(Look::Absent, Look::Found)
+    }
+
+    fn print(&self) -> u32 {
+        id_print(self.id.0.as_bytes(), self.sender.as_str())
     }
 
     fn is(&self, known: &StoredId) -> bool {

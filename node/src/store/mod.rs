@@ -1,6 +1,7 @@
 //! The log store: what it must do, and the ways to do it.
 //!
 //! - [`embedded`]: one machine, an LSM tree in the data directory, one committer
+//! - [`cql`]: ScyllaDB or Apache Cassandra, shared by many nodes
 //! - [`quorum`]: three simulated replicas with delay, loss and late rows, for tests
 //! - [`contract`]: the tests that every store passes
 //!
@@ -15,14 +16,21 @@ use chappe_schema::{
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
     reaction::ReactionKey,
-    stored::{Corrupt, LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction},
+    stored::{
+        Corrupt, LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredMember, StoredOverlay,
+        StoredReaction, StoredReceipt,
+    },
 };
 
+pub mod cql;
 pub mod embedded;
+mod founding;
 mod ids;
+mod meter;
 pub(crate) mod nothing;
 mod slice;
 
+pub use founding::generation_of;
 pub use ids::PRINT_BLOCKS_MAX;
 pub use slice::PAGE_SCAN_MAX;
 
@@ -98,6 +106,8 @@ pub struct Recovered {
     pub rows: Vec<LogRow>,
     /// A user's inbox rows.
     pub inbox: Vec<(ConversationId, StoredInbox)>,
+    /// How far a conversation's members have got, as far as it was written beside snapshots.
+    pub receipts: Vec<StoredReceipt>,
     /// Prints of a conversation's youngest id blocks, by the last seq of each, in order: of those asked for and of the
     /// one before them, at most [`PRINT_BLOCKS_MAX`].
     pub prints: Vec<(Seq, StoredIdPrints)>,
@@ -144,6 +154,15 @@ pub struct ReactedRequest {
 pub struct Reacted {
     /// By user id; those who took it back are among them.
     pub rows: Vec<(UserId, StoredReaction)>,
+    /// Whether there are no more.
+    pub complete: bool,
+}
+
+/// Members of a conversation, each of whom has a row of their own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemberRows {
+    /// By user id.
+    pub rows: Vec<StoredMember>,
     /// Whether there are no more.
     pub complete: bool,
 }
@@ -214,8 +233,8 @@ pub enum Projection {
         entity: EntityId,
         /// The seq of the last event in the block.
         end: Seq,
-        /// The ids.
-        block: StoredIdBlock,
+        /// The ids. Shared: what is on its way is kept, to be written again.
+        block: Arc<StoredIdBlock>,
     },
     /// A user's position in a conversation. Each of its numbers only grows.
     Inbox {
@@ -225,6 +244,22 @@ pub enum Projection {
         conversation: ConversationId,
         /// The position.
         position: StoredInbox,
+    },
+    /// How far some members of a conversation have got. Each of their numbers only grows; what others have got stays.
+    Receipts {
+        /// Where.
+        conversation: ConversationId,
+        /// The part of the members among whom they are: a store that keeps members together keeps those of one part so.
+        part: u8,
+        /// Who, and how far.
+        items: Vec<StoredReceipt>,
+    },
+    /// Members of a conversation, each in a row of their own. An older one (`as_of`) never replaces a newer one.
+    Members {
+        /// Where.
+        conversation: ConversationId,
+        /// As they are now.
+        rows: Vec<StoredMember>,
     },
     /// Other entities have heard of the entity's events up to this seq.
     Announced {
@@ -253,12 +288,16 @@ pub enum Error {
 
 /// A log that several sessions share, one after the other or side by side: the ways into it, and what keeps one session
 /// from acknowledging what another has taken over.
+///
+/// Such a store also keeps what decides whether a cluster may begin (`chappe_cluster::consensus::bootstrap::find::ClusterMeta`),
+/// and the two know each other: the history's generation is that of the last founding ([`generation_of`]).
 pub trait Shared: Send + Sync + 'static {
     /// A session's way in. `minute` is that session's own count, under which the entities in which it commits are listed.
     fn enter(&self, session: Session, minute: Arc<AtomicU64>) -> Arc<dyn Store>;
 
     /// Enters the session in the registry, then (after that is durable) reads the generation of the history. A session that
-    /// is not registered must not open anything: `force-new-cluster` fences whoever it finds there.
+    /// is not registered must not open anything: a forced founding is claimed first, and then fences whoever it finds in the
+    /// registry, so whoever it did not find there reads the founding's generation here, and ends.
     fn enrol(&self, session: SessionId, done: Done<Result<Generation, Error>>);
 
     /// Ends sessions for good: `true` when a quorum knows. Not before may anything of theirs be read.
@@ -277,6 +316,12 @@ pub trait Store: Send + Sync + 'static {
     /// [`confirm`](Self::confirm), and rows of several owners may stand in one slot. A store behind an exclusive lock has
     /// one session, which owns everything.
     fn is_fenced(&self) -> bool;
+
+    /// Whether there is more to do than the store gets done, and for how many milliseconds clients had better stay away. A
+    /// store whose callers wait for it in any case has none.
+    fn overload(&self) -> Option<Millis> {
+        None
+    }
 
     /// Makes events durable. `done` gets one outcome per append, in order.
     fn append(&self, group: Vec<Append>, done: Done<Vec<Written>>);
@@ -307,6 +352,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// Who reacted to a message with one key.
     fn reacted(&self, request: ReactedRequest, done: Done<Result<Reacted, Error>>);
+
+    /// Members of a conversation that have a row of their own: at most so many, by user id, above `after`.
+    fn members(
+        &self,
+        conversation: ConversationId,
+        after: Option<UserId>,
+        limit: usize,
+        done: Done<Result<MemberRows, Error>>,
+    );
 
     /// Looks for an id among the durable blocks, by their prints, newest first, as far back as blocks whose last event was stamped
     /// at or after `not_before`.

@@ -1,14 +1,14 @@
 //! The way in of a node that has no session: it answers nothing, and nobody asks.
 
 use chappe_schema::{
-    id::{CommandId, EntityId, Generation, Millis, Seq, UserId},
+    id::{CommandId, ConversationId, EntityId, Generation, Millis, Seq, UserId},
     reaction::ReactionKey,
     stored::{StoredId, StoredOverlay, StoredReaction},
 };
 
 use super::{
-    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered, Session,
-    Store, Written,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
+    Session, Store, Written,
 };
 
 /// See the module's documentation.
@@ -52,6 +52,8 @@ impl Store for Nothing {
     }
 
     fn reacted(&self, _: ReactedRequest, _: Done<Result<Reacted, Error>>) {}
+
+    fn members(&self, _: ConversationId, _: Option<UserId>, _: usize, _: Done<Result<MemberRows, Error>>) {}
 
     fn find_id(&self, _: EntityId, _: UserId, _: CommandId, _: Millis, _: Done<Result<Option<StoredId>, Error>>) {}
 

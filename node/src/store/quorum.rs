@@ -16,6 +16,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     hash::{DefaultHasher, Hash, Hasher},
+    io,
     ops::{Range, RangeInclusive},
     sync::{
         Arc,
@@ -24,19 +25,26 @@ use std::{
 };
 
 use bytes::Bytes;
+use chappe_cluster::consensus::bootstrap::{
+    Claim,
+    find::{Answer as Promise, ClusterMeta},
+};
 use chappe_schema::{
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
     reaction::ReactionKey,
-    stored::{LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction},
+    stored::{
+        LogRow, StoredId, StoredIdBlock, StoredIdPrints, StoredInbox, StoredMember, StoredOverlay, StoredReaction,
+        StoredReceipts,
+    },
 };
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered, Session,
-    Shared, Store, Written,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
+    Session, Shared, Store, Written, generation_of,
     ids::{self, Wanted},
     slice::Slice,
 };
@@ -129,6 +137,7 @@ struct Replica {
     shelves: BTreeMap<EntityId, Shelf>,
     fences: BTreeSet<SessionId>,
     registry: BTreeSet<SessionId>,
+    claims: BTreeSet<Claim>,
     /// By session and its minute.
     activity: BTreeMap<(SessionId, u64), BTreeSet<EntityId>>,
 }
@@ -140,9 +149,11 @@ struct Shelf {
     rows: BTreeMap<(Seq, Epoch), Row>,
     overlays: BTreeMap<Seq, StoredOverlay>,
     reactions: BTreeMap<(Seq, ReactionKey, UserId), StoredReaction>,
-    ids: BTreeMap<Seq, StoredIdBlock>,
+    ids: BTreeMap<Seq, Arc<StoredIdBlock>>,
     prints: BTreeMap<Seq, StoredIdPrints>,
     inbox: BTreeMap<ConversationId, StoredInbox>,
+    receipts: StoredReceipts,
+    members: BTreeMap<UserId, StoredMember>,
     /// Up to where others must hear of it, and up to where they have.
     announce: (Seq, Seq),
 }
@@ -169,6 +180,9 @@ enum Request {
     Fence(SessionId),
     ReadFence(SessionId),
     Enrol(SessionId),
+    ReadRegistry,
+    Claim(Claim),
+    ReadClaims,
     ReadActivity(SessionId, u64),
     Read(EntityId, Part),
     ReadAnnounced,
@@ -181,6 +195,7 @@ enum Part {
     Overlays(Vec<Seq>),
     Reactions(Seq, UserId),
     Reacted(Seq, ReactionKey),
+    Members(Option<UserId>),
     Ids,
 }
 
@@ -194,9 +209,11 @@ enum Mutation {
 enum Answer {
     Written,
     Fenced(bool),
-    Shelf(Shelf),
+    Shelf(Box<Shelf>),
     Announced(BTreeMap<EntityId, (Seq, Seq)>),
     Active(BTreeSet<EntityId>),
+    Registry(BTreeSet<SessionId>),
+    Claims(BTreeSet<Claim>),
 }
 
 /// What waits for a quorum.
@@ -210,10 +227,12 @@ struct Operation {
 enum Then {
     /// With the statements of each append.
     Append(Vec<Range<usize>>, Done<Vec<Written>>),
-    Enrol(Generation, Done<Result<Generation, Error>>),
+    /// A write of a session or a claim; `true` when it is durable.
+    Noted(Done<bool>),
+    Registry(Done<Result<Vec<SessionId>, Error>>),
+    Claims(Done<Result<Vec<Claim>, Error>>),
     Active(Done<Result<Vec<EntityId>, Error>>),
     Project(Done<Result<(), Error>>),
-    Fence(Done<bool>),
     Confirm(Done<Confirmation>),
     /// With how far back ids are wanted.
     Recover(Millis, Done<Result<Recovered, Error>>),
@@ -221,6 +240,7 @@ enum Then {
     Overlays(Done<Result<Vec<(Seq, StoredOverlay)>, Error>>),
     Reactions(Vec<ReactionKey>, Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>),
     Reacted(ReactedRequest, Done<Result<Reacted, Error>>),
+    Members(usize, Done<Result<MemberRows, Error>>),
     FindId(UserId, CommandId, Millis, Done<Result<Option<StoredId>, Error>>),
     Announced(Done<Result<Vec<EntityId>, Error>>),
 }
@@ -506,12 +526,18 @@ impl World {
                 replica.registry.insert(*session);
                 Answer::Written
             }
+            Request::ReadRegistry => Answer::Registry(replica.registry.clone()),
+            Request::Claim(claim) => {
+                replica.claims.insert(*claim);
+                Answer::Written
+            }
+            Request::ReadClaims => Answer::Claims(replica.claims.clone()),
             Request::ReadActivity(session, since) => {
                 let minutes = replica.activity.range((*session, *since)..=(*session, u64::MAX));
                 Answer::Active(minutes.flat_map(|(_, entities)| entities.iter().cloned()).collect())
             }
             Request::Read(entity, part) => {
-                Answer::Shelf(replica.shelves.get(entity).map(|shelf| shelf.part(part)).unwrap_or_default())
+                Answer::Shelf(Box::new(replica.shelves.get(entity).map(|shelf| shelf.part(part)).unwrap_or_default()))
             }
             Request::ReadAnnounced => {
                 let listed = replica.shelves.iter().map(|(entity, shelf)| (entity.clone(), shelf.announce));
@@ -523,7 +549,7 @@ impl World {
 
 impl Request {
     const fn is_write(&self) -> bool {
-        matches!(self, Self::Write(_) | Self::Fence(_) | Self::Enrol(_))
+        matches!(self, Self::Write(_) | Self::Fence(_) | Self::Enrol(_) | Self::Claim(_))
     }
 }
 
@@ -584,12 +610,18 @@ impl Replica {
             }
             Projection::IdBlock { entity, end, block } => {
                 let shelf = self.shelf(entity);
-                shelf.ids.insert(*end, block.clone());
+                shelf.ids.insert(*end, Arc::clone(block));
                 shelf.prints.insert(*end, StoredIdPrints::of(block));
             }
             Projection::Inbox { user, conversation, position } => {
                 let there = self.shelf(&user.clone().into()).inbox.entry(*conversation).or_default();
                 *there = there.highest(position);
+            }
+            Projection::Members { conversation, rows } => {
+                rows.iter().for_each(|row| self.shelf(&(*conversation).into()).take_member(row));
+            }
+            Projection::Receipts { conversation, items, .. } => {
+                self.shelf(&(*conversation).into()).receipts.raise(items);
             }
             Projection::Announced { entity, upto } => {
                 let announce = &mut self.shelf(entity).announce;
@@ -606,7 +638,8 @@ impl Shelf {
                 let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq) + 1;
                 let rows = self.rows.range((above, 0)..).map(|(place, row)| (*place, row.clone())).collect();
                 let prints = self.recent_prints(*ids_since).into_iter().collect();
-                Self { snapshot: self.snapshot.clone(), rows, inbox: self.inbox.clone(), prints, ..Self::default() }
+                let (snapshot, inbox, receipts) = (self.snapshot.clone(), self.inbox.clone(), self.receipts.clone());
+                Self { snapshot, rows, inbox, receipts, prints, ..Self::default() }
             }
             Part::Log { from, upto, reader } => {
                 let rows = self
@@ -635,6 +668,11 @@ impl Shelf {
                 let reactions = self.reactions_of(|target, key, _| target == *message && key == with);
                 Self { reactions, ..Self::default() }
             }
+            Part::Members(after) => {
+                let is_above = |user: &UserId| after.as_ref().is_none_or(|after| user > after);
+                let above = self.members.iter().filter(|(user, _)| is_above(user));
+                Self { members: above.map(|(user, row)| (user.clone(), row.clone())).collect(), ..Self::default() }
+            }
             Part::Ids => Self { ids: self.ids.clone(), prints: self.prints.clone(), ..Self::default() },
         }
     }
@@ -661,7 +699,16 @@ impl Shelf {
             let there = self.inbox.entry(conversation).or_default();
             *there = there.highest(&position);
         }
+        self.receipts.raise(&other.receipts.items);
+        other.members.values().for_each(|row| self.take_member(row));
         self
+    }
+
+    fn take_member(&mut self, row: &StoredMember) {
+        let Ok(user) = UserId::new(&row.user) else { return };
+        if self.members.get(&user).is_none_or(|there| there.as_of < row.as_of) {
+            self.members.insert(user, row.clone());
+        }
     }
 
     fn reactions_of(
@@ -677,6 +724,12 @@ impl Shelf {
         let mut rows = rows.filter(|(user, _)| request.after.as_ref().is_none_or(|after| user > after));
         let page = rows.by_ref().take(request.limit).collect();
         Reacted { rows: page, complete: rows.next().is_none() }
+    }
+
+    fn member_rows(self, limit: usize) -> MemberRows {
+        let mut rows = self.members.into_values();
+        let page = rows.by_ref().take(limit).collect();
+        MemberRows { rows: page, complete: rows.next().is_none() }
     }
 
     fn recent_prints(&self, since: Millis) -> Vec<(Seq, StoredIdPrints)> {
@@ -700,7 +753,8 @@ impl Shelf {
             events: vec![row.event],
         };
         let inbox = self.inbox.into_iter().collect();
-        Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox, prints }
+        let receipts = self.receipts.items;
+        Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox, receipts, prints }
     }
 
     fn page(&self, request: &PageRequest) -> Page {
@@ -725,7 +779,7 @@ impl Shelf {
     fn find_id(&self, sender: &UserId, id: CommandId, not_before: Millis) -> Option<StoredId> {
         let wanted = Wanted { sender, id, not_before };
         let Ok(found) = wanted.find(self.newest_prints(), |ends, take| {
-            let _ = self.ids.range(ends).rev().all(|(_, block)| take(block.clone()));
+            let _ = self.ids.range(ends).rev().all(|(_, block)| take((**block).clone()));
             Ok(())
         });
         found
@@ -739,11 +793,11 @@ impl Operation {
     fn finish(self) -> Box<dyn FnOnce()> {
         let has_quorum = |statement: &BTreeSet<usize>| statement.len() >= QUORUM;
         let complete = self.answered.iter().all(has_quorum);
-        let unavailable = || Error::Unavailable("too few replicas answered in time".to_owned());
+        let unavailable = no_quorum;
         let shelf = |answers: Vec<Answer>| {
             let shelves = answers
                 .into_iter()
-                .filter_map(|answer| if let Answer::Shelf(shelf) = answer { Some(shelf) } else { None });
+                .filter_map(|answer| if let Answer::Shelf(shelf) = answer { Some(*shelf) } else { None });
             if complete { Ok(shelves.fold(Shelf::default(), Shelf::merge)) } else { Err(unavailable()) }
         };
         match self.then {
@@ -758,8 +812,15 @@ impl Operation {
                 let outcomes = statements.into_iter().map(outcome).collect();
                 Box::new(move || done(outcomes))
             }
-            Then::Enrol(generation, done) => {
-                Box::new(move || done(if complete { Ok(generation) } else { Err(unavailable()) }))
+            Then::Registry(done) => {
+                let of = |answer| if let Answer::Registry(some) = answer { some } else { BTreeSet::new() };
+                let all: BTreeSet<SessionId> = self.answers.into_iter().flat_map(of).collect();
+                Box::new(move || done(if complete { Ok(all.into_iter().collect()) } else { Err(unavailable()) }))
+            }
+            Then::Claims(done) => {
+                let of = |answer| if let Answer::Claims(some) = answer { some } else { BTreeSet::new() };
+                let all: BTreeSet<Claim> = self.answers.into_iter().flat_map(of).collect();
+                Box::new(move || done(if complete { Ok(all.into_iter().collect()) } else { Err(unavailable()) }))
             }
             Then::Active(done) => {
                 let of = |answer| if let Answer::Active(some) = answer { some } else { BTreeSet::new() };
@@ -767,7 +828,7 @@ impl Operation {
                 Box::new(move || done(if complete { Ok(all.into_iter().collect()) } else { Err(unavailable()) }))
             }
             Then::Project(done) => Box::new(move || done(if complete { Ok(()) } else { Err(unavailable()) })),
-            Then::Fence(done) => Box::new(move || done(complete)),
+            Then::Noted(done) => Box::new(move || done(complete)),
             Then::Confirm(done) => {
                 let fenced = self.answers.iter().any(|answer| matches!(answer, Answer::Fenced(true)));
                 let confirmation = match (fenced, complete) {
@@ -800,6 +861,10 @@ impl Operation {
             }
             Then::Reacted(request, done) => {
                 let result = shelf(self.answers).map(|shelf| shelf.reacted(&request));
+                Box::new(move || done(result))
+            }
+            Then::Members(limit, done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.member_rows(limit));
                 Box::new(move || done(result))
             }
             Then::FindId(sender, id, not_before, done) => {
@@ -850,20 +915,70 @@ impl Shared for Replicas {
     }
 
     fn enrol(&self, session: SessionId, done: Done<Result<Generation, Error>>) {
-        // It never changes here, so it does not matter when it is read.
-        let generation = self.generation();
-        self.begin(vec![Request::Enrol(session)], Then::Enrol(generation, done));
+        let replicas = self.clone();
+        let registered = move |durable: bool| {
+            if !durable {
+                return done(Err(no_quorum()));
+            }
+            // After the row is durable: a founding that did not see it is seen now.
+            let read = replicas.clone();
+            let newest = move |claims: Result<Vec<Claim>, Error>| {
+                let last =
+                    claims.map(|claims| claims.iter().map(|claim| claim.group).max_by_key(|group| group.generation));
+                done(last.map(|group| group.map_or_else(|| replicas.generation(), generation_of)));
+            };
+            read.begin(vec![Request::ReadClaims], Then::Claims(Box::new(newest)));
+        };
+        self.begin(vec![Request::Enrol(session)], Then::Noted(Box::new(registered)));
     }
 
     fn fence(&self, sessions: Vec<SessionId>, done: Done<bool>) {
         if sessions.is_empty() {
             return done(true);
         }
-        self.begin(sessions.into_iter().map(Request::Fence).collect(), Then::Fence(done));
+        self.begin(sessions.into_iter().map(Request::Fence).collect(), Then::Noted(done));
     }
 
     fn active(&self, session: SessionId, since: u64, done: Done<Result<Vec<EntityId>, Error>>) {
         self.begin(vec![Request::ReadActivity(session, since)], Then::Active(done));
+    }
+}
+
+impl Replicas {
+    /// Asks at once; the answer can be waited for.
+    fn promise<T: Send + 'static>(&self, ask: impl FnOnce(&Self, Done<Result<T, Error>>)) -> Promise<'static, T> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        // Whoever does not wait any longer has given it up.
+        ask(self, Box::new(move |answer| drop(tell.send(answer))));
+        Box::pin(async move { told.await.map_err(io::Error::other)?.map_err(io::Error::other) })
+    }
+
+    fn note(&self, requests: Vec<Request>, done: Done<Result<(), Error>>) {
+        let noted = move |durable: bool| {
+            done(if durable { Ok(()) } else { Err(no_quorum()) });
+        };
+        self.begin(requests, Then::Noted(Box::new(noted)));
+    }
+}
+
+impl ClusterMeta for Replicas {
+    fn claims(&self) -> Promise<'_, Vec<Claim>> {
+        self.promise(|replicas, done| replicas.begin(vec![Request::ReadClaims], Then::Claims(done)))
+    }
+
+    fn claim(&self, claim: Claim) -> Promise<'_, ()> {
+        self.promise(|replicas, done| replicas.note(vec![Request::Claim(claim)], done))
+    }
+
+    fn fence_all(&self) -> Promise<'_, ()> {
+        let sessions = self.promise(|replicas, done| replicas.begin(vec![Request::ReadRegistry], Then::Registry(done)));
+        Box::pin(async move {
+            let fences: Vec<Request> = sessions.await?.into_iter().map(Request::Fence).collect();
+            if fences.is_empty() {
+                return Ok(());
+            }
+            self.promise(|replicas, done| replicas.note(fences, done)).await
+        })
     }
 }
 
@@ -966,6 +1081,16 @@ impl Store for Quorum {
         self.read(request.entity.clone(), part, Then::Reacted(request, done));
     }
 
+    fn members(
+        &self,
+        conversation: ConversationId,
+        after: Option<UserId>,
+        limit: usize,
+        done: Done<Result<MemberRows, Error>>,
+    ) {
+        self.read(conversation.into(), Part::Members(after), Then::Members(limit, done));
+    }
+
     fn find_id(
         &self,
         entity: EntityId,
@@ -985,6 +1110,10 @@ impl Store for Quorum {
     fn announced(&self, done: Done<Result<Vec<EntityId>, Error>>) {
         self.replicas.begin(vec![Request::ReadAnnounced], Then::Announced(done));
     }
+}
+
+fn no_quorum() -> Error {
+    Error::Unavailable("too few replicas answered in time".to_owned())
 }
 
 const fn bucket_of(seq: Seq) -> u64 {

@@ -22,7 +22,7 @@ use chappe_schema::{
 use super::state::{Knowledge, Membership, User};
 
 /// What a conversation's owner says of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct HeadKnown {
     /// Which.
     pub conversation: ConversationId,
@@ -259,6 +259,12 @@ impl User {
     pub fn head(&self, conversation: &ConversationId) -> Option<Head> {
         let known = self.joined(conversation)?;
         Some(Head { seq: known.inbox.last_seq, n: known.inbox.last_n })
+    }
+
+    /// Whether the user's log says anything of it; who has left long ago may be forgotten.
+    #[must_use]
+    pub fn has_heard_of(&self, conversation: &ConversationId) -> bool {
+        self.conversations.contains_key(conversation)
     }
 
     /// Whether the user has marked it as unread.

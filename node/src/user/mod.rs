@@ -6,16 +6,21 @@
 //! - [`inbox`]: heads of conversations, and pages of the list
 //! - [`sync`]: what has changed since a device looked last, and why a cursor stays right whatever happens to owners
 //! - [`preference`]: what a user sets for a conversation
+//! - [`receipts`]: what others may see of how far the user has read
 //! - [`access`]: log-outs and bans
+//! - [`presence`]: how others see the user
 //! - [`snapshot`]: the state as bytes at rest
 
 mod access;
 mod inbox;
 mod index;
 mod preference;
+mod presence;
+mod receipts;
 mod snapshot;
 mod state;
 mod sync;
+mod wish;
 
 #[cfg(test)]
 mod tests;
@@ -24,3 +29,4 @@ pub use inbox::{HeadKnown, Moved, Page, Pick};
 pub use preference::{Command as MarkCommand, Marked};
 pub use state::{Client, Connection, Membership, User};
 pub use sync::{Changed, Changes};
+pub use wish::Wish;

@@ -50,11 +50,7 @@ impl User {
         let known = self.joined(&conversation).ok_or(Error::new(Code::ConversationNotFound))?;
         let (n, message_at) = (known.inbox.last_n, known.inbox.message_at);
         let before = known.preference();
-        let repeated = self.commands.iter().find(|(known, _)| *known == id);
-        if let Some((_, before_hash)) = repeated {
-            if *before_hash != hash {
-                return Err(Code::IdConflict.into());
-            }
+        if self.knows_command(id, hash)? {
             return Ok(Marked::As(before.flags(n, message_at, now), true));
         }
         let is_archived = before.is_archived(n, message_at);

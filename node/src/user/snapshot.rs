@@ -39,8 +39,10 @@ impl User {
             changes_reserved: self.changes_reserved,
             conversations,
             access: self.record.as_deref().map(Record::stored),
+            presence: self.stored_presence(),
             floor_epoch: self.left_floor.epoch,
             floor: self.left_floor.count,
+            private_receipts: self.private_receipts,
             commands: self.commands.iter().map(|(id, hash)| stored_command(*id, *hash)).collect(),
         };
         seal(Kind::Snapshot, &stored)
@@ -60,7 +62,9 @@ impl User {
         user.changes_reserved = stored.changes_reserved;
         user.snapshot_at = stored.seq;
         user.record = stored.access.map(Record::of_stored).transpose()?.map(Box::new);
+        user.restore_presence(stored.presence.unwrap_or_default());
         user.left_floor = Change { epoch: stored.floor_epoch, count: stored.floor };
+        user.private_receipts = stored.private_receipts;
         for one in stored.commands {
             user.commands.push_back((command_id(&one.id)?, one.hash));
         }

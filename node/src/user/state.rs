@@ -8,6 +8,7 @@ use chappe_schema::{
     id::{Change, CommandId, ConnectionSlot, ConversationId, DeviceId, Epoch, GatewayId, Millis, Seq, UserId},
     inbox::{Place, Preference, Section},
     limit::USER_COMMANDS_KEPT,
+    presence::Attention,
     reply::SessionView,
     stored::StoredInbox,
     wire::Actor,
@@ -20,6 +21,7 @@ use smallvec::SmallVec;
 use super::{
     access::Record,
     index::{Entry, Index, Joined},
+    presence::Visibility,
 };
 
 /// A user as their owner knows them.
@@ -55,8 +57,12 @@ pub struct User {
     pub(super) asked: usize,
     /// Where the user's clients are.
     pub connections: SmallVec<[Client; 2]>,
+    /// Others may not see how far the user has read.
+    pub private_receipts: bool,
     /// What stands against the user's tokens, if anything ever did.
     pub(super) record: Option<Box<Record>>,
+    /// How others see the user.
+    pub(super) visibility: Visibility,
 }
 
 /// One client of the user.
@@ -70,6 +76,8 @@ pub struct Client {
     pub token: Token,
     /// Since when.
     pub since: Millis,
+    /// What it has said of the user's attention.
+    pub attention: Attention,
 }
 
 /// How a client is reached.
@@ -84,7 +92,7 @@ pub struct Connection {
 /// A conversation as one user has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Membership {
-    /// Direct or group.
+    /// What it is.
     pub kind: ConversationKind,
     /// The seq (in the conversation's log) of the last joining or leaving that was heard of.
     pub at: Seq,
@@ -137,7 +145,9 @@ impl User {
             open_questions: 0,
             asked: 0,
             connections: SmallVec::new(),
+            private_receipts: false,
             record: None,
+            visibility: Visibility::default(),
         }
     }
 
@@ -201,17 +211,27 @@ impl User {
                         known.changed(*change);
                     });
                 }
-                if self.commands.len() >= USER_COMMANDS_KEPT {
-                    self.commands.pop_front();
-                }
-                self.commands.push_back((event.id, event.hash));
+                self.remember_command(event);
+            }
+            Fact::UserReceipts { private } => {
+                self.private_receipts = *private;
+                self.remember_command(event);
             }
             Fact::ChangesReserved { upto } => self.changes_reserved = self.changes_reserved.max(*upto),
+            Fact::UserPresence { .. } => self.apply_presence(event),
             // Facts of conversations' logs have no business here; they change nothing.
             _ => self.apply_access(event),
         }
         self.head = event.seq;
         self.last_at = event.created_at;
+    }
+
+    /// A command of the user's own, so that it is known when it comes again.
+    pub(super) fn remember_command(&mut self, event: &Event) {
+        if self.commands.len() >= USER_COMMANDS_KEPT {
+            self.commands.pop_front();
+        }
+        self.commands.push_back((event.id, event.hash));
     }
 
     fn join(&mut self, conversation: ConversationId, kind: ConversationKind, at: Seq, change: Change, now: Millis) {
@@ -261,9 +281,14 @@ impl User {
         true
     }
 
-    /// Forgets connections.
-    pub fn forget(&mut self, is_gone: impl Fn(Connection) -> bool) {
+    /// Forgets connections; whether there were any of these.
+    pub fn forget(&mut self, now: Millis, is_gone: impl Fn(Connection) -> bool) -> bool {
+        let before = self.connections.len();
+        if before > 0 && self.connections.iter().all(|known| is_gone(known.connection)) {
+            self.note_parting(now);
+        }
         self.connections.retain(|known| !is_gone(known.connection));
+        self.connections.len() < before
     }
 
     /// Whether a snapshot of the present state is worth its row.
@@ -293,7 +318,7 @@ impl Client {
             By::Token(token) => *token,
             By::Key(_) => Token::default(),
         };
-        Self { connection, device: actor.device.clone(), token, since: now }
+        Self { connection, device: actor.device.clone(), token, since: now, attention: Attention::default() }
     }
 
     /// As its user and operators see it.
@@ -313,7 +338,7 @@ impl Membership {
             joined: false,
             joined_at: 0,
             preference: None,
-            large: false,
+            large: kind == ConversationKind::Channel,
             knowledge: Knowledge::Known,
             inbox: StoredInbox::default(),
             dirty: false,

@@ -11,6 +11,7 @@ use chappe_schema::{
     limit::{
         HEADS_ASKED_MAX, ID_AGE_MS_MAX, ID_AHEAD_MS_MAX, INBOX_LOOKS_MAX, LEFT_KEPT_MAX, PINNED_MAX, USER_COMMANDS_KEPT,
     },
+    presence::Attention,
     wire::{Actor, Head},
 };
 
@@ -194,12 +195,13 @@ fn connections_are_bounded_and_forgotten() {
         device: None,
         token: Token { issued_at, ..Token::default() },
         since: 1,
+        attention: Attention::default(),
     };
     assert!(user.connect(at(1, 1, 5), 2) && user.connect(at(2, 1, 5), 2) && !user.connect(at(2, 2, 5), 2));
     assert!(user.connect(at(1, 1, 6), 2), "a registration that is repeated is no second connection");
-    user.forget(|known| known.gateway == GatewayId(2));
+    user.forget(1, |known| known.gateway == GatewayId(2));
     assert_eq!(user.connections.as_slice(), [at(1, 1, 6)], "a repeated registration brings a newer token");
-    user.forget(|known| known == at(1, 1, 6).connection);
+    user.forget(1, |known| known == at(1, 1, 6).connection);
     assert!(user.connections.is_empty());
 }
 

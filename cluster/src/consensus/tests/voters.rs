@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -12,8 +11,7 @@ use chappe_schema::id::{NodeUid, SessionId};
 use tempfile::TempDir;
 
 use super::super::{
-    Consensus, Home, Settings, bootstrap::Group, log::engine::Folder, memory::Hub, pace::Pace, thread::Thread,
-    voters::Seat,
+    Consensus, Home, Settings, bootstrap::Group, memory::Hub, pace::Pace, thread::Thread, voters::Seat,
 };
 use crate::{
     control::{ControlPlane, Outcome},
@@ -65,7 +63,7 @@ impl Voters {
 
     fn open(&mut self, ordinal: u32) -> Life {
         let thread = Thread::start("raft").unwrap();
-        let disk = Arc::new(folder(&self.dir.path().join(ordinal.to_string())));
+        let disk = Arc::new(super::folder::open(&self.dir.path().join(ordinal.to_string())).unwrap());
         let hub = self.hub.clone();
         let settings = Settings { seat: seat(ordinal), pace: Pace::PROMPT, partitions: 64, version: 1 };
         let consensus = on(&thread, async move {
@@ -191,17 +189,6 @@ impl Drop for Voters {
 
 fn seat(ordinal: u32) -> Seat {
     Seat { ordinal, zone: String::new() }
-}
-
-/// The engine holds its lock until its threads have ended.
-fn folder(path: &Path) -> Folder {
-    for _ in 0..1_000 {
-        match Folder::open(path) {
-            Ok(folder) => return folder,
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
-    Folder::open(path).unwrap()
 }
 
 fn on<T: Send + 'static>(thread: &Thread, future: impl Future<Output = T> + Send + 'static) -> T {

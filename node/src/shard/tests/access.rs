@@ -22,7 +22,7 @@ fn ban(until: Option<Millis>) -> Command {
 }
 
 fn lane() -> Lane {
-    Lane { partition: EntityId::User(user("ada")).partition(), attempt: 0 }
+    Lane { partition: user("ada").partition(), attempt: 0 }
 }
 
 impl Bench {
@@ -52,8 +52,14 @@ impl Bench {
     fn comes(&mut self, gateway: GatewayId, slot: u32, actor: Actor) -> Result<(), Code> {
         self.asked += 1;
         let correlation = Correlation(self.asked);
-        let connecting =
-            Connecting { correlation, actor, connection: ConnectionSlot(slot), positions: Vec::new(), cursor: None };
+        let connecting = Connecting {
+            correlation,
+            actor,
+            connection: ConnectionSlot(slot),
+            positions: Vec::new(),
+            cursor: None,
+            again: false,
+        };
         self.mail(Mail::Gateway(gateway, ToNode::Connect(lane(), Arc::new(connecting))));
         self.settle();
         let heard = self.heard.0.lock();

@@ -74,11 +74,7 @@ impl Bench {
     }
 
     fn has_read(&mut self, who: &str, conversation: ConversationId, read_n: u64) {
-        let state = self.shard.conversations.get_mut(&conversation).and_then(|slot| slot.slot.ready()).unwrap();
-        state.members.read(&user(who), read_n);
-        let counts = state.standing(&user(who)).unwrap().counts;
-        self.mail(Mail::Peer(PeerMail::Read { user: user(who), conversation, read_n, counts }));
-        self.settle();
+        self.done(who, Command::ConversationRead { conversation, n: read_n, private: None }).unwrap();
     }
 
     /// What a connection was told of marks, in order.

@@ -4,7 +4,7 @@
 //! rows wait a moment ([`PROJECTIONS_WAIT`]) for a group of appends to ride with: then they cost no sync of their own.
 //!
 //! Every group is synced before the next one begins, so after a crash at most the last one is torn. The check of the
-//! journal at the next start leans on that (see [`journal`](super::journal)).
+//! journal at the next start leans on that (`chappe_cluster::engine::journal`).
 
 use std::{
     collections::HashMap,
@@ -15,16 +15,19 @@ use std::{
 };
 
 use bytes::Bytes;
+use chappe_cluster::engine::in_words;
 use chappe_schema::{
-    id::Seq,
-    stored::{Kind, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction, seal, unseal},
+    id::{EntityId, Seq},
+    stored::{
+        Kind, StoredIdPrints, StoredInbox, StoredMember, StoredOverlay, StoredReaction, StoredReceipts, seal, unseal,
+    },
 };
 use fjall::OwnedWriteBatch as Batch;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     CLOSED, Fatal, FreeSpace, Watch,
-    engine::{Tables, in_words},
+    engine::Tables,
     key,
     meter::{Meter, Operation},
 };
@@ -267,7 +270,7 @@ impl Writer<'_> {
         batch.commit()?;
         self.meter.commit.record(began.elapsed().as_secs_f64());
         self.meter.rows.log.increment(rows as u64);
-        self.meter.events.increment(events as u64);
+        self.meter.rows.events.increment(events as u64);
 
         for (done, owed, asked) in answers {
             self.meter.answered(Operation::Append, asked, None);
@@ -318,6 +321,8 @@ impl Writer<'_> {
         let mut overlays: HashMap<Vec<u8>, &StoredOverlay> = HashMap::new();
         let mut reactions: HashMap<Vec<u8>, StoredReaction> = HashMap::new();
         let mut inbox: HashMap<Vec<u8>, StoredInbox> = HashMap::new();
+        let mut receipts: HashMap<Vec<u8>, StoredReceipts> = HashMap::new();
+        let mut members: HashMap<Vec<u8>, &StoredMember> = HashMap::new();
         let mut blocks = 0;
         for write in writes {
             match write {
@@ -342,13 +347,25 @@ impl Writer<'_> {
                 }
                 Projection::IdBlock { entity, end, block } => {
                     let (entity, prints) = (entity.to_key(), StoredIdPrints::of(block));
-                    batch.insert(&self.tables.ids, key::with_seq(&entity, *end), seal(Kind::IdBlock, block));
+                    batch.insert(&self.tables.ids, key::with_seq(&entity, *end), seal(Kind::IdBlock, &**block));
                     batch.insert(&self.tables.ids, key::prints(&entity, *end), seal(Kind::IdPrints, &prints));
                     blocks += 2;
                 }
                 Projection::Inbox { user, conversation, position } => {
                     let key = key::inbox(user, *conversation);
                     inbox.entry(key).and_modify(|row| *row = row.highest(position)).or_insert(*position);
+                }
+                Projection::Receipts { conversation, part, items } => {
+                    receipts.entry(key::receipts(*conversation, *part)).or_default().raise(items);
+                }
+                Projection::Members { conversation, rows } => {
+                    let entity = EntityId::from(*conversation).to_key();
+                    for row in rows {
+                        let newest = members.entry(key::member(&entity, &row.user)).or_insert(row);
+                        if newest.as_of < row.as_of {
+                            *newest = row;
+                        }
+                    }
                 }
                 Projection::Announced { entity, upto } => {
                     let entity = entity.to_key();
@@ -399,6 +416,29 @@ impl Writer<'_> {
                     if stored != Some(row) {
                         batch.insert(&self.tables.inbox, key, seal(Kind::Inbox, &row));
                         self.meter.rows.inbox.increment(1);
+                    }
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        for (key, member) in members {
+            match read(&self.tables.members, &key, |value| unseal::<StoredMember>(Kind::Member, value)) {
+                Ok(Some(stored)) if stored.as_of >= member.as_of => {}
+                Ok(_) => {
+                    batch.insert(&self.tables.members, key, seal(Kind::Member, member));
+                    self.meter.rows.members.increment(1);
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        for (key, raised) in receipts {
+            match read(&self.tables.receipts, &key, |value| unseal::<StoredReceipts>(Kind::Receipts, value)) {
+                Ok(stored) => {
+                    let mut row = stored.clone().unwrap_or_default();
+                    row.raise(&raised.items);
+                    if stored.as_ref() != Some(&row) {
+                        batch.insert(&self.tables.receipts, key, seal(Kind::Receipts, &row));
+                        self.meter.rows.receipts.increment(1);
                     }
                 }
                 Err(error) => result = Err(error),

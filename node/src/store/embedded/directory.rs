@@ -11,13 +11,16 @@
 //! whatever is missing from it was taken away later, and is not replaced by something empty.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
-    panic::{AssertUnwindSafe, catch_unwind},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
+use chappe_cluster::{
+    engine::{self, Error, folder, in_words},
+    process::files,
+};
 use chappe_schema::{
     id::Generation,
     stored::{Corrupt, Kind, seal, unseal},
@@ -27,8 +30,7 @@ use prost::Message;
 
 use super::{
     config::Config,
-    engine::{FIRST_TABLES, Failure, TABLES, Tables, in_words},
-    journal,
+    engine::{FIRST_TABLES, TABLES, Tables},
 };
 use crate::store::Session;
 
@@ -121,54 +123,22 @@ pub(super) fn open(directory: &Path, config: &Config) -> Result<(File, Tables, S
         let path = path.to_owned();
         move |source| OpenError::Io { doing, path, source }
     };
-    make_private(directory).map_err(failed("create the data directory", directory))?;
+    files::make_private(directory).map_err(failed("create the data directory", directory))?;
     let marked = marked(directory)?;
-    let lock = lock(directory)?;
+    let refused = |error| OpenError::of(directory, error);
+    let lock = folder::lock(&directory.join(LOCK), directory).map_err(refused)?;
 
     let (log, unfinished) = (directory.join(LOG), directory.join(UNFINISHED));
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).map_err(failed("remove the traces of an unfinished start", &unfinished))?;
+    if marked && !log.exists() {
+        return Err(damaged(directory, format!("its folder {LOG} is missing")));
     }
-    if !log.exists() {
-        if marked {
-            return Err(damaged(directory, format!("its folder {LOG} is missing")));
-        }
-        create(directory, config, &unfinished)?;
-        fs::rename(&unfinished, &log).map_err(failed("name", &log))?;
-        sync(directory).map_err(failed("sync", directory))?;
-    }
-    journal::sync_tree(&log).map_err(failed("sync", &log))?;
-    journal::check(&log).map_err(|error| match error {
-        journal::Error::Io { path, source } => OpenError::Io { doing: "read", path, source },
-        journal::Error::Damaged(what) => damaged(directory, what),
-    })?;
-    let tables = engine(directory, || Tables::open(&log, config, given))?;
+    folder::prepare(&log, &unfinished, |draft| create(draft, config)).map_err(refused)?;
+    let tables = engine::attempt(|| Tables::open(&log, config, given)).map_err(refused)?;
     let session = begin_session(directory, &tables)?;
     if !marked {
-        sync_above(directory).map_err(failed("sync the folders above", directory))?;
         mark(directory).map_err(failed("mark", directory))?;
     }
     Ok((lock, tables, session))
-}
-
-/// What people said is for this process's user only. Files follow the umask, which `main` sets; a directory that nobody
-/// else may enter keeps them in any case. One that was there before is its owner's decision, and worth a word.
-fn make_private(directory: &Path) -> io::Result<()> {
-    match fs::metadata(directory) {
-        Ok(found) if found.is_dir() && found.permissions().mode() & 0o077 != 0 => {
-            let mode = format!("{:o}", found.permissions().mode() & 0o7777);
-            tracing::warn!(
-                event = "data_directory_open",
-                directory = %directory.display(),
-                mode,
-                "other users of this machine may look into the data directory; chmod 700 closes it"
-            );
-            Ok(())
-        }
-        Ok(found) if found.is_dir() => Ok(()),
-        // What is there and no directory is said by the attempt.
-        Ok(_) | Err(_) => DirBuilder::new().recursive(true).mode(0o700).create(directory),
-    }
 }
 
 /// Whether the directory is marked as ours; if not, it must be as good as empty.
@@ -203,49 +173,14 @@ fn marked(directory: &Path) -> Result<bool, OpenError> {
     }
 }
 
-/// The lock is the kernel's: it ends with the process, however that ends.
-fn lock(directory: &Path) -> Result<File, OpenError> {
-    let path = directory.join(LOCK);
-    let failed = |source| OpenError::Io { doing: "lock", path: path.clone(), source };
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { directory: directory.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
 /// Builds an engine with its tables and first notes.
-fn create(directory: &Path, config: &Config, unfinished: &Path) -> Result<(), OpenError> {
-    let tables = engine(directory, || Tables::create(unfinished, config))?;
+fn create(draft: &Path, config: &Config) -> Result<(), Error> {
+    let tables = engine::attempt(|| Tables::create(draft, config))?;
     let mut batch = tables.batch(3);
     batch.insert(&tables.note, GIVEN, seal(Kind::Note, &Note { value: TABLES.len() as u64 }));
     batch.insert(&tables.note, GENERATION, seal(Kind::Note, &Note { value: rand::random::<u64>() }));
     batch.insert(&tables.note, STARTS, seal(Kind::Note, &Note { value: 0 }));
-    let written = batch.commit().and_then(|()| tables.sync());
-    drop(tables);
-    written.map_err(|error| OpenError::Engine { directory: directory.to_owned(), why: in_words(&error) })?;
-    journal::sync_tree(unfinished).map_err(|source| OpenError::Io {
-        doing: "sync",
-        path: unfinished.to_owned(),
-        source,
-    })
-}
-
-/// Opens the engine. It panics on some kinds of damage; here that is an error like the others.
-fn engine(directory: &Path, open: impl FnOnce() -> Result<Tables, Failure>) -> Result<Tables, OpenError> {
-    match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(Ok(tables)) => Ok(tables),
-        Ok(Err(Failure::Missing(name))) => Err(damaged(directory, format!("its table {name} is missing"))),
-        Ok(Err(Failure::Engine(fjall::Error::Locked))) => Err(OpenError::InUse { directory: directory.to_owned() }),
-        Ok(Err(Failure::Engine(fjall::Error::Io(error)))) => {
-            Err(OpenError::Engine { directory: directory.to_owned(), why: error.to_string() })
-        }
-        Ok(Err(Failure::Engine(error))) => {
-            Err(damaged(directory, format!("the engine refuses its files: {}", in_words(&error))))
-        }
-        Err(_) => Err(damaged(directory, "the engine cannot make sense of its files".to_owned())),
-    }
+    batch.commit().and_then(|()| tables.sync()).map_err(|error| Error::Engine(in_words(&error)))
 }
 
 /// How many tables the notes say that the directory has. A note that is damaged is refused a moment later.
@@ -289,26 +224,21 @@ fn mark(directory: &Path) -> io::Result<()> {
     writeln!(file, "{MARKER_TEXT}{FORMAT}")?;
     file.sync_all()?;
     fs::rename(&draft, &marker)?;
-    sync(directory)
-}
-
-/// The directory may be new, and the folders above it too: until those are synced, a power cut takes it away whole.
-fn sync_above(directory: &Path) -> io::Result<()> {
-    for folder in fs::canonicalize(directory)?.ancestors().skip(1) {
-        match sync(folder) {
-            // A folder that we may not even read is not one that we have created something in; and where folders cannot
-            // be synced, it is not needed either.
-            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {}
-            synced => synced?,
-        }
-    }
-    Ok(())
-}
-
-fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    folder::sync(directory)
 }
 
 fn damaged(directory: &Path, what: String) -> OpenError {
     OpenError::Damaged { directory: directory.to_owned(), what }
+}
+
+impl OpenError {
+    fn of(directory: &Path, error: Error) -> Self {
+        let directory = directory.to_owned();
+        match error {
+            Error::InUse(_) => Self::InUse { directory },
+            Error::Damaged(what) => Self::Damaged { directory, what },
+            Error::Io { doing, path, source } => Self::Io { doing, path, source },
+            Error::Engine(why) => Self::Engine { directory, why },
+        }
+    }
 }

@@ -4,8 +4,9 @@
 
 use std::{path::Path, sync::Arc};
 
+use chappe_cluster::engine::{Error, MEMTABLE_SIZE, Sizes, is_full};
 use fjall::{
-    AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch as Batch, PersistMode,
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch as Batch, PersistMode,
     compaction::Leveled,
     config::{BlockSizePolicy, CompressionPolicy, FilterPolicy},
 };
@@ -13,7 +14,8 @@ use fjall::{
 use super::config::Config;
 
 /// The tables' names, as they stand in the directory, in the order in which they came up: later ones behind.
-pub(super) const TABLES: [&str; 8] = ["log", "snapshot", "ids", "overlay", "inbox", "announce", "note", "reaction"];
+pub(super) const TABLES: [&str; 10] =
+    ["log", "snapshot", "ids", "overlay", "inbox", "announce", "note", "reaction", "receipts", "members"];
 
 /// Tables that every directory has had from its beginning.
 pub(super) const FIRST_TABLES: usize = 7;
@@ -30,22 +32,10 @@ pub(super) struct Tables {
     pub(super) announce: Keyspace,
     pub(super) note: Keyspace,
     pub(super) reaction: Keyspace,
+    pub(super) receipts: Keyspace,
+    pub(super) members: Keyspace,
     log_memtable_size: u64,
     table_memtable_size: u64,
-}
-
-/// Why the tables cannot be opened.
-#[derive(Debug)]
-pub(super) enum Failure {
-    Engine(fjall::Error),
-    /// A table that was there is not.
-    Missing(&'static str),
-}
-
-impl From<fjall::Error> for Failure {
-    fn from(error: fjall::Error) -> Self {
-        Self::Engine(error)
-    }
 }
 
 impl Tables {
@@ -53,8 +43,9 @@ impl Tables {
     ///
     /// # Errors
     /// What the engine says.
-    pub(super) fn create(path: &Path, config: &Config) -> Result<Self, Failure> {
-        Self::with(database(path, config)?, config)
+    pub(super) fn create(path: &Path, config: &Config) -> Result<Self, Error> {
+        let engine = |error| Error::of(path, &error);
+        Self::with(database(path, config).map_err(engine)?, config).map_err(engine)
     }
 
     /// Opens the engine and its tables, and creates those that came up since the directory was used last. The engine
@@ -63,20 +54,22 @@ impl Tables {
     ///
     /// # Errors
     /// The first table that is missing, or what the engine says.
-    pub(super) fn open(path: &Path, config: &Config, given: impl FnOnce(&Keyspace) -> usize) -> Result<Self, Failure> {
-        let db = database(path, config)?;
+    pub(super) fn open(path: &Path, config: &Config, given: impl FnOnce(&Keyspace) -> usize) -> Result<Self, Error> {
+        let engine = |error| Error::of(path, &error);
+        let db = database(path, config).map_err(engine)?;
         let there = db.list_keyspace_names();
         let missing = |names: &[&'static str]| {
-            names.iter().find(|name| !there.iter().any(|known| &**known == **name)).map(|name| Failure::Missing(name))
+            names.iter().find(|name| !there.iter().any(|known| &**known == **name)).map(|name| Error::missing(name))
         };
         if let Some(failure) = missing(&TABLES[..FIRST_TABLES]) {
             return Err(failure);
         }
-        let given = given(&db.keyspace("note", table_options)?).clamp(FIRST_TABLES, TABLES.len());
-        missing(&TABLES[..given]).map_or_else(|| Self::with(db, config), Err)
+        let note = db.keyspace("note", table_options).map_err(engine)?;
+        let given = given(&note).clamp(FIRST_TABLES, TABLES.len());
+        missing(&TABLES[..given]).map_or_else(|| Self::with(db, config).map_err(engine), Err)
     }
 
-    fn with(db: Database, config: &Config) -> Result<Self, Failure> {
+    fn with(db: Database, config: &Config) -> fjall::Result<Self> {
         let table = |name| db.keyspace(name, table_options);
         Ok(Self {
             log: db.keyspace("log", log_options)?,
@@ -87,6 +80,8 @@ impl Tables {
             announce: table("announce")?,
             note: table("note")?,
             reaction: table("reaction")?,
+            receipts: table("receipts")?,
+            members: table("members")?,
             db,
             log_memtable_size: config.log_memtable_size.get(),
             table_memtable_size: config.table_memtable_size.get(),
@@ -114,17 +109,20 @@ impl Tables {
     }
 
     fn full(&self) -> impl Iterator<Item = &Keyspace> {
-        let others =
-            [&self.snapshot, &self.ids, &self.overlay, &self.inbox, &self.announce, &self.note, &self.reaction];
+        let others = [
+            &self.snapshot,
+            &self.ids,
+            &self.overlay,
+            &self.inbox,
+            &self.announce,
+            &self.note,
+            &self.reaction,
+            &self.receipts,
+            &self.members,
+        ];
         let sized = others.map(|table| (table, self.table_memtable_size)).into_iter();
         let sized = std::iter::once((&self.log, self.log_memtable_size)).chain(sized);
-        let full = sized.filter(|(table, size)| {
-            // With one more sealed memtable the engine makes writers wait, for a tenth of a second each time. While its
-            // worker is at a long merge the active one grows instead, as far as memory allows.
-            let size = if table.tree.sealed_memtable_count() < SEALED_MAX { *size } else { *size * GROWTH_MAX };
-            table.tree.active_memtable().size() > size
-        });
-        full.map(|(table, _)| table)
+        sized.filter(|(table, size)| is_full(table, *size)).map(|(table, _)| table)
     }
 
     /// Syncs the journal with its metadata.
@@ -152,31 +150,9 @@ pub(super) fn bare(path: &Path, config: &Config) -> fjall::Result<(Database, Key
 }
 
 fn database(path: &Path, config: &Config) -> fjall::Result<Database> {
-    Database::builder(path)
-        .cache_size(config.cache_size.get())
-        .max_journaling_size(config.journal_size_max.get().max(JOURNALS_MIN))
-        // One: of two, the engine's first passes the other's merges round and round in its queue until they are done,
-        // which takes a whole core. Memtables wait while one merges; there is room for four.
-        .worker_threads(1)
-        // The engine compares a journal with what it would write today, compressor included: a compressor that changes
-        // with an upgrade would make a journal unreadable. It also costs the committer time.
-        .journal_compression(CompressionType::None)
-        .open()
+    let sizes = Sizes { cache: config.cache_size.get(), journals: config.journal_size_max.get() };
+    chappe_cluster::engine::open(path, sizes)
 }
-
-/// The engine refuses less.
-const JOURNALS_MIN: u64 = 64 * 1024 * 1024;
-
-/// The engine is not asked to notice that a memtable is full. It would tell its worker so after every single write, in
-/// a queue of a thousand places, until the worker has time; and the worker, once it has, waits for a free place in that
-/// same queue: for ever, if it is the only one. [`Tables::flush_full`] does it once per memtable.
-const MEMTABLE_SIZE: u64 = u64::MAX;
-
-/// Sealed memtables of a table, at which the engine does not make writers wait yet.
-const SEALED_MAX: usize = 3;
-
-/// How many times its size a memtable may grow while its sealed predecessors wait.
-const GROWTH_MAX: u64 = 4;
 
 fn log_options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
@@ -198,16 +174,4 @@ fn log_options() -> KeyspaceCreateOptions {
 
 fn table_options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_SIZE)
-}
-
-/// The engine's errors in words.
-pub(super) fn in_words(error: &fjall::Error) -> String {
-    match error {
-        fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => source.to_string(),
-        fjall::Error::Poisoned => "the engine has stopped after an earlier failure".to_owned(),
-        fjall::Error::Storage(fjall::LsmError::ChecksumMismatch { .. }) => {
-            "a file is damaged (checksum mismatch)".to_owned()
-        }
-        other => other.to_string(),
-    }
 }

@@ -9,6 +9,9 @@
 //! | overlay | entity ‖ target seq | `StoredOverlay` |
 //! | reaction | entity ‖ target seq ‖ length of the key ‖ key ‖ user | `StoredReaction` |
 //! | inbox | user ‖ conversation | `StoredInbox` |
+//! | receipts | entity | `StoredReceipts`: of all members of a conversation who have got further than its snapshot says |
+//! | receipts | entity ‖ part | the same of a part of its members, where there are very many |
+//! | members | entity ‖ user | `StoredMember`: of a conversation with very many |
 //! | announce | entity | checked seq |
 //! | note | name | `Note` |
 //!
@@ -81,6 +84,17 @@ pub(super) fn reactions(entity: &[u8], target: Seq, key: &ReactionKey) -> Vec<u8
 /// A reaction row's key.
 pub(super) fn reaction(entity: &[u8], target: Seq, key: &ReactionKey, user: &UserId) -> Vec<u8> {
     joined(&reactions(entity, target, key), user.as_str().as_bytes())
+}
+
+/// The key of how far a part of a conversation's members have got. Part 0 is all of them.
+pub(super) fn receipts(conversation: ConversationId, part: u8) -> Vec<u8> {
+    let entity = EntityId::from(conversation).to_key();
+    if part == 0 { entity } else { joined(&entity, &[part]) }
+}
+
+/// A member's key.
+pub(super) fn member(entity: &[u8], user: &str) -> Vec<u8> {
+    joined(entity, user.as_bytes())
 }
 
 /// An inbox row's key.

@@ -1,8 +1,7 @@
 //! The log of one machine: an LSM tree in the data directory, one committer, fsync before every acknowledgement.
 //!
 //! - [`config`]: what an operator may set
-//! - [`directory`]: whose directory it is, the lock, the first start, and that all of it is on disk before it is read
-//! - [`journal`]: what a crash or a bad disk left of the engine's journal: repaired, or refused with a sentence
+//! - [`directory`]: whose directory it is, the lock, the first start, and that all of it is on disk and whole before it is read
 //! - [`engine`]: the tables and how each is tuned
 //! - [`key`]: how rows are named, and values that are not framed elsewhere
 //! - [`commit`]: the one thread that writes
@@ -24,23 +23,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chappe_cluster::engine::in_words;
 use chappe_schema::{
-    id::{CommandId, EntityId, Millis, Seq, UserId},
+    id::{CommandId, ConversationId, EntityId, Millis, Seq, UserId},
     reaction::ReactionKey,
     stored::{LogRow, StoredId, StoredOverlay, StoredReaction},
 };
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    Append, Confirmation, Done, Error, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered, Session,
-    Store, Written, ids::Wanted,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
+    Session, Store, Written, ids::Wanted,
 };
 
 mod commit;
 mod config;
 mod directory;
 mod engine;
-mod journal;
 mod key;
 mod meter;
 mod read;
@@ -104,7 +103,7 @@ impl Embedded {
         let (lock, tables, session) = directory::open(directory, config)?;
         let announced = read::announced_seqs(&tables).map_err(|source| OpenError::Engine {
             directory: directory.to_owned(),
-            why: format!("its list of announcements cannot be read: {}", engine::in_words(&source)),
+            why: format!("its list of announcements cannot be read: {}", in_words(&source)),
         })?;
         let meter = Arc::new(Meter::new());
         let watch = Arc::new(Watch::default());
@@ -249,6 +248,18 @@ impl Store for Embedded {
         self.read(meter::Operation::Reacted, done, move |tables| read::reacted(tables, &request));
     }
 
+    fn members(
+        &self,
+        conversation: ConversationId,
+        after: Option<UserId>,
+        limit: usize,
+        done: Done<Result<MemberRows, Error>>,
+    ) {
+        self.read(meter::Operation::Members, done, move |tables| {
+            read::members(tables, &conversation.into(), after.as_ref(), limit)
+        });
+    }
+
     fn find_id(
         &self,
         entity: EntityId,
@@ -307,7 +318,7 @@ impl Watch {
                 meter.disk(tables.disk_bytes(), free(directory).ok());
             }
             if let Err(error) = health {
-                committer.fail(format!("the log can no longer be written: {}", engine::in_words(&error)));
+                committer.fail(format!("the log can no longer be written: {}", in_words(&error)));
             }
             let mut state = self.state.lock();
             while !state.closed && !state.is_full && !self.changed.wait_until(&mut state, look).timed_out() {}

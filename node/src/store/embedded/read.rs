@@ -6,24 +6,22 @@ use std::{
 };
 
 use bytes::Bytes;
+use chappe_cluster::engine::in_words;
 use chappe_schema::{
     event::Event,
     id::{EntityId, Millis, Seq, UserId},
     reaction::ReactionKey,
     stored::{
-        Corrupt, Kind, LogRow, StoredId, StoredIdPrints, StoredInbox, StoredOverlay, StoredReaction, conversation_id,
-        unseal,
+        Corrupt, Kind, LogRow, StoredId, StoredIdPrints, StoredInbox, StoredMember, StoredOverlay, StoredReaction,
+        StoredReceipts, conversation_id, unseal,
     },
 };
 use fjall::{Guard, Iter, Readable};
 use parking_lot::{Condvar, Mutex};
 
-use super::{
-    engine::{Tables, in_words},
-    key,
-};
+use super::{engine::Tables, key};
 use crate::store::{
-    Error, Page, PageRequest, Reacted, ReactedRequest, Recovered,
+    Error, MemberRows, Page, PageRequest, Reacted, ReactedRequest, Recovered,
     ids::{self, Wanted},
     slice::Slice,
 };
@@ -111,12 +109,21 @@ pub(super) fn recover(tables: &Tables, entity: &EntityId, ids_since: Millis) -> 
             inbox.push((conversation, position));
         }
     }
+    let mut receipts = Vec::new();
+    if let EntityId::Conversation(_) = entity {
+        // Of all members together, or of each part of them.
+        for guard in view.prefix(&tables.receipts, &prefix) {
+            let value = guard.value().map_err(|error| failed(entity, &error))?;
+            let row: StoredReceipts = unseal(Kind::Receipts, value.into()).map_err(|why| corrupt(entity, why))?;
+            receipts.extend(row.items);
+        }
+    }
     let prints = match entity {
         // Without a snapshot every id is in the rows.
         EntityId::Conversation(_) if snapshot.is_some() => ids::recent(prints(&view, tables, entity), ids_since)?,
         _ => Vec::new(),
     };
-    Ok(Recovered { snapshot, rows, inbox, prints })
+    Ok(Recovered { snapshot, rows, inbox, receipts, prints })
 }
 
 /// A slice of a log.
@@ -223,6 +230,34 @@ pub(super) fn reactions(
 ) -> Result<Vec<(ReactionKey, StoredReaction)>, Error> {
     let one = |key: ReactionKey| Ok(reaction(tables, entity, target, &key, user)?.map(|row| (key, row)));
     keys.into_iter().filter_map(|key| one(key).transpose()).collect()
+}
+
+/// Members of a conversation that have a row of their own.
+pub(super) fn members(
+    tables: &Tables,
+    entity: &EntityId,
+    after: Option<&UserId>,
+    limit: usize,
+) -> Result<MemberRows, Error> {
+    let prefix = entity.to_key();
+    // A user's text holds no control characters, so nobody stands between a user and this.
+    let from = after.map_or_else(|| prefix.clone(), |after| key::joined(&key::member(&prefix, after.as_str()), &[0]));
+    // No text holds this byte.
+    let upto = key::joined(&prefix, &[u8::MAX]);
+    let mut members = MemberRows::default();
+    for guard in tables.view().range(&tables.members, from..upto) {
+        if members.rows.len() >= limit {
+            return Ok(members);
+        }
+        let (key, value) = guard.into_inner().map_err(|error| failed(entity, &error))?;
+        let row: StoredMember = unseal(Kind::Member, value.into()).map_err(|why| corrupt(entity, why))?;
+        if key[prefix.len()..] != *row.user.as_bytes() {
+            return Err(corrupt(entity, BAD_KEY));
+        }
+        members.rows.push(row);
+    }
+    members.complete = true;
+    Ok(members)
 }
 
 /// Who reacted to a message with one key.

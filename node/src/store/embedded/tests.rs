@@ -13,6 +13,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::*;
+use chappe_cluster::engine::journal;
 use chappe_schema::stored::StoredIdBlock;
 
 use crate::store::{
@@ -730,7 +731,7 @@ fn embedded_store_merges_what_many_threads_write() {
 }
 
 /// A block of ids `from..=upto`, all sent by ada; id `n` at `n` milliseconds.
-fn id_block(from: Seq, upto: Seq) -> StoredIdBlock {
+fn id_block(from: Seq, upto: Seq) -> Arc<StoredIdBlock> {
     let id = |seq: Seq| StoredId {
         sender: "ada".to_owned(),
         id: uuid::Uuid::from_u128(u128::from(seq)).as_bytes().to_vec(),
@@ -739,7 +740,7 @@ fn id_block(from: Seq, upto: Seq) -> StoredIdBlock {
         n: seq,
         created_at: seq,
     };
-    StoredIdBlock { ids: (from..=upto).map(id).collect() }
+    Arc::new(StoredIdBlock { ids: (from..=upto).map(id).collect() })
 }
 
 /// Written before there were prints, or damaged since: the blocks themselves are read.

@@ -5,7 +5,7 @@
 //! shape, and it deletes a table whose manifest is gone. This check leaves it nothing to decide.
 //!
 //! A journal is a sequence of batches: a start (count, seqno), that many items, an end (checksum of the items, trailer).
-//! Each of our batches was synced before the next one was written, so:
+//! Each of our batches was synced before the next one was written (whoever uses this check must keep to that), so:
 //!
 //! - bytes that are no batch, with a whole batch *behind* them, were synced once and have changed since: refused;
 //! - a last batch that lacks a sector or its end was never synced: nobody was told that it is durable, so it is cut off;
@@ -29,33 +29,13 @@ use rustix::{
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-/// Why the files cannot be opened.
-#[derive(Debug)]
-pub(super) enum Error {
-    Io {
-        path: PathBuf,
-        source: io::Error,
-    },
-    /// What is damaged.
-    Damaged(String),
-}
+use super::Error;
 
-/// Syncs every file and folder of a tree. After a kill the kernel may show what is not on disk yet; what is about to be
-/// read, and served, shall survive a power cut.
-pub(super) fn sync_tree(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        } else {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    File::open(folder)?.sync_all()
-}
-
-/// Checks the manifests of all tables and all journals, and cuts off a torn tail.
-pub(super) fn check(log: &Path) -> Result<(), Error> {
+/// Checks the manifests of all tables and all journals of a folder that nobody has open, and cuts off a torn tail.
+///
+/// # Errors
+/// When a file cannot be read, or when something is missing from the folder or was changed. Nothing was touched then.
+pub fn check(log: &Path) -> Result<(), Error> {
     // Where this file is missing the engine begins anew, on top of what is there.
     if !log.join("version").exists() {
         return Err(Error::Damaged(format!("its file {} is missing", log.join("version").display())));
@@ -102,7 +82,7 @@ pub(super) fn check(log: &Path) -> Result<(), Error> {
         }
         Tail::Damaged => return Err(changed(&active, last.end)),
     }
-    settle(&active, &bytes, last, tail).map_err(|source| Error::Io { path: active, source })
+    settle(&active, &bytes, last, tail).map_err(|source| Error::Io { doing: "repair", path: active, source })
 }
 
 /// Cuts off what was never synced, and writes the last batch once more, as it is: the kernel may show bytes whose sync
@@ -122,16 +102,19 @@ fn changed(journal: &Path, at: usize) -> Error {
 }
 
 fn folder(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::Io { path: path.to_owned(), source };
+    let failed = |source| Error::Io { doing: "read", path: path.to_owned(), source };
     fs::read_dir(path).map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    read_written(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+    read_written(path).map_err(|source| Error::Io { doing: "read", path: path.to_owned(), source })
 }
 
 /// A file up to the last space that was ever written: journals are created longer than they are.
-pub(super) fn read_written(path: &Path) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// What the system says.
+pub fn read_written(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     let mut end = 0;
@@ -180,15 +163,16 @@ fn check_manifest(table: &Path) -> Result<(), Error> {
 
 /// What stands in a journal.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Examined {
+pub struct Examined {
     /// The last whole batch; what counts ends with it.
-    pub(super) last: Range<usize>,
-    pub(super) tail: Tail,
+    pub last: Range<usize>,
+    /// What stands behind it.
+    pub tail: Tail,
 }
 
 /// What stands behind the last whole batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tail {
+pub enum Tail {
     /// Nothing but unwritten space.
     Clean,
     /// A batch that was never synced.
@@ -206,7 +190,9 @@ const END: u8 = 3;
 const CLEAR: u8 = 4;
 const TRAILER: [u8; 4] = *b"FJL\x03";
 
-pub(super) fn examine(journal: &[u8]) -> Examined {
+/// Reads a journal's bytes.
+#[must_use]
+pub fn examine(journal: &[u8]) -> Examined {
     let written = journal.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let (mut last, mut before) = (0..0, None);
     let broken = loop {

@@ -1,0 +1,121 @@
+//! Calls of gRPC against a node that misbehaves: every error has its status, and deadlines are the server's too.
+
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
+use chappe_schema::{
+    error::Code,
+    operation::{OPERATIONS, Op},
+    proto::{details, v1},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{HeaderMap, Request, body::Bytes};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio::time::timeout;
+
+use crate::{node::Mode, parity, world::World};
+
+const SOON: Duration = Duration::from_secs(60);
+
+type Http2 = Client<HttpConnector, Full<Bytes>>;
+
+fn client() -> Http2 {
+    Client::builder(TokioExecutor::new()).http2_only(true).build_http()
+}
+
+/// A call's headers and trailers, as one.
+async fn call(
+    world: &World,
+    client: &Http2,
+    path: &str,
+    message: &[u8],
+    further: &[(&'static str, &str)],
+) -> HeaderMap {
+    let mut framed = vec![0];
+    framed.extend((message.len() as u32).to_be_bytes());
+    framed.extend(message);
+    let mut request = Request::post(format!("http://{}{path}", world.gateway.address()))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("authorization", format!("Bearer {}", world.token("ada")));
+    for (name, value) in further {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(Bytes::from(framed))).unwrap();
+    let (head, body) = timeout(SOON, client.request(request)).await.expect("no answer").unwrap().into_parts();
+    assert_eq!(head.status, 200);
+    let body = timeout(SOON, body.collect()).await.expect("no end").unwrap();
+    let mut headers = head.headers;
+    headers.extend(body.trailers().cloned().unwrap_or_default());
+    headers
+}
+
+/// The status and the one error object.
+fn refusal(headers: &HeaderMap) -> (i32, v1::Error) {
+    let details = headers.get("grpc-status-details-bin").expect("a refusal has details").as_bytes();
+    let (status, error) = details::read(&BASE64_STANDARD_NO_PAD.decode(details.trim_ascii_end()).unwrap()).unwrap();
+    assert_eq!(headers["grpc-status"], status.to_string());
+    (status, error)
+}
+
+#[tokio::test]
+async fn every_operation_shows_a_nodes_errors_with_their_status() {
+    let world = World::new().await;
+    let chat = world.node.conversation(&["ada", "bob"], 2, false).to_string();
+    let client = client();
+    for code in [Code::ConversationNotFound, Code::Forbidden, Code::Overloaded, Code::OutcomeUnknown, Code::Internal] {
+        world.node.behave(Mode::Refusing(code));
+        for row in OPERATIONS.iter().filter(|row| row.is_for_users()) {
+            let rpc = row.op.rpc();
+            let Some(method) = rpc.method else { continue };
+            let message = rpc.request(parity::args(row.op, &chat).to_string().as_bytes()).unwrap();
+            let headers = call(&world, &client, &method.path(), &message, &[]).await;
+            let (status, error) = refusal(&headers);
+            assert_eq!((status, &*error.code), (i32::from(code.row().grpc), code.row().code), "{}", row.name);
+            assert_eq!((error.status, error.retryable), (u32::from(code.row().http), code.row().retryable));
+            assert!(error.request_id.is_some());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_call_that_nobody_answers() {
+    let world = World::new().await;
+    let client = client();
+    let path = Op::ConversationList.rpc().method.unwrap().path();
+    assert_eq!(call(&world, &client, &path, &[], &[]).await["grpc-status"], "0");
+    world.node.behave(Mode::Silent);
+    let headers = call(&world, &client, &path, &[], &[("grpc-timeout", "300m")]).await;
+    let (status, error) = refusal(&headers);
+    assert_eq!((status, &*error.code, error.retryable), (4, "outcome_unknown", true));
+    // Without one, the server's own holds.
+    let (status, error) = refusal(&call(&world, &client, &path, &[], &[]).await);
+    assert_eq!((status, &*error.code), (i32::from(Code::Unavailable.row().grpc), "unavailable"));
+}
+
+#[tokio::test]
+async fn what_is_no_call_of_grpc_is_said() {
+    let world = World::new().await;
+    let client = client();
+    for (path, status, code) in [
+        ("/chappe.v1.Messages/Nothing", 12, "request.unknown_operation"),
+        ("/nobody.Here/Nothing", 12, "request.unknown_operation"),
+        ("/chappe.v1.Admin/GetUser", 12, "request.unknown_operation"),
+    ] {
+        let (found, error) = refusal(&call(&world, &client, path, &[], &[]).await);
+        assert_eq!((found, &*error.code), (status, code), "{path}");
+    }
+    let send = Op::MessageSend.rpc().method.unwrap().path();
+    let (status, error) = refusal(&call(&world, &client, &send, &[0xff; 9], &[]).await);
+    assert_eq!((status, &*error.code), (3, "request.malformed"));
+    let (status, error) = refusal(&call(&world, &client, &send, &vec![0; 200_000], &[]).await);
+    assert_eq!((status, &*error.code), (11, "request.too_large"));
+    // JSON over HTTP/2, on the same connection.
+    let request = Request::get(format!("http://{}/v1/conversations", world.gateway.address()))
+        .header("authorization", format!("Bearer {}", world.token("ada")));
+    let answer = client.request(request.body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, hyper::Version::HTTP_2));
+}

@@ -1,0 +1,72 @@
+//! A node's ways to the other nodes of its cluster.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use chappe_cluster::{
+    control::ControlPlane,
+    link::remote::{Kind, Ways, door::PeerPort},
+    ownership::Map,
+};
+use chappe_schema::id::{NodeUid, SessionId};
+
+use crate::node::{Between, Node, Peers};
+
+/// See the module's documentation.
+pub struct Neighbours {
+    ways: Ways,
+    plane: Arc<dyn ControlPlane>,
+    /// Weak: the node holds this.
+    node: OnceLock<Weak<Node>>,
+}
+
+impl Neighbours {
+    /// Ways to all nodes of the map, for as long as this lives. To be called within a runtime.
+    pub fn follow(ways: Ways, plane: Arc<dyn ControlPlane>) -> Arc<Self> {
+        let neighbours = Arc::new(Self { ways, plane, node: OnceLock::new() });
+        // A watcher only hands on.
+        let (show, mut shown) = tokio::sync::watch::channel(Map::default());
+        neighbours.plane.watch(Box::new(move |map| drop(show.send(map.clone()))));
+        let following = Arc::downgrade(&neighbours);
+        tokio::spawn(async move {
+            while shown.changed().await.is_ok() {
+                let Some(neighbours) = following.upgrade() else { return };
+                let map = shown.borrow_and_update().clone();
+                neighbours.ways.follow(&map, Some(neighbours.plane.node()));
+            }
+        });
+        neighbours
+    }
+
+    /// The node whose neighbours they are.
+    pub fn are_of(&self, node: &Arc<Node>) {
+        drop(self.node.set(Arc::downgrade(node)));
+    }
+
+    fn node(&self) -> Option<Arc<Node>> {
+        self.node.get()?.upgrade()
+    }
+}
+
+impl Peers for Neighbours {
+    fn send(&self, to: SessionId, word: Between) {
+        let Some(node) = self.plane.map().session(to).map(|session| session.node) else { return };
+        // What does not fit is lost, as anything may be: a planned move is given up, and heads are said again.
+        self.ways.send(node, word.partition(), Kind::BETWEEN, || word.to_bytes().ok());
+    }
+}
+
+impl PeerPort for Neighbours {
+    fn hear(&self, bytes: &[u8]) -> bool {
+        let Ok(word) = Between::from_bytes(bytes) else { return false };
+        if let Some(node) = self.node() {
+            node.hear(word);
+        }
+        true
+    }
+
+    fn back(&self, node: NodeUid) {
+        if let (Some(own), Some(session)) = (self.node(), self.plane.map().session_of(node)) {
+            own.peer_lost(session);
+        }
+    }
+}
