@@ -1,10 +1,13 @@
-//! A cluster of real processes on this machine: nodes and gateways on neighbouring ports, over a real CQL server.
+//! A cluster of real processes on this machine: nodes and gateways on neighbouring ports, over a real CQL server. Or each on a
+//! host of its own, in a network whose ways can be cut ([`weather::network`](crate::weather::network)).
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +20,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::client::{http::Http, token::Signer};
+use crate::{
+    client::{
+        http::Http,
+        token::{SECRET_FILE, Signer},
+    },
+    metrics::Metrics,
+    weather::network::{Network, Relay},
+};
 
 /// How long a start or an announced end may take. The first start makes the tables.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -27,6 +37,13 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Ports of one process of a cluster: its own three UDP ports, its admin port, and a gateway's for clients.
 const STRIDE: u16 = 10;
+
+/// Which of them is the admin port, and which is the one for clients.
+const ADMIN: u16 = 8;
+const CLIENTS: u16 = 9;
+
+/// The data directory of all gateways, which believe each other's tokens.
+const GATEWAYS: &str = "gateways";
 
 /// What lifts the limits.
 const UNLIMITED: [&str; 4] =
@@ -59,17 +76,27 @@ pub struct Plan {
     /// A setting for all nodes; may be repeated.
     #[arg(long = "node-set", value_name = "KEY=VALUE")]
     pub node_sets: Vec<String>,
+    /// Hosts for all of them, one each, nodes first; without a network they are neighbours on loopback. This process, and its
+    /// clients, are at its first address there, the CQL server at [`STORE`].
+    #[arg(skip)]
+    pub network: Option<Arc<Network>>,
 }
+
+/// Which of this process's addresses in a network the CQL server is at.
+pub const STORE: usize = 1;
 
 /// A running cluster. Its processes end with it.
 #[derive(Debug)]
 pub struct Cluster {
-    plan: Plan,
     binaries: PathBuf,
     keyspace: String,
     cql: String,
     nodes: Vec<Process>,
     gateways: Vec<Process>,
+    /// The CQL server's port in the network.
+    _store: Option<Relay>,
+    /// Last: the network, if nobody else holds it, ends after the processes in it.
+    plan: Plan,
 }
 
 /// One of its processes, which may have ended.
@@ -110,7 +137,15 @@ impl Cluster {
         };
         fs::create_dir_all(&plan.dir).with_context(|| format!("cannot create {}", plan.dir.display()))?;
         let keyspace = keyspace(&plan.dir)?;
-        let mut cluster = Self { binaries, keyspace, cql, nodes: Vec::new(), gateways: Vec::new(), plan };
+        let (mut cql, mut store) = (cql, None);
+        if let Some(network) = &plan.network {
+            let relay = Relay::open((network.here(STORE), 0), &cql).await?;
+            cql = relay.address().to_string();
+            store = Some(relay);
+            secret(&plan.dir.join(GATEWAYS))?;
+        }
+        let mut cluster =
+            Self { binaries, keyspace, cql, nodes: Vec::new(), gateways: Vec::new(), _store: store, plan };
         for ordinal in 0..usize::from(cluster.plan.nodes) {
             let process = cluster.process(Which::Node(ordinal));
             cluster.nodes.push(process);
@@ -126,12 +161,26 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn first_port(&self, which: Which) -> u16 {
-        let place = match which {
+    fn place(&self, which: Which) -> usize {
+        match which {
             Which::Node(ordinal) => ordinal,
             Which::Gateway(number) => usize::from(self.plan.nodes) + number,
-        };
-        self.plan.port + STRIDE * place as u16
+        }
+    }
+
+    fn first_port(&self, which: Which) -> u16 {
+        self.plan.port + STRIDE * self.place(which) as u16
+    }
+
+    /// Where a process is.
+    #[must_use]
+    pub fn address(&self, which: Which) -> Ipv4Addr {
+        self.plan.network.as_ref().map_or(Ipv4Addr::LOCALHOST, |network| network.host(self.place(which)))
+    }
+
+    /// One of a process's ports, counted from its first.
+    fn port(&self, which: Which, number: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.address(which)), self.first_port(which) + number)
     }
 
     fn process(&self, which: Which) -> Process {
@@ -139,7 +188,7 @@ impl Cluster {
             Which::Node(ordinal) => format!("node-{ordinal}"),
             Which::Gateway(number) => format!("gateway-{number}"),
         };
-        let admin = SocketAddr::from(([127, 0, 0, 1], self.first_port(which) + 8));
+        let admin = self.port(which, ADMIN);
         Process { log: self.plan.dir.join(format!("{name}.log")), name, child: None, admin }
     }
 
@@ -157,15 +206,14 @@ impl Cluster {
     /// With its last words.
     pub async fn restart(&mut self, which: Which) -> anyhow::Result<()> {
         let dir = std::path::absolute(&self.plan.dir)?;
-        let first = self.first_port(which);
         let seeds: Vec<String> = (0..usize::from(self.plan.nodes))
-            .map(|node| format!("{:?}", format!("127.0.0.1:{}", self.first_port(Which::Node(node)))))
+            .map(|node| format!("{:?}", self.port(Which::Node(node), 0).to_string()))
             .collect();
         let mut sets = vec![
-            format!("cluster.listen=127.0.0.1:{first}"),
+            format!("cluster.listen={}", self.port(which, 0)),
             format!("cluster.seeds=[{}]", seeds.join(",")),
             format!("cluster.development_dir={}", dir.join("trust").display()),
-            format!("server.admin=127.0.0.1:{}", first + 8),
+            format!("server.admin={}", self.port(which, ADMIN)),
         ];
         let program = match which {
             Which::Node(ordinal) => {
@@ -182,20 +230,34 @@ impl Cluster {
             }
             Which::Gateway(_) => {
                 // All gateways believe each other's tokens.
-                sets.push(format!("server.data_dir={}", dir.join("gateways").display()));
-                sets.push(format!("gateway.listen=127.0.0.1:{}", first + 9));
+                let home = dir.join(GATEWAYS);
+                sets.push(format!("server.data_dir={}", home.display()));
+                sets.push(format!("gateway.listen={}", self.port(which, CLIENTS)));
+                if self.plan.network.is_some() {
+                    // Development tokens are for loopback; the same secret serves as a key.
+                    sets.push(format!("gateway.auth.key_file={}", home.join(SECRET_FILE).display()));
+                }
                 "chappe-gateway"
             }
         };
         let unlimited = self.plan.unlimited && matches!(which, Which::Gateway(_));
         let program = self.binaries.join(program);
+        let place = self.place(which);
+        let on = self.plan.network.as_ref().map(|network| network.on(place));
         let process = self.of(which)?;
         if process.child.is_some() {
             process.signal(Signal::KILL)?;
             process.ended().await?;
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(&process.log)?;
-        let mut command = Command::new(&program);
+        let mut command = match on {
+            Some([ip, words @ ..]) => {
+                let mut command = Command::new(ip);
+                command.args(words).arg(&program);
+                command
+            }
+            None => Command::new(&program),
+        };
         command.args(sets.iter().flat_map(|set| ["--set", set]));
         command.args(if unlimited { &UNLIMITED[..] } else { &[] });
         // Ctrl-C is for us: they are told one after the other.
@@ -225,7 +287,7 @@ impl Cluster {
     #[must_use]
     pub fn urls(&self) -> Vec<String> {
         (0..self.gateways.len())
-            .map(|number| format!("http://127.0.0.1:{}", self.first_port(Which::Gateway(number)) + 9))
+            .map(|number| format!("http://{}", self.port(Which::Gateway(number), CLIENTS)))
             .collect()
     }
 
@@ -234,7 +296,7 @@ impl Cluster {
     /// # Errors
     /// When no gateway has made its secret yet.
     pub fn signer(&self) -> anyhow::Result<Signer> {
-        Signer::of_data_dir(&self.plan.dir.join("gateways"))
+        Signer::of_data_dir(&self.plan.dir.join(GATEWAYS))
     }
 
     /// A process's id.
@@ -253,15 +315,30 @@ impl Cluster {
     pub async fn overview(&self) -> anyhow::Result<Overview> {
         let mut why = anyhow::anyhow!("no node runs");
         for node in self.nodes.iter().filter(|node| node.child.is_some()) {
-            let asked = timeout(Duration::from_secs(1), operator::ask(node.admin, Method::GET, "/cluster"));
-            match asked.await {
-                Ok(Ok((status, body))) if status.is_success() => return Ok(serde_json::from_slice(&body)?),
-                Ok(Ok((status, _))) => why = anyhow::anyhow!("{} answers {status}", node.name),
-                Ok(Err(error)) => why = error,
-                Err(_) => why = anyhow::anyhow!("{} does not answer", node.name),
+            match node.overview().await {
+                Ok(overview) => return Ok(overview),
+                Err(error) => why = error,
             }
         }
         Err(why)
+    }
+
+    /// The cluster as one node knows it, which may be cut off from the others.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn overview_of(&self, ordinal: usize) -> anyhow::Result<Overview> {
+        self.nodes.get(ordinal).context("there is no such node")?.overview().await
+    }
+
+    /// What a process says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn metrics(&self, which: Which) -> anyhow::Result<Metrics> {
+        let asked = Http::new(&format!("http://{}", self.port(which, ADMIN)));
+        let text = timeout(Duration::from_secs(1), asked.text("/metrics")).await.context("it does not answer")??;
+        Ok(Metrics::parse(&text))
     }
 
     /// The node that owns a conversation, by its ordinal.
@@ -329,6 +406,15 @@ impl Cluster {
 }
 
 impl Process {
+    async fn overview(&self) -> anyhow::Result<Overview> {
+        let asked = timeout(Duration::from_secs(1), operator::ask(self.admin, Method::GET, "/cluster")).await;
+        let (status, body) = asked.with_context(|| format!("{} does not answer", self.name))??;
+        if !status.is_success() {
+            bail!("{} answers {status}", self.name);
+        }
+        Ok(serde_json::from_slice(&body)?)
+    }
+
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = self.child.as_ref().and_then(Child::id).and_then(|pid| Pid::from_raw(pid as i32));
         let pid = pid.with_context(|| format!("{} does not run", self.name))?;
@@ -443,6 +529,18 @@ fn keyspace(dir: &Path) -> anyhow::Result<String> {
     let name = format!("local_{:012x}", rand::random::<u64>() >> 16);
     fs::write(&file, &name).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(name)
+}
+
+/// The secret of the gateways' tokens, unless there is one: without loopback they make none.
+fn secret(home: &Path) -> anyhow::Result<()> {
+    let path = home.join(SECRET_FILE);
+    if path.exists() {
+        return Ok(());
+    }
+    let secret: String = (0..4).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+    let made = fs::create_dir_all(home).and_then(|()| fs::write(&path, secret));
+    let private = || fs::set_permissions(&path, fs::Permissions::from_mode(0o600));
+    made.and_then(|()| private()).with_context(|| format!("cannot make {}", path.display()))
 }
 
 /// Finds or starts a CQL server, as the tests do.

@@ -33,6 +33,13 @@ impl Metrics {
         self.sums.get(name).copied().unwrap_or(0.0)
     }
 
+    /// The sum of a name's samples that have all of these labels.
+    pub fn labelled(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let all = |sample: &str| labels.iter().all(|(key, value)| sample.contains(&format!("{key}=\"{value}\"")));
+        let of_name = self.samples.iter().filter(|(sample, _)| sample.split('{').next() == Some(name));
+        of_name.filter(|(sample, _)| all(sample)).map(|(_, value)| value).sum()
+    }
+
     /// How much a counter grew since an earlier scrape.
     pub fn since(&self, earlier: &Self, name: &str) -> f64 {
         self.get(name) - earlier.get(name)
@@ -59,6 +66,8 @@ mod tests {
             Metrics::parse("# TYPE a_total counter\na_total{shard=\"0\"} 3\na_total{shard=\"1\"} 4\nb 2.5\nbad x\n");
         assert_eq!((metrics.get("a_total"), metrics.get("b"), metrics.get("c")), (7.0, 2.5, 0.0));
         assert_eq!(metrics.since(&earlier, "a_total"), 6.0);
+        assert_eq!(metrics.labelled("a_total", &[("shard", "1")]), 4.0);
+        assert_eq!((metrics.labelled("a_total", &[]), metrics.labelled("a", &[])), (7.0, 0.0));
         assert_eq!(metrics.since_by_label(&earlier, "a_total"), [("0", 2.0), ("1", 4.0)]);
         assert_eq!(metrics.since_by_label(&metrics, "a_total"), []);
     }

@@ -10,7 +10,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
 
 /// Where the server keeps the secret, in its data directory.
-const SECRET_FILE: &str = "dev-token.secret";
+pub const SECRET_FILE: &str = "dev-token.secret";
 const VALID_S: u64 = 24 * 60 * 60;
 
 /// Signs development tokens.

@@ -14,7 +14,10 @@ use chappe_loadtest::{
     history::{self, History, What},
     oracle::Verdict,
     server::{Server, Setup},
-    weather::dice::{self, Dice},
+    weather::{
+        self,
+        dice::{self, Dice},
+    },
 };
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
@@ -51,16 +54,9 @@ pub(crate) fn size(name: &str, gate: u64) -> u64 {
     dice::number(name).unwrap_or(gate)
 }
 
-/// Whether a fault can be made here. Where it cannot, the test is skipped with a sentence, or fails under `CHAPPE_TEST_STRICT`.
+/// Whether a fault can be made here; see [`weather::can`].
 pub(crate) fn can(available: Result<(), String>) -> bool {
-    match available {
-        Ok(()) => true,
-        Err(why) => {
-            assert!(std::env::var_os("CHAPPE_TEST_STRICT").is_none(), "not possible here: {why}");
-            println!("SKIPPED: {why}");
-            false
-        }
-    }
+    weather::can(available).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// How our servers are started.

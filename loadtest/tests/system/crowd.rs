@@ -9,7 +9,7 @@ use std::{
 };
 
 use chappe_loadtest::{
-    client::{Client, Failure, Options, http::Http},
+    client::{Client, Failure, Options, http::Http, token::Signer},
     history::History,
 };
 use serde_json::json;
@@ -34,10 +34,15 @@ pub(super) async fn wait(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// People in groups of all, each of whom has several messages on their way, from one end of the test to the other.
+/// People who talk, from one end of the test to the other.
 pub(super) struct Crowd {
     pub(super) clients: Vec<Arc<Client>>,
+    /// Groups of all, and, where people talk apart, pairs.
     pub(super) groups: Vec<Uuid>,
+    /// Who is in them, by the places of their clients.
+    pub(super) members: Vec<Vec<usize>>,
+    pub(super) lanes: Arc<Vec<Lane>>,
+    began: Instant,
     history: Arc<History>,
     /// Acknowledged, by group.
     acked: Arc<Vec<AtomicU64>>,
@@ -47,9 +52,61 @@ pub(super) struct Crowd {
     pub(super) longest: Arc<AtomicU64>,
 }
 
+/// Somebody who has one message on its way at a time.
+pub(super) struct Lane {
+    /// Whose client.
+    pub(super) client: usize,
+    /// Where they talk: in one after the other.
+    pub(super) places: Vec<usize>,
+    /// When the present one was asked for, in milliseconds since the crowd began.
+    asked: AtomicU64,
+    /// The longest that one took, since somebody wanted to know.
+    longest: AtomicU64,
+}
+
+impl Lane {
+    fn new(client: usize, places: Vec<usize>) -> Self {
+        Self { client, places, asked: AtomicU64::new(0), longest: AtomicU64::new(0) }
+    }
+}
+
 impl Crowd {
-    /// Everybody connects, at one of these servers after the other, and begins to talk.
+    /// Everybody connects, at one of these servers after the other, and begins to talk: each in every group, one after the other,
+    /// with two messages on their way.
     pub(super) async fn gather(urls: &[String]) -> Self {
+        let mut tokens = Vec::new();
+        for (user, url) in USERS.iter().zip(urls.iter().cycle()) {
+            tokens.push(Http::new(url).token(user).await.unwrap());
+        }
+        let mut crowd = Self::meet(urls, &tokens).await;
+        let people = 0..crowd.clients.len();
+        let lane = |index: usize, lane: usize| {
+            Lane::new(index, (0..GROUPS).map(|step| (index + lane * 3 + step) % GROUPS).collect())
+        };
+        crowd.talk(people.flat_map(|index| [lane(index, 0), lane(index, 1)]).collect(), Duration::from_millis(2));
+        crowd
+    }
+
+    /// The same, and in pairs too; but in each conversation two people talk who wait for nothing else there, each through
+    /// another server: what is held up in one place holds up no other.
+    pub(super) async fn gather_apart(urls: &[String], signer: &Signer) -> Self {
+        let tokens: Vec<String> = USERS.iter().map(|user| signer.sign(user).unwrap()).collect();
+        let mut crowd = Self::meet(urls, &tokens).await;
+        for first in (0..USERS.len()).step_by(2) {
+            crowd.groups.push(crowd.clients[first].direct(USERS[first + 1]).await.unwrap());
+            crowd.members.push(vec![first, first + 1]);
+        }
+        let lanes = crowd.members.iter().enumerate().flat_map(|(place, members)| {
+            let talks = |step: usize| Lane::new(members[(place + step) % members.len()], vec![place]);
+            [talks(0), talks(1)]
+        });
+        let lanes = lanes.collect();
+        crowd.talk(lanes, Duration::from_millis(20));
+        crowd
+    }
+
+    /// Everybody connects, and groups of all are made.
+    async fn meet(urls: &[String], tokens: &[String]) -> Self {
         let history = History::in_memory();
         let options = Options {
             history: Some(Arc::clone(&history)),
@@ -61,8 +118,7 @@ impl Crowd {
         let mut clients = Vec::new();
         for (index, user) in USERS.iter().enumerate() {
             let url = &urls[index % urls.len()];
-            let token = Http::new(url).token(user).await.unwrap();
-            let (client, mut stream) = Client::connect(url, user, &token, options.clone()).await.unwrap();
+            let (client, mut stream) = Client::connect(url, user, &tokens[index], options.clone()).await.unwrap();
             tokio::spawn(async move { while stream.next().await.is_some() {} });
             clients.push(Arc::new(client));
         }
@@ -72,37 +128,59 @@ impl Crowd {
             let others: Vec<&str> = USERS.iter().copied().filter(|user| *user != USERS[founder]).collect();
             groups.push(clients[founder].create_group(&format!("group {number}"), &others).await.unwrap());
         }
-        let mut crowd = Self {
+        Self {
+            members: vec![(0..clients.len()).collect(); groups.len()],
+            lanes: Arc::default(),
+            began: Instant::now(),
             clients,
-            acked: Arc::new(groups.iter().map(|_| AtomicU64::new(0)).collect()),
+            acked: Arc::default(),
             groups,
             history,
             over: Arc::default(),
             senders: JoinSet::new(),
             longest: Arc::default(),
-        };
-        for (index, client) in crowd.clients.iter().enumerate() {
-            for lane in 0..2 {
-                let (client, groups) = (Arc::clone(client), crowd.groups.clone());
-                let (acked, over, longest) =
-                    (Arc::clone(&crowd.acked), Arc::clone(&crowd.over), Arc::clone(&crowd.longest));
-                crowd.senders.spawn(async move {
-                    for number in 0.. {
-                        if over.load(Relaxed) {
-                            break;
-                        }
-                        let group = (index + lane * 3 + number) % groups.len();
-                        let asked = Instant::now();
-                        client.send(groups[group], &json!({ "text": format!("{index} {lane} {number}") })).await?;
-                        longest.fetch_max(asked.elapsed().as_millis() as u64, Relaxed);
-                        acked[group].fetch_add(1, Relaxed);
-                        sleep(Duration::from_millis(2)).await;
-                    }
-                    Ok(())
-                });
-            }
         }
-        crowd
+    }
+
+    /// They begin to talk, with a pause after each message.
+    fn talk(&mut self, lanes: Vec<Lane>, pause: Duration) {
+        self.lanes = Arc::new(lanes);
+        self.acked = Arc::new(self.groups.iter().map(|_| AtomicU64::new(0)).collect());
+        for index in 0..self.lanes.len() {
+            let (lanes, groups, began) = (Arc::clone(&self.lanes), self.groups.clone(), self.began);
+            let (acked, over, longest) = (Arc::clone(&self.acked), Arc::clone(&self.over), Arc::clone(&self.longest));
+            let client = Arc::clone(&self.clients[lanes[index].client]);
+            self.senders.spawn(async move {
+                let lane = &lanes[index];
+                for number in 0.. {
+                    if over.load(Relaxed) {
+                        break;
+                    }
+                    let place = lane.places[number % lane.places.len()];
+                    let asked = began.elapsed().as_millis() as u64;
+                    lane.asked.store(asked.max(1), Relaxed);
+                    client.send(groups[place], &json!({ "text": format!("{index} {number}") })).await?;
+                    let took = began.elapsed().as_millis() as u64 - asked;
+                    lane.asked.store(0, Relaxed);
+                    lane.longest.fetch_max(took, Relaxed);
+                    longest.fetch_max(took, Relaxed);
+                    acked[place].fetch_add(1, Relaxed);
+                    sleep(pause).await;
+                }
+                Ok(())
+            });
+        }
+    }
+
+    /// The longest that each lane has waited for an acknowledgement, or waits by now, since this was asked last.
+    pub(super) fn waited(&self) -> Vec<Duration> {
+        let now = self.began.elapsed().as_millis() as u64;
+        let waited = |lane: &Lane| {
+            let asked = lane.asked.load(Relaxed);
+            let waits = if asked == 0 { 0 } else { now.saturating_sub(asked) };
+            Duration::from_millis(lane.longest.swap(0, Relaxed).max(waits))
+        };
+        self.lanes.iter().map(waited).collect()
     }
 
     pub(super) fn acked(&self) -> Vec<u64> {
@@ -123,10 +201,10 @@ impl Crowd {
         while let Some(sender) = timeout(PATIENCE, self.senders.join_next()).await.expect("every send is answered") {
             sender.unwrap().expect("no send fails");
         }
-        for group in &self.groups {
+        for (group, members) in self.groups.iter().zip(&self.members) {
             let mut heads = Vec::new();
-            for client in &self.clients {
-                let reading = client.read_all(*group, 0, true);
+            for member in members {
+                let reading = self.clients[*member].read_all(*group, 0, true);
                 heads.push(timeout(PATIENCE, reading).await.expect("a final read ends").unwrap());
             }
             assert!(heads.windows(2).all(|pair| pair[0] == pair[1]), "members see different heads: {heads:?}");

@@ -24,6 +24,7 @@ async fn cluster(dir: &TempDir, nodes: u16, gateways: u16) -> Option<Cluster> {
         unlimited: true,
         binaries: super::binary().parent().map(Into::into),
         node_sets: Vec::new(),
+        network: None,
     };
     Some(Cluster::start(plan).await.unwrap())
 }

@@ -1,0 +1,344 @@
+//! A cluster of real processes, each on a host of its own in a network whose ways are cut under load, over a real CQL server. The
+//! oracle judges what clients saw, and each scene prints how long which conversations were refused.
+//!
+//! One test at a time, and in a binary of its own: its figures are of a machine that does nothing else. It needs root, `ip` and a
+//! CQL server (`CHAPPE_TEST_STRICT=0` and `CHAPPE_TEST_SERVICES=0` leave it out). The gate plays [`GATE`];
+//! `CHAPPE_TEST_NETWORKS=3` plays all scenes, three times over.
+
+#![allow(clippy::unwrap_used)]
+
+// Made for several tests.
+#[allow(dead_code)]
+#[path = "system/crowd.rs"]
+mod crowd;
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chappe_cluster::process::operator::Overview;
+use chappe_loadtest::{
+    client::{http::Http, token::Signer},
+    local::{Cluster, Plan, STORE, Which},
+    weather::{self, dice, network::Network},
+};
+use chappe_node::store::cql::real;
+use crowd::Crowd;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+const NODES: usize = 3;
+const GATEWAYS: usize = 2;
+
+/// How long a way stays cut.
+const CUT: Duration = Duration::from_secs(8);
+
+/// A side without the store must have stopped acknowledging by then, and refuses what is asked of it.
+const STOPS: Duration = Duration::from_secs(2);
+
+/// When the cluster must be whole again after a cut has healed.
+const WHOLE: Duration = Duration::from_secs(60);
+
+/// What is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scene {
+    /// An owner sees nobody: no node, no gateway, no store.
+    OwnerAlone,
+    /// An owner sees the store alone.
+    Zombie,
+    /// An owner sees the store, and gateways, which go on asking it.
+    ZombieAsked,
+    /// Nothing reaches Raft's leader from nodes and gateways; what it says arrives.
+    LeaderDeaf,
+    /// What Raft's leader says reaches no node and no gateway; it hears all.
+    LeaderMute,
+    /// Raft's leader and another node do not see each other. The third sees both.
+    BridgeWithLeader,
+    /// The two nodes that do not lead do not see each other.
+    BridgeBeside,
+    /// A gateway and one node do not see each other.
+    GatewayFromNode,
+    /// A gateway sees no node.
+    GatewayAlone,
+    /// The ways of an owner to all nodes and gateways come and go, several times a second and then slowly.
+    Flapping,
+    /// An owner sees all but the store.
+    NoStore,
+}
+
+/// All of them.
+const ALL: [Scene; 11] = [
+    Scene::OwnerAlone,
+    Scene::Zombie,
+    Scene::ZombieAsked,
+    Scene::LeaderDeaf,
+    Scene::LeaderMute,
+    Scene::BridgeWithLeader,
+    Scene::BridgeBeside,
+    Scene::GatewayFromNode,
+    Scene::GatewayAlone,
+    Scene::Flapping,
+    Scene::NoStore,
+];
+
+/// Those of every run.
+const GATE: [Scene; 4] = [Scene::OwnerAlone, Scene::ZombieAsked, Scene::LeaderDeaf, Scene::NoStore];
+
+/// A cluster, its network and its people.
+struct World {
+    network: Arc<Network>,
+    cluster: Cluster,
+    crowd: Crowd,
+    signer: Signer,
+    _dir: TempDir,
+}
+
+impl World {
+    async fn begin() -> Option<Self> {
+        if !weather::can(weather::network::available()).unwrap_or_else(|why| panic!("{why}")) {
+            return None;
+        }
+        let config = real::one_server("networks")?;
+        let (dir, network) = (TempDir::new().unwrap(), Arc::new(Network::make(NODES + GATEWAYS).unwrap()));
+        let plan = Plan {
+            nodes: NODES as u16,
+            gateways: GATEWAYS as u16,
+            cql: config.contact_points.first().cloned(),
+            dir: dir.path().to_owned(),
+            port: 7400,
+            unlimited: true,
+            binaries: std::env::current_exe().unwrap().ancestors().nth(2).map(Into::into),
+            node_sets: Vec::new(),
+            network: Some(Arc::clone(&network)),
+        };
+        let cluster = Cluster::start(plan).await.unwrap();
+        let signer = cluster.signer().unwrap();
+        let crowd = Crowd::gather_apart(&cluster.urls(), &signer).await;
+        crowd.progress(10).await;
+        Some(Self { network, cluster, crowd, signer, _dir: dir })
+    }
+
+    fn at(&self, which: Which) -> Ipv4Addr {
+        self.cluster.address(which)
+    }
+
+    /// All other nodes.
+    fn others(&self, node: usize) -> Vec<Ipv4Addr> {
+        (0..NODES).filter(|other| *other != node).map(|other| self.at(Which::Node(other))).collect()
+    }
+
+    fn gateways(&self) -> Vec<Ipv4Addr> {
+        (0..GATEWAYS).map(|number| self.at(Which::Gateway(number))).collect()
+    }
+
+    async fn leader(&self) -> usize {
+        let leads = |seen: &Overview| seen.nodes.iter().find(|node| Some(&node.uid) == seen.leader.as_ref()).cloned();
+        let seen = self.cluster.wait(|seen| leads(seen).is_some()).await.unwrap();
+        leads(&seen).unwrap().ordinal as usize
+    }
+
+    /// Who owns each conversation.
+    async fn owners(&self) -> Vec<usize> {
+        let mut owners = Vec::new();
+        for conversation in &self.crowd.groups {
+            owners.push(self.cluster.owner_of(&conversation.to_string()).await.unwrap());
+        }
+        owners
+    }
+
+    /// How many messages a node has acknowledged.
+    async fn acknowledged(&self, node: usize) -> f64 {
+        let metrics = self.cluster.metrics(Which::Node(node)).await.unwrap();
+        metrics.labelled("chappe_node_commands_total", &[("command", "message.send"), ("result", "ok")])
+    }
+
+    /// Plays a scene: cuts, looks on, heals, and waits until everything is as before.
+    async fn play(&self, scene: Scene) {
+        let owners = self.owners().await;
+        let leader = self.leader().await;
+        let (owner, store) = (owners[0], [self.network.here(STORE)]);
+        let beside = (0..NODES).find(|node| *node != leader).unwrap();
+        let (nodes, gateways) = (self.others(owner), self.gateways());
+        let around: Vec<_> = nodes.iter().chain(&gateways).copied().collect();
+        let around_leader: Vec<_> = self.others(leader).into_iter().chain(self.gateways()).collect();
+        let at = |node: usize| [self.at(Which::Node(node))];
+        let network = &self.network;
+        println!("=== {scene:?}: node {leader} leads; owners of the conversations: {owners:?}");
+        self.crowd.waited();
+        let began = Instant::now();
+        let victim = match scene {
+            Scene::OwnerAlone => {
+                network.part(&at(owner), &[&around[..], &store].concat()).unwrap();
+                Some(owner)
+            }
+            Scene::Zombie => {
+                network.part(&at(owner), &around).unwrap();
+                Some(owner)
+            }
+            Scene::ZombieAsked => {
+                network.part(&at(owner), &nodes).unwrap();
+                Some(owner)
+            }
+            Scene::LeaderDeaf => {
+                network.cut(&around_leader, &at(leader)).unwrap();
+                Some(leader)
+            }
+            Scene::LeaderMute => {
+                network.cut(&at(leader), &around_leader).unwrap();
+                Some(leader)
+            }
+            Scene::BridgeWithLeader => {
+                network.part(&at(leader), &at(beside)).unwrap();
+                Some(beside)
+            }
+            Scene::BridgeBeside => {
+                let others = self.others(leader);
+                network.part(&others[..1], &others[1..]).unwrap();
+                None
+            }
+            Scene::GatewayFromNode => {
+                network.part(&gateways[..1], &at(owner)).unwrap();
+                Some(owner)
+            }
+            Scene::GatewayAlone => {
+                network.part(&gateways[..1], &[&nodes[..], &at(owner)].concat()).unwrap();
+                None
+            }
+            Scene::Flapping => {
+                for (number, pause) in [(12, 250), (3, 1_500)] {
+                    for _ in 0..number {
+                        network.part(&at(owner), &around).unwrap();
+                        sleep(Duration::from_millis(pause)).await;
+                        network.heal().unwrap();
+                        sleep(Duration::from_millis(pause)).await;
+                    }
+                }
+                Some(owner)
+            }
+            Scene::NoStore => {
+                network.part(&at(owner), &store).unwrap();
+                Some(owner)
+            }
+        };
+        if matches!(scene, Scene::OwnerAlone | Scene::NoStore) {
+            self.has_stopped(owner).await;
+        }
+        sleep(CUT.saturating_sub(began.elapsed())).await;
+        let during = self.crowd.waited();
+        self.say("while it was cut", &owners, victim, &during);
+        network.heal().unwrap();
+        let healed = Instant::now();
+        let accepted = self.crowd.progress(3).await;
+        let whole = self.is_whole().await;
+        let after = self.crowd.waited();
+        self.say("until all were accepted again", &owners, victim, &after);
+        println!(
+            "cut for {:.1} s; {} ms after it healed every conversation had been accepted again, and {} ms after it the cluster was whole",
+            (healed - began).as_secs_f64(),
+            accepted.as_millis(),
+            whole.as_millis()
+        );
+    }
+
+    /// Whoever has no store acknowledges nothing, and what is asked of it is refused.
+    async fn has_stopped(&self, node: usize) {
+        sleep(STOPS).await;
+        let before = self.acknowledged(node).await;
+        let still = self.owners().await;
+        let place = still.iter().position(|owner| *owner == node);
+        if let Some(place) = place {
+            let (status, took) = self.ask(self.crowd.groups[place]).await;
+            println!("a new message to a conversation of node {node}: {status} after {} ms", took.as_millis());
+        }
+        sleep(Duration::from_secs(3)).await;
+        let after = self.acknowledged(node).await;
+        assert_eq!(after, before, "node {node} acknowledges without a store");
+    }
+
+    /// Sends a message without patience: the status, and how long that took.
+    async fn ask(&self, conversation: Uuid) -> (u16, Duration) {
+        let http = Http::new(&self.cluster.urls()[0]);
+        let token = self.signer.sign(self.crowd.clients[0].user()).unwrap();
+        let body = json!({ "client_msg_id": Uuid::now_v7(), "body": { "text": "is anybody there?" } });
+        let path = format!("/v1/conversations/{conversation}/messages");
+        let asked = Instant::now();
+        let answer = http.call("POST".parse().unwrap(), &path, Some(&token), Some(&body)).await.unwrap();
+        (answer.status, asked.elapsed())
+    }
+
+    /// Every node sees all nodes and gateways, each with a session, and the same leader; every partition is owned.
+    async fn is_whole(&self) -> Duration {
+        let began = Instant::now();
+        loop {
+            let mut seen = Vec::new();
+            for node in 0..NODES {
+                seen.push(self.cluster.overview_of(node).await);
+            }
+            let whole = |seen: &Overview| {
+                seen.nodes.len() == NODES
+                    && seen.nodes.iter().all(|node| node.up)
+                    && seen.gateways.len() == GATEWAYS
+                    && seen.leader.is_some()
+                    && seen.unfenced == 0
+                    && seen.is_settled()
+            };
+            if seen.iter().all(|seen| seen.as_ref().is_ok_and(whole)) {
+                return began.elapsed();
+            }
+            assert!(
+                began.elapsed() < WHOLE,
+                "the cluster is not whole {WHOLE:?} after the cut: {seen:#?}\n{}",
+                self.cluster.last_words()
+            );
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// How long conversations were refused, by their owner before the cut, and through which gateway.
+    fn say(&self, when: &str, owners: &[usize], victim: Option<usize>, waited: &[Duration]) {
+        let mut longest: BTreeMap<(usize, usize), Duration> = BTreeMap::new();
+        for (lane, waited) in self.crowd.lanes.iter().zip(waited) {
+            let key = (owners[lane.places[0]], lane.client % GATEWAYS);
+            let longest = longest.entry(key).or_default();
+            *longest = (*longest).max(*waited);
+        }
+        for node in 0..NODES {
+            let through = |gateway| longest.get(&(node, gateway)).map(|waited| waited.as_millis());
+            let through: Vec<String> = (0..GATEWAYS)
+                .filter_map(|gateway| Some(format!("{} ms through gateway {gateway}", through(gateway)?)))
+                .collect();
+            let mark = if victim == Some(node) { " (cut off)" } else { "" };
+            if !through.is_empty() {
+                println!("{when}, the longest wait in what node {node}{mark} owned: {}", through.join(", "));
+            }
+        }
+    }
+}
+
+/// Goal: whatever way between processes is cut, in whichever direction, nothing acknowledged is lost, doubled or reordered, a side
+/// without the store acknowledges nothing, and when ways are whole again so is the cluster. Method: the scenes above, one after the
+/// other, under steady load in groups and pairs through both gateways; after each all ways are mended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ways_are_cut_and_nothing_is_lost() {
+    let Some(world) = World::begin().await else { return };
+    let rounds = dice::number("CHAPPE_TEST_NETWORKS").unwrap_or(0);
+    let only = std::env::var("CHAPPE_TEST_SCENE").ok();
+    let wanted = |scene: &Scene| only.as_ref().is_none_or(|only| format!("{scene:?}") == *only);
+    let scenes: Vec<Scene> = match rounds {
+        0 if only.is_none() => GATE.to_vec(),
+        _ => (0..rounds.max(1)).flat_map(|_| ALL).filter(wanted).collect(),
+    };
+    for scene in scenes {
+        let played = timeout(Duration::from_secs(240), world.play(scene)).await;
+        assert!(played.is_ok(), "{scene:?} does not end\n{}", world.cluster.last_words());
+    }
+    let World { cluster, crowd, network, .. } = world;
+    crowd.judge().await;
+    cluster.stop().await.unwrap();
+    drop(network);
+}
