@@ -26,7 +26,7 @@ use crate::{
         token::{SECRET_FILE, Signer},
     },
     metrics::Metrics,
-    weather::network::{Network, Relay},
+    weather::{network::Network, relay::Relay},
 };
 
 /// How long a start or an announced end may take. The first start makes the tables.
@@ -139,7 +139,7 @@ impl Cluster {
         let keyspace = keyspace(&plan.dir)?;
         let (mut cql, mut store) = (cql, None);
         if let Some(network) = &plan.network {
-            let relay = Relay::open((network.here(STORE), 0), &cql).await?;
+            let relay = Relay::open(network.here(STORE), &cql).await?;
             cql = relay.address().to_string();
             store = Some(relay);
             secret(&plan.dir.join(GATEWAYS))?;
@@ -149,7 +149,14 @@ impl Cluster {
         for ordinal in 0..usize::from(cluster.plan.nodes) {
             let process = cluster.process(Which::Node(ordinal));
             cluster.nodes.push(process);
-            cluster.restart(Which::Node(ordinal)).await?;
+            cluster.launch(Which::Node(ordinal)).await?;
+            if cluster.plan.network.is_none() {
+                cluster.of(Which::Node(ordinal))?.wait_ready().await?;
+            }
+        }
+        // On several machines they start side by side, and share what there is from the beginning.
+        for node in &mut cluster.nodes {
+            node.wait_ready().await?;
         }
         for number in 0..usize::from(cluster.plan.gateways) {
             let process = cluster.process(Which::Gateway(number));
@@ -205,6 +212,11 @@ impl Cluster {
     /// # Errors
     /// With its last words.
     pub async fn restart(&mut self, which: Which) -> anyhow::Result<()> {
+        self.launch(which).await?;
+        self.of(which)?.wait_ready().await
+    }
+
+    async fn launch(&mut self, which: Which) -> anyhow::Result<()> {
         let dir = std::path::absolute(&self.plan.dir)?;
         let seeds: Vec<String> = (0..usize::from(self.plan.nodes))
             .map(|node| format!("{:?}", self.port(Which::Node(node), 0).to_string()))
@@ -264,7 +276,7 @@ impl Cluster {
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         process.child = Some(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
-        process.wait_ready().await
+        Ok(())
     }
 
     /// Sends a signal to one process, by its id.

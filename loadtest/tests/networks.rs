@@ -23,11 +23,12 @@ use chappe_cluster::process::operator::Overview;
 use chappe_loadtest::{
     client::{http::Http, token::Signer},
     local::{Cluster, Plan, STORE, Which},
+    metrics::Metrics,
     weather::{self, dice, network::Network},
 };
 use chappe_node::store::cql::real;
 use crowd::Crowd;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -38,6 +39,10 @@ const GATEWAYS: usize = 2;
 /// How long a way stays cut.
 const CUT: Duration = Duration::from_secs(8);
 
+/// The same for a node that the others still hear of, through gateways, when its leader does not hear it: it takes ten seconds to be
+/// given up.
+const UNHEARD: Duration = Duration::from_secs(15);
+
 /// A side without the store must have stopped acknowledging by then, and refuses what is asked of it.
 const STOPS: Duration = Duration::from_secs(2);
 
@@ -47,6 +52,8 @@ const WHOLE: Duration = Duration::from_secs(60);
 /// What is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scene {
+    /// Nothing is: what the others are to be compared with.
+    Nothing,
     /// An owner sees nobody: no node, no gateway, no store.
     OwnerAlone,
     /// An owner sees the store alone.
@@ -72,7 +79,8 @@ enum Scene {
 }
 
 /// All of them.
-const ALL: [Scene; 11] = [
+const ALL: [Scene; 12] = [
+    Scene::Nothing,
     Scene::OwnerAlone,
     Scene::Zombie,
     Scene::ZombieAsked,
@@ -95,8 +103,13 @@ struct World {
     cluster: Cluster,
     crowd: Crowd,
     signer: Signer,
+    /// Conversations of [`STRANGER`], of which the crowd and the oracle know nothing.
+    strange: Vec<String>,
     _dir: TempDir,
 }
+
+/// Somebody who talks over HTTP, and with nobody who listens.
+const STRANGER: &str = "zoe";
 
 impl World {
     async fn begin() -> Option<Self> {
@@ -104,7 +117,9 @@ impl World {
             return None;
         }
         let config = real::one_server("networks")?;
-        let (dir, network) = (TempDir::new().unwrap(), Arc::new(Network::make(NODES + GATEWAYS).unwrap()));
+        let (mut dir, network) = (TempDir::new().unwrap(), Arc::new(Network::make(NODES + GATEWAYS).unwrap()));
+        dir.disable_cleanup(std::env::var_os("KEEP").is_some());
+        println!("{}", dir.path().display());
         let plan = Plan {
             nodes: NODES as u16,
             gateways: GATEWAYS as u16,
@@ -120,7 +135,14 @@ impl World {
         let signer = cluster.signer().unwrap();
         let crowd = Crowd::gather_apart(&cluster.urls(), &signer).await;
         crowd.progress(10).await;
-        Some(Self { network, cluster, crowd, signer, _dir: dir })
+        let mut world = Self { network, cluster, crowd, signer, strange: Vec::new(), _dir: dir };
+        for number in 0..8 {
+            let asked = json!({ "kind": "direct", "with": format!("nobody-{number}") });
+            let (status, answer, _) = world.ask("/v1/conversations", &asked).await;
+            assert!(status < 300, "{answer}");
+            world.strange.push(answer["conversation"]["id"].as_str().unwrap().to_owned());
+        }
+        Some(world)
     }
 
     fn at(&self, which: Which) -> Ipv4Addr {
@@ -169,9 +191,11 @@ impl World {
         let at = |node: usize| [self.at(Which::Node(node))];
         let network = &self.network;
         println!("=== {scene:?}: node {leader} leads; owners of the conversations: {owners:?}");
+        let before = self.gateways_say().await;
         self.crowd.waited();
         let began = Instant::now();
         let victim = match scene {
+            Scene::Nothing => None,
             Scene::OwnerAlone => {
                 network.part(&at(owner), &[&around[..], &store].concat()).unwrap();
                 Some(owner)
@@ -228,7 +252,8 @@ impl World {
         if matches!(scene, Scene::OwnerAlone | Scene::NoStore) {
             self.has_stopped(owner).await;
         }
-        sleep(CUT.saturating_sub(began.elapsed())).await;
+        let cut = if scene == Scene::ZombieAsked { UNHEARD } else { CUT };
+        sleep(cut.saturating_sub(began.elapsed())).await;
         let during = self.crowd.waited();
         self.say("while it was cut", &owners, victim, &during);
         network.heal().unwrap();
@@ -243,32 +268,57 @@ impl World {
             accepted.as_millis(),
             whole.as_millis()
         );
+        for (gateway, (now, before)) in self.gateways_say().await.iter().zip(&before).enumerate() {
+            let resyncs = now.since_by_label(before, "chappe_gateway_resyncs_total");
+            println!("gateway {gateway} told clients to fetch: {resyncs:?}");
+        }
+    }
+
+    async fn gateways_say(&self) -> Vec<Metrics> {
+        let mut said = Vec::new();
+        for gateway in 0..GATEWAYS {
+            said.push(self.cluster.metrics(Which::Gateway(gateway)).await.unwrap());
+        }
+        said
     }
 
     /// Whoever has no store acknowledges nothing, and what is asked of it is refused.
     async fn has_stopped(&self, node: usize) {
         sleep(STOPS).await;
         let before = self.acknowledged(node).await;
-        let still = self.owners().await;
-        let place = still.iter().position(|owner| *owner == node);
-        if let Some(place) = place {
-            let (status, took) = self.ask(self.crowd.groups[place]).await;
-            println!("a new message to a conversation of node {node}: {status} after {} ms", took.as_millis());
+        if let Some(conversation) = self.strange_of(node).await {
+            let message = json!({ "client_msg_id": Uuid::now_v7(), "body": { "text": "is anybody there?" } });
+            let (status, answer, took) =
+                self.ask(&format!("/v1/conversations/{conversation}/messages"), &message).await;
+            println!(
+                "{STOPS:?} after the cut a message to node {node} is answered {status} {} after {} ms",
+                answer["code"],
+                took.as_millis()
+            );
+            assert!(took < STOPS || status < 300, "it is refused after {took:?}: {answer}");
         }
         sleep(Duration::from_secs(3)).await;
         let after = self.acknowledged(node).await;
         assert_eq!(after, before, "node {node} acknowledges without a store");
     }
 
-    /// Sends a message without patience: the status, and how long that took.
-    async fn ask(&self, conversation: Uuid) -> (u16, Duration) {
+    /// A conversation that nobody uses and that a node owns.
+    async fn strange_of(&self, node: usize) -> Option<&String> {
+        for conversation in &self.strange {
+            if self.cluster.owner_of(conversation).await.is_ok_and(|owner| owner == node) {
+                return Some(conversation);
+            }
+        }
+        None
+    }
+
+    /// Posts something once, without patience: the status, what was answered, and how long that took.
+    async fn ask(&self, path: &str, body: &Value) -> (u16, Value, Duration) {
         let http = Http::new(&self.cluster.urls()[0]);
-        let token = self.signer.sign(self.crowd.clients[0].user()).unwrap();
-        let body = json!({ "client_msg_id": Uuid::now_v7(), "body": { "text": "is anybody there?" } });
-        let path = format!("/v1/conversations/{conversation}/messages");
+        let token = self.signer.sign(STRANGER).unwrap();
         let asked = Instant::now();
-        let answer = http.call("POST".parse().unwrap(), &path, Some(&token), Some(&body)).await.unwrap();
-        (answer.status, asked.elapsed())
+        let answer = http.call("POST".parse().unwrap(), path, Some(&token), Some(body)).await.unwrap();
+        (answer.status, answer.json().unwrap(), asked.elapsed())
     }
 
     /// Every node sees all nodes and gateways, each with a session, and the same leader; every partition is owned.

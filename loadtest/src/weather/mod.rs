@@ -5,6 +5,7 @@
 //! - [`volume`] — a small real file system (tmpfs) that can be filled.
 //! - [`trace`] — system calls of a running process, delayed or failed by strace.
 //! - [`network`] — a network of namespaces, whose ways can be cut.
+//! - [`relay`] — a CQL server's port in such a network.
 //! - [`dice`] — seeded chance: every run prints the seed that repeats it.
 //!
 //! Signals (SIGKILL, SIGSTOP) are sent by [`Server`](crate::server::Server) itself.
@@ -13,6 +14,7 @@ pub mod dice;
 pub mod disk;
 pub mod network;
 pub mod power;
+pub mod relay;
 pub mod trace;
 pub mod volume;
 

@@ -12,17 +12,13 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::{
-    net::{TcpListener, TcpStream, ToSocketAddrs},
-    task::JoinSet,
-};
 
 /// How our namespaces are called; whose they are follows.
 const NAME: &str = "chappe-";
@@ -84,7 +80,7 @@ impl Network {
             if !used.is_empty() {
                 continue;
             }
-            match ip(&format!("link add name {} type veth peer name up netns {}", network.wire(), network.router())) {
+            match ip(&format!("link add name {} type veth peer name home netns {}", network.wire(), network.router())) {
                 Ok(_) => return Ok(network),
                 // Somebody else has been quicker.
                 Err(error) => why = error,
@@ -96,10 +92,10 @@ impl Network {
     fn build(&self) -> io::Result<()> {
         let (router, wire, at) = (self.router(), self.wire(), self.address(ROUTER));
         let mut here = format!("link set {wire} up\n");
-        let mut there = format!("link set lo up\naddr add {at}/32 dev up\nlink set up up\n");
+        let mut there = format!("link set lo up\naddr add {at}/32 dev home\nlink set home up\n");
         for number in 0..HERE {
             here += &format!("addr add {}/32 dev {wire}\n", self.here(number));
-            there += &format!("route add {}/32 dev up\n", self.here(number));
+            there += &format!("route add {}/32 dev home\n", self.here(number));
         }
         let (all, first) = (self.address(0), self.here(0));
         here += &format!("route add {at}/32 dev {wire} src {first}\n");
@@ -199,7 +195,7 @@ impl Drop for Network {
         let wire = self.wire();
         if fs::exists(format!("/sys/class/net/{wire}")).unwrap_or(false) {
             // At once; the kernel takes its time with namespaces.
-            complain(ip(&format!("-n {} link del up", self.router())));
+            complain(ip(&format!("link del {wire}")));
         }
         let hosts = (0..self.hosts).map(|host| self.name_of(host));
         for name in hosts.chain([self.router()]) {
@@ -213,45 +209,6 @@ impl Drop for Network {
 fn complain<T>(result: io::Result<T>) {
     if let Err(error) = result {
         eprintln!("weather: {error}");
-    }
-}
-
-/// A TCP port of this process, behind which is another one: what connects here is connected there. It ends with the value.
-#[derive(Debug)]
-pub struct Relay {
-    address: SocketAddr,
-    _lines: JoinSet<()>,
-}
-
-impl Relay {
-    /// Begins, on the present runtime.
-    ///
-    /// # Errors
-    /// When the address cannot be used.
-    pub async fn open(at: impl ToSocketAddrs, to: &str) -> io::Result<Self> {
-        let listener = TcpListener::bind(at).await?;
-        let (address, to, mut lines) = (listener.local_addr()?, to.to_owned(), JoinSet::new());
-        lines.spawn(async move {
-            let mut open = JoinSet::new();
-            loop {
-                let Ok((mut near, _)) = listener.accept().await else { continue };
-                let to = to.clone();
-                open.spawn(async move {
-                    let Ok(mut far) = TcpStream::connect(to).await else { return };
-                    let _ = near.set_nodelay(true).and(far.set_nodelay(true));
-                    // Whoever is at its ends hears of its end.
-                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                });
-                while open.try_join_next().is_some() {}
-            }
-        });
-        Ok(Self { address, _lines: lines })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.address
     }
 }
 
@@ -419,21 +376,5 @@ mod tests {
         assert!(!fs::exists(format!("/run/netns/{left}")).unwrap());
         assert!(!orphan.wait().unwrap().success(), "it was ended");
         assert!(fs::exists(format!("/run/netns/{}", network.router())).unwrap(), "what is used stays");
-    }
-
-    #[tokio::test]
-    async fn a_relay_carries_both_ways() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let behind = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let relay = Relay::open("127.0.0.1:0", &behind.local_addr().unwrap().to_string()).await.unwrap();
-        let mut near = TcpStream::connect(relay.address()).await.unwrap();
-        let (mut far, _) = behind.accept().await.unwrap();
-        let mut bytes = [0; 4];
-        near.write_all(b"ping").await.unwrap();
-        far.read_exact(&mut bytes).await.unwrap();
-        assert_eq!(&bytes, b"ping");
-        far.write_all(b"pong").await.unwrap();
-        near.read_exact(&mut bytes).await.unwrap();
-        assert_eq!(&bytes, b"pong");
     }
 }

@@ -545,14 +545,17 @@ impl Shard {
             return;
         }
         let Some(user) = slot.ready() else { return };
-        if let Some(event) = user.hear(fact, now, || Change::next(epoch, changes)) {
+        let event = user.hear(fact, now, || Change::next(epoch, changes));
+        let is_new = event.is_some();
+        if let Some(event) = event {
             slot.append(event, flush);
         }
         let mut told = None;
         if !confirms_at_once {
-            // Who has connections here may have been told of it by a former owner; if not, its first event is the next.
+            // Who has connections here may have been told of it by a former owner; if not, its first event is the next. A fact that
+            // is told again says nothing of that: its conversation has moved on, and has been asked where it stands.
             told = slot.told.get(&conversation).copied();
-            if told.is_none() && matches!(fact, Fact::UserJoined { .. }) {
+            if told.is_none() && is_new && matches!(fact, Fact::UserJoined { .. }) {
                 slot.told.insert(conversation, Head::default());
             }
         }
