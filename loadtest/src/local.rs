@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use chappe_cluster::process::operator::{self, Method, Overview};
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
 use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
@@ -358,19 +359,21 @@ impl Cluster {
     /// # Errors
     /// When nobody does, or no node answers.
     pub async fn owner_of(&self, conversation: &str) -> anyhow::Result<usize> {
-        let overview = self.overview().await?;
-        let path = format!("/cluster/owner?conversation={conversation}");
         for node in self.nodes.iter().filter(|node| node.child.is_some()) {
-            if let Ok(Ok((status, body))) =
-                timeout(Duration::from_secs(1), operator::ask(node.admin, Method::GET, &path)).await
-                && status.is_success()
-            {
-                let owned: operator::Owned = serde_json::from_slice(&body)?;
-                let owner = overview.nodes.iter().find(|node| Some(&node.uid) == owned.node.as_ref());
-                return owner.map(|node| node.ordinal as usize).context("nobody owns it");
+            if let Ok(owner) = node.owner_of(conversation).await {
+                return owner.context("nobody owns it");
             }
         }
         bail!("no node answers")
+    }
+
+    /// The same, as one node knows it, which may be cut off from the others.
+    ///
+    /// # Errors
+    /// When nobody does, or the node does not answer.
+    pub async fn owner_seen_by(&self, ordinal: usize, conversation: &str) -> anyhow::Result<usize> {
+        let node = self.nodes.get(ordinal).context("there is no such node")?;
+        node.owner_of(conversation).await?.context("nobody owns it")
     }
 
     /// Waits until the cluster looks as is wished.
@@ -418,13 +421,25 @@ impl Cluster {
 }
 
 impl Process {
-    async fn overview(&self) -> anyhow::Result<Overview> {
-        let asked = timeout(Duration::from_secs(1), operator::ask(self.admin, Method::GET, "/cluster")).await;
+    /// What its admin port answers.
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let asked = timeout(Duration::from_secs(1), operator::ask(self.admin, Method::GET, path)).await;
         let (status, body) = asked.with_context(|| format!("{} does not answer", self.name))??;
         if !status.is_success() {
             bail!("{} answers {status}", self.name);
         }
         Ok(serde_json::from_slice(&body)?)
+    }
+
+    async fn overview(&self) -> anyhow::Result<Overview> {
+        self.ask("/cluster").await
+    }
+
+    async fn owner_of(&self, conversation: &str) -> anyhow::Result<Option<usize>> {
+        let overview = self.overview().await?;
+        let owned: operator::Owned = self.ask(&format!("/cluster/owner?conversation={conversation}")).await?;
+        let owner = overview.nodes.iter().find(|node| Some(&node.uid) == owned.node.as_ref());
+        Ok(owner.map(|node| node.ordinal as usize))
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {

@@ -9,9 +9,11 @@ use std::{
 };
 
 use chappe_loadtest::{
-    client::{Client, Failure, Options, http::Http, token::Signer},
+    client::{Client, Failure, News, Options, http::Http, token::Signer},
     history::History,
 };
+use hashbrown::HashMap;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::{
     task::JoinSet,
@@ -42,6 +44,7 @@ pub(super) struct Crowd {
     /// Who is in them, by the places of their clients.
     pub(super) members: Vec<Vec<usize>>,
     pub(super) lanes: Arc<Vec<Lane>>,
+    arrivals: Arc<Arrivals>,
     began: Instant,
     history: Arc<History>,
     /// Acknowledged, by group.
@@ -50,6 +53,26 @@ pub(super) struct Crowd {
     senders: JoinSet<Result<(), Failure>>,
     /// The longest that anybody waited for an acknowledgement, in milliseconds, since it was asked last.
     pub(super) longest: Arc<AtomicU64>,
+}
+
+/// When messages reach those who are connected.
+#[derive(Default)]
+struct Arrivals {
+    /// When what has a place was acknowledged.
+    acked: Mutex<HashMap<(Uuid, u64), Instant>>,
+    /// The longest that somebody saw one after that, by conversation, in milliseconds, since this was asked last.
+    late: Mutex<HashMap<Uuid, u64>>,
+}
+
+impl Arrivals {
+    fn note(&self, conversation: Uuid, seq: u64) {
+        if let Some(acked) = self.acked.lock().get(&(conversation, seq)) {
+            let late = acked.elapsed().as_millis() as u64;
+            let mut longest = self.late.lock();
+            let longest = longest.entry(conversation).or_default();
+            *longest = late.max(*longest);
+        }
+    }
 }
 
 /// Somebody who has one message on its way at a time.
@@ -115,11 +138,18 @@ impl Crowd {
             give_up: Duration::from_secs(120),
             ..Options::default()
         };
-        let mut clients = Vec::new();
+        let (mut clients, arrivals) = (Vec::new(), Arc::new(Arrivals::default()));
         for (index, user) in USERS.iter().enumerate() {
             let url = &urls[index % urls.len()];
             let (client, mut stream) = Client::connect(url, user, &tokens[index], options.clone()).await.unwrap();
-            tokio::spawn(async move { while stream.next().await.is_some() {} });
+            let arrivals = Arc::clone(&arrivals);
+            tokio::spawn(async move {
+                while let Some(news) = stream.next().await {
+                    if let News::Event(event) = news {
+                        arrivals.note(event.conversation, event.seq);
+                    }
+                }
+            });
             clients.push(Arc::new(client));
         }
         let mut groups = Vec::new();
@@ -131,6 +161,7 @@ impl Crowd {
         Self {
             members: vec![(0..clients.len()).collect(); groups.len()],
             lanes: Arc::default(),
+            arrivals,
             began: Instant::now(),
             clients,
             acked: Arc::default(),
@@ -149,7 +180,7 @@ impl Crowd {
         for index in 0..self.lanes.len() {
             let (lanes, groups, began) = (Arc::clone(&self.lanes), self.groups.clone(), self.began);
             let (acked, over, longest) = (Arc::clone(&self.acked), Arc::clone(&self.over), Arc::clone(&self.longest));
-            let client = Arc::clone(&self.clients[lanes[index].client]);
+            let (client, arrivals) = (Arc::clone(&self.clients[lanes[index].client]), Arc::clone(&self.arrivals));
             self.senders.spawn(async move {
                 let lane = &lanes[index];
                 for number in 0.. {
@@ -159,7 +190,8 @@ impl Crowd {
                     let place = lane.places[number % lane.places.len()];
                     let asked = began.elapsed().as_millis() as u64;
                     lane.asked.store(asked.max(1), Relaxed);
-                    client.send(groups[place], &json!({ "text": format!("{index} {number}") })).await?;
+                    let ack = client.send(groups[place], &json!({ "text": format!("{index} {number}") })).await?;
+                    arrivals.acked.lock().insert((groups[place], ack.seq), Instant::now());
                     let took = began.elapsed().as_millis() as u64 - asked;
                     lane.asked.store(0, Relaxed);
                     lane.longest.fetch_max(took, Relaxed);
@@ -185,6 +217,13 @@ impl Crowd {
 
     pub(super) fn acked(&self) -> Vec<u64> {
         self.acked.iter().map(|count| count.load(Relaxed)).collect()
+    }
+
+    /// How late, after its acknowledgement, a message was seen by a member at last, in each conversation, since this was asked last.
+    pub(super) fn late(&self) -> Vec<Duration> {
+        let late = std::mem::take(&mut *self.arrivals.late.lock());
+        let late = |group| Duration::from_millis(late.get(group).copied().unwrap_or(0));
+        self.groups.iter().map(late).collect()
     }
 
     /// So many more messages are acknowledged in every group; what that took.
