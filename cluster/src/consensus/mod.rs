@@ -25,6 +25,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -103,6 +104,8 @@ struct Shared {
     events: mpsc::UnboundedSender<Event>,
     /// Whether this node leads, and hears keepalives.
     reigns: AtomicBool,
+    /// Whether this node leads, and no majority has answered for some time.
+    deaf: Arc<AtomicBool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -162,6 +165,7 @@ impl Consensus {
             running: OnceLock::new(),
             events,
             reigns: AtomicBool::new(false),
+            deaf: Arc::default(),
             tasks: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -190,7 +194,12 @@ impl Consensus {
         }
         let board = Arc::clone(&shared.view.board);
         let machine = Machine::new(Arc::clone(log.disk()), board, snapshot.filter(|_| same))?;
-        let network = Network { group, transport: Arc::clone(&shared.view.transport) };
+        let network = Network {
+            group,
+            transport: Arc::clone(&shared.view.transport),
+            deaf: Arc::clone(&shared.deaf),
+            silence: Duration::from_millis(shared.settings.pace.silence()),
+        };
         let config = shared.settings.pace.config(shared.settings.seat.ordinal).validate().map_err(io::Error::other)?;
         let raft = Raft::new(shared.node.0, Arc::new(config), network, log, machine).await.map_err(io::Error::other)?;
         if let Some(first) = first
@@ -232,7 +241,7 @@ impl Consensus {
     /// A node that it happens to ends its process: what it had voted for or taken over it cannot tell any more.
     pub async fn failed(&self) -> String {
         loop {
-            tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
             let Some(running) = self.shared.running.get() else { continue };
             if let Some(group) = self.shared.view.superseded.get() {
                 return format!(

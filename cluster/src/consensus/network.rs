@@ -1,6 +1,12 @@
 //! Raft's messages over a [`Transport`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use chappe_schema::id::NodeUid;
 use openraft::{
@@ -12,6 +18,7 @@ use openraft::{
         VoteResponse,
     },
 };
+use tokio::time::Instant;
 
 use super::{
     bootstrap::Group,
@@ -26,12 +33,18 @@ use super::{
 pub(super) struct Network {
     pub(super) group: Group,
     pub(super) transport: Arc<dyn Transport>,
+    /// Whether this node leads, and no majority has answered for some time.
+    pub(super) deaf: Arc<AtomicBool>,
+    /// How long others must hear nothing from a leader to elect another one.
+    pub(super) silence: Duration,
 }
 
 /// The way to one of them.
 pub(super) struct Peer {
     network: Network,
     target: NodeUid,
+    /// When it was told something as by its leader.
+    led: Option<Instant>,
 }
 
 /// Raft sends again at once what failed. A failure that takes no time would have it do nothing else.
@@ -43,11 +56,22 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _: &Seat) -> Peer {
-        Peer { network: self.clone(), target: NodeUid(target) }
+        Peer { network: self.clone(), target: NodeUid(target), led: None }
     }
 }
 
 impl Peer {
+    /// Whether to fall silent. A leader whose words arrive, and who hears no answer, decides nothing and keeps the others from
+    /// electing one who does. It must be heard so seldom that they can; and now and then, to find out whether it hears again.
+    fn is_to_be_silent(&mut self) -> bool {
+        let deaf = self.network.deaf.load(Ordering::Relaxed);
+        if deaf && self.led.is_some_and(|led| led.elapsed() < self.network.silence) {
+            return true;
+        }
+        self.led = Some(Instant::now());
+        false
+    }
+
     async fn ask(&self, ask: Ask) -> Result<Say, NetworkError> {
         let request = Request { group: Some(self.network.group), ask };
         match self.network.transport.ask(self.target, request).await {
@@ -73,6 +97,10 @@ impl RaftNetwork<Types> for Peer {
         request: AppendEntriesRequest<Types>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, Seat, RaftError<u64>>> {
+        if self.is_to_be_silent() {
+            tokio::time::sleep(Duration::from_millis(FAILURE_MS)).await;
+            return Err(NetworkError::new(&Unasked::Unreachable).into());
+        }
         match self.ask(Ask::Append(request)).await? {
             Say::Append(response) => Ok(response),
             _ => Err(astray()),

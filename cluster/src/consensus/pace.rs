@@ -45,6 +45,16 @@ impl Pace {
         self.election + self.step() * u64::from(ordinal % ELECTION_STEPS)
     }
 
+    /// Whoever leads and has not been answered by a majority for so long decides nothing.
+    pub(super) const fn unheard(self) -> Millis {
+        2 * self.election
+    }
+
+    /// How long a leader must be silent for any voter to stand for election.
+    pub(super) const fn silence(self) -> Millis {
+        2 * (self.election + (ELECTION_STEPS as Millis - 1) * self.step()) + self.heartbeat
+    }
+
     pub(super) fn config(self, ordinal: u32) -> Config {
         let election = self.election_of(ordinal);
         Config {

@@ -175,6 +175,7 @@ impl Driver {
             });
         }
         self.shared.reigns.store(leads, Ordering::Relaxed);
+        self.notice_deafness(&metrics);
         self.meter.show(&map, self.shared.vitals().as_ref());
         self.lead(now, &map);
         self.look_at_voters(now, &map, &metrics);
@@ -182,11 +183,20 @@ impl Driver {
 
     /// Whether this node leads, is heard by a majority, and has applied all that was committed before its election.
     fn leads(&self, metrics: &Metrics) -> bool {
-        let heard = |ms: u64| ms < 2 * self.shared.settings.pace.election;
+        let heard = |ms: u64| ms < self.shared.settings.pace.unheard();
         metrics.state.is_leader()
             && metrics.current_leader == Some(self.shared.node.0)
             && metrics.millis_since_quorum_ack.is_some_and(heard)
             && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == metrics.current_term)
+    }
+
+    /// Whether this node leads and nobody answers.
+    fn notice_deafness(&self, metrics: &Metrics) {
+        let unheard = |ms: u64| ms >= self.shared.settings.pace.unheard();
+        let deaf = metrics.state.is_leader() && metrics.millis_since_quorum_ack.is_some_and(unheard);
+        if self.shared.deaf.swap(deaf, Ordering::Relaxed) != deaf {
+            tracing::info!(event = "leader_deaf", deaf, term = metrics.current_term);
+        }
     }
 
     fn lead(&mut self, now: Millis, map: &Map) {

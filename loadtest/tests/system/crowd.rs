@@ -62,10 +62,13 @@ struct Arrivals {
     acked: Mutex<HashMap<(Uuid, u64), Instant>>,
     /// The longest that somebody saw one after that, by conversation, in milliseconds, since this was asked last.
     late: Mutex<HashMap<Uuid, u64>>,
+    /// Up to where each client has seen each conversation.
+    seen: Mutex<HashMap<(usize, Uuid), u64>>,
 }
 
 impl Arrivals {
-    fn note(&self, conversation: Uuid, seq: u64) {
+    fn note(&self, client: usize, conversation: Uuid, seq: u64) {
+        self.seen.lock().insert((client, conversation), seq);
         if let Some(acked) = self.acked.lock().get(&(conversation, seq)) {
             let late = acked.elapsed().as_millis() as u64;
             let mut longest = self.late.lock();
@@ -85,11 +88,12 @@ pub(super) struct Lane {
     asked: AtomicU64,
     /// The longest that one took, since somebody wanted to know.
     longest: AtomicU64,
+    acked: AtomicU64,
 }
 
 impl Lane {
     fn new(client: usize, places: Vec<usize>) -> Self {
-        Self { client, places, asked: AtomicU64::new(0), longest: AtomicU64::new(0) }
+        Self { client, places, asked: AtomicU64::new(0), longest: AtomicU64::new(0), acked: AtomicU64::new(0) }
     }
 }
 
@@ -146,7 +150,7 @@ impl Crowd {
             tokio::spawn(async move {
                 while let Some(news) = stream.next().await {
                     if let News::Event(event) = news {
-                        arrivals.note(event.conversation, event.seq);
+                        arrivals.note(index, event.conversation, event.seq);
                     }
                 }
             });
@@ -195,6 +199,7 @@ impl Crowd {
                     let took = began.elapsed().as_millis() as u64 - asked;
                     lane.asked.store(0, Relaxed);
                     lane.longest.fetch_max(took, Relaxed);
+                    lane.acked.fetch_add(1, Relaxed);
                     longest.fetch_max(took, Relaxed);
                     acked[place].fetch_add(1, Relaxed);
                     sleep(pause).await;
@@ -224,6 +229,34 @@ impl Crowd {
         let late = std::mem::take(&mut *self.arrivals.late.lock());
         let late = |group| Duration::from_millis(late.get(group).copied().unwrap_or(0));
         self.groups.iter().map(late).collect()
+    }
+
+    /// Everybody who waits for an acknowledgement has one, and one more: how long that took.
+    pub(super) async fn all_are_answered(&self) -> Duration {
+        let (began, counts) = (Instant::now(), || self.lanes.iter().map(|lane| lane.acked.load(Relaxed)));
+        let before: Vec<u64> = counts().collect();
+        wait("everybody is answered", || counts().zip(&before).all(|(now, before)| now >= before + 2)).await;
+        began.elapsed()
+    }
+
+    /// Everybody has seen, in each of their conversations, something that is newer than what is acknowledged now: how long that
+    /// took.
+    pub(super) async fn all_hear(&self) -> Duration {
+        let began = Instant::now();
+        let mut newest: HashMap<Uuid, u64> = HashMap::new();
+        for (conversation, seq) in self.arrivals.acked.lock().keys() {
+            let newest = newest.entry(*conversation).or_default();
+            *newest = (*seq).max(*newest);
+        }
+        let hears = || {
+            let seen = self.arrivals.seen.lock();
+            self.groups
+                .iter()
+                .zip(&self.members)
+                .all(|(group, members)| members.iter().all(|member| seen.get(&(*member, *group)) > newest.get(group)))
+        };
+        wait("everybody hears", hears).await;
+        began.elapsed()
     }
 
     /// So many more messages are acknowledged in every group; what that took.

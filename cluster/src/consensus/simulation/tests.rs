@@ -416,6 +416,31 @@ fn a_leader_without_a_majority_expires_nobody() {
     }
 }
 
+/// A leader whose words arrive and who hears no answer decides nothing; by its words alone it would keep the others from electing
+/// one who does, for as long as that lasts.
+#[test]
+fn a_leader_that_hears_nobody_is_replaced_though_all_hear_it() {
+    let mut slowest = 0;
+    for seed in 0..10 {
+        let mut nodes = Nodes::of(Plan { seed, voters: 3, ..Plan::default() });
+        nodes.run(3_000);
+        let deaf = nodes.leader();
+        (0..3).filter(|other| *other != deaf).for_each(|other| nodes.raft.cut(other, deaf));
+        let began = nodes.raft.now();
+        while nodes.raft.leader().is_none_or(|leader| leader == deaf) {
+            nodes.run(20);
+            assert!(nodes.raft.now() < began + 10_000, "seed {seed}: nobody else is elected");
+        }
+        slowest = slowest.max(nodes.raft.now() - began);
+        nodes.raft.heal();
+        nodes.run(3_000);
+        let leader = nodes.leader();
+        assert_eq!(nodes.raft.vitals(deaf).unwrap().leader, Some(nodes.raft.node(leader)), "it follows again");
+    }
+    println!("another leader {slowest} ms after the first went deaf, at the latest");
+    assert!(slowest <= 3_000, "{slowest}");
+}
+
 #[test]
 fn a_proposal_to_nobody_is_unavailable_and_one_cut_off_is_unknown() {
     let mut nodes = Nodes::of(Plan { seed: 3, voters: 3, ..Plan::default() });
