@@ -8,6 +8,8 @@ mod access;
 mod channels;
 #[path = "system/cluster.rs"]
 mod cluster;
+// Made for other tests too.
+#[allow(dead_code)]
 #[path = "system/crowd.rs"]
 mod crowd;
 #[path = "system/inbox.rs"]
