@@ -546,16 +546,16 @@ impl Shard {
         }
         let Some(user) = slot.ready() else { return };
         let event = user.hear(fact, now, || Change::next(epoch, changes));
-        let is_new = event.is_some();
+        let is_sure = event.is_none() && user.head(&conversation).is_some() && user.knows_head(&conversation);
         if let Some(event) = event {
             slot.append(event, flush);
         }
         let mut told = None;
         if !confirms_at_once {
             // Who has connections here may have been told of it by a former owner; if not, its first event is the next. A fact that
-            // is told again says nothing of that: its conversation has moved on, and has been asked where it stands.
+            // is told once more when the conversation has been asked where it stands says nothing of that.
             told = slot.told.get(&conversation).copied();
-            if told.is_none() && is_new && matches!(fact, Fact::UserJoined { .. }) {
+            if told.is_none() && !is_sure && matches!(fact, Fact::UserJoined { .. }) {
                 slot.told.insert(conversation, Head::default());
             }
         }
