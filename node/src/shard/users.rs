@@ -487,7 +487,11 @@ impl Shard {
             let told = slot.told.get(&news.conversation).copied();
             path = Path::of(news, user, told, slot.carries);
             let is_sure = user.head(&news.conversation).is_some() && user.knows_head(&news.conversation);
-            if path != Path::Known && !is_sure {
+            if path != Path::Known && is_sure {
+                // From here on what is known is what they were told. A joining that was told once more must not leave its
+                // beginning here: nothing later would ever follow that.
+                slot.told.remove(&news.conversation);
+            } else if path != Path::Known {
                 slot.told.insert(news.conversation, news.head);
                 if slot.told.len() > TOLD_HEADS_MAX {
                     slot.told.pop_first();
@@ -545,17 +549,14 @@ impl Shard {
             return;
         }
         let Some(user) = slot.ready() else { return };
-        let event = user.hear(fact, now, || Change::next(epoch, changes));
-        let is_sure = event.is_none() && user.head(&conversation).is_some() && user.knows_head(&conversation);
-        if let Some(event) = event {
+        if let Some(event) = user.hear(fact, now, || Change::next(epoch, changes)) {
             slot.append(event, flush);
         }
         let mut told = None;
         if !confirms_at_once {
-            // Who has connections here may have been told of it by a former owner; if not, its first event is the next. A fact that
-            // is told once more when the conversation has been asked where it stands says nothing of that.
+            // Who has connections here may have been told of it by a former owner; if not, its first event is the next.
             told = slot.told.get(&conversation).copied();
-            if told.is_none() && !is_sure && matches!(fact, Fact::UserJoined { .. }) {
+            if told.is_none() && matches!(fact, Fact::UserJoined { .. }) {
                 slot.told.insert(conversation, Head::default());
             }
         }
