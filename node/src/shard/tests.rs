@@ -19,8 +19,8 @@ use chappe_schema::{
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, HistoryAccess, Role},
     id::{
-        Change, CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis,
-        Partition, Seq, SessionId, UserId,
+        CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis, Partition,
+        Seq, SessionId, UserId,
     },
     inbox::{Filter, Flags, Marking, Row},
     reaction::ReactionKey,
@@ -1045,37 +1045,6 @@ fn a_jump_in_the_news_is_told() {
     assert_eq!(news(7, vec![event(7)]), (None, vec![7]));
     assert_eq!(news(10, vec![event(9), event(10)]), (Some(10), vec![]), "8 was lost");
     assert_eq!(news(11, vec![event(11)]), (None, vec![11]));
-}
-
-/// A conversation's owner tells users that they have joined until it hears that they know. A word too many must not make the user's
-/// owner wait for the conversation's beginning: every later message would be taken for one that does not follow, for ever.
-#[test]
-fn a_joining_that_is_told_again_later_holds_up_no_news() {
-    let mut bench = Bench::new(true);
-    bench.done("ada", group(&["bob"])).unwrap();
-    bench.done("ada", send("1")).unwrap();
-    bench.connect("bob", 5);
-    bench.settle();
-    bench.heard.0.lock().clear();
-    let fact = chappe_schema::event::Fact::UserJoined {
-        conversation: CONVERSATION,
-        kind: ConversationKind::Group,
-        at: 1,
-        change: Change::default(),
-    };
-    bench.mail(Mail::Peer(PeerMail::Tell { user: user("bob"), fact, conversation: CONVERSATION }));
-    bench.settle();
-    // The first may be taken for one that does not follow: nobody knows any more what connections were told.
-    bench.done("ada", send("more")).unwrap();
-    bench.settle();
-    for seq in [4, 5] {
-        bench.heard.0.lock().clear();
-        bench.done("ada", send("more")).unwrap();
-        bench.settle();
-        let is_behind = |heard: &ToGateway| matches!(heard, ToGateway::Behind { .. });
-        assert!(!bench.heard.0.lock().iter().any(is_behind), "{seq} follows");
-        assert_eq!(bench.delivered(5), [seq]);
-    }
 }
 
 /// After a restart, too, a first attempt is known to be new without a read; a repetition is still recognised.

@@ -487,11 +487,7 @@ impl Shard {
             let told = slot.told.get(&news.conversation).copied();
             path = Path::of(news, user, told, slot.carries);
             let is_sure = user.head(&news.conversation).is_some() && user.knows_head(&news.conversation);
-            if path != Path::Known && is_sure {
-                // From here on what is known is what they were told. A joining that was told once more must not leave its
-                // beginning here: nothing later would ever follow that.
-                slot.told.remove(&news.conversation);
-            } else if path != Path::Known {
+            if path != Path::Known && !is_sure {
                 slot.told.insert(news.conversation, news.head);
                 if slot.told.len() > TOLD_HEADS_MAX {
                     slot.told.pop_first();
