@@ -17,12 +17,13 @@ use chappe_schema::{
 };
 use metrics::Histogram;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{
     connection::Table,
     gateway::{Gateway, wake},
-    listeners::SMALL,
+    listeners::{Listener, SMALL},
     meters::{Cause, Task},
     supervise::supervised,
     websocket::{
@@ -67,7 +68,8 @@ struct Lane {
 
 #[derive(Clone)]
 enum Item {
-    Events(ConversationId, Arc<[Arc<Event>]>),
+    /// Events, and whether newcomers may not read what they make of messages before them.
+    Events(ConversationId, Arc<[Arc<Event>]>, bool),
     /// Events that came through users, for connections that listen as well: one queue keeps the two ways in order.
     Few(ConversationId, Arc<[Arc<Event>]>, Vec<ConnectionSlot>),
     /// Events that found the queue full: only how far they went.
@@ -77,6 +79,23 @@ enum Item {
     Removed(ConversationId, UserId),
     /// A member is writing, or no longer is.
     Typing(ConversationId, UserId, bool),
+}
+
+type Frames = SmallVec<[Frame; 8]>;
+
+/// An event's frame, and the one for whoever joined after the message (at that seq) whose new words it tells.
+struct Frame {
+    encoded: Arc<Encoded>,
+    veiled: Option<(Seq, Arc<Encoded>)>,
+}
+
+impl Frame {
+    fn for_joined_at(&self, joined: Seq) -> &Arc<Encoded> {
+        match &self.veiled {
+            Some((target, veiled)) if *target < joined => veiled,
+            _ => &self.encoded,
+        }
+    }
 }
 
 struct Recent {
@@ -111,7 +130,7 @@ impl Item {
     /// again, since whoever was removed must hear nothing more.
     fn broken_off(self) -> Self {
         match self {
-            Self::Events(conversation, events) => Self::Head(conversation, last(&events), Cause::Panic),
+            Self::Events(conversation, events, _) => Self::Head(conversation, last(&events), Cause::Panic),
             Self::Few(conversation, events, slots) => Self::FewHead(conversation, last(&events), slots, Cause::Panic),
             other => other,
         }
@@ -226,13 +245,13 @@ impl Gateway {
     }
 
     /// Events of a large conversation, for whoever listens here.
-    pub(crate) fn broadcast(&self, conversation: ConversationId, events: Arc<[Arc<Event>]>) {
+    pub(crate) fn broadcast(&self, conversation: ConversationId, since_join: bool, events: Arc<[Arc<Event>]>) {
         let lane = self.delivery.lane(conversation);
         let mut queue = lane.queue.lock();
         let item = match events.last() {
             None => return,
             Some(last) if queue.len() >= DELIVERY_QUEUE_MAX => Item::Head(conversation, last.seq, Cause::Queue),
-            Some(_) => Item::Events(conversation, events),
+            Some(_) => Item::Events(conversation, events, since_join),
         };
         // At the brim one word per run is enough: the newest head stands for all before it.
         match (queue.back_mut(), &item) {
@@ -283,11 +302,11 @@ impl Gateway {
         }
     }
 
-    async fn hand_on(&self, item: Item, listeners: &mut Vec<(ConnectionSlot, Seq)>) {
+    async fn hand_on(&self, item: Item, listeners: &mut Vec<Listener>) {
         match item {
             Item::Few(conversation, events, slots) => {
                 self.list_few(conversation, &slots, listeners);
-                self.hand_out(conversation, &self.encoded(conversation, &events), listeners).await;
+                self.hand_out(conversation, &self.encoded(conversation, &events, false), listeners).await;
             }
             Item::FewHead(conversation, head, slots, cause) => {
                 self.list_few(conversation, &slots, listeners);
@@ -300,7 +319,7 @@ impl Gateway {
                 self.listeners.list(conversation, listeners);
                 for step in listeners.chunks(STEP) {
                     let mut wakers = Wakers::new();
-                    let slots: Vec<ConnectionSlot> = step.iter().map(|(slot, _)| *slot).collect();
+                    let slots: Vec<ConnectionSlot> = step.iter().map(|listener| listener.slot).collect();
                     let table = self.connections.table();
                     self.show_typing(conversation, &user, is_typing, &slots, &table, &mut wakers);
                     drop(table);
@@ -311,41 +330,43 @@ impl Gateway {
                 self.listeners.list(conversation, listeners);
                 self.say_head(conversation, head, cause, listeners).await;
             }
-            Item::Events(conversation, events) => {
+            Item::Events(conversation, events, since_join) => {
                 self.listeners.list(conversation, listeners);
                 if listeners.is_empty() {
                     return;
                 }
-                self.hand_out(conversation, &self.encoded(conversation, &events), listeners).await;
+                self.hand_out(conversation, &self.encoded(conversation, &events, since_join), listeners).await;
                 let now = self.clock.now_ms();
                 events.iter().for_each(|event| observe(&self.meters.delivery_large, now, event));
             }
         }
     }
 
-    fn encoded(&self, conversation: ConversationId, events: &[Arc<Event>]) -> smallvec::SmallVec<[Arc<Encoded>; 8]> {
+    fn encoded(&self, conversation: ConversationId, events: &[Arc<Event>], since_join: bool) -> Frames {
         #[cfg(test)]
         tests::maybe_panic(conversation);
-        events.iter().map(|event| self.delivery.encode(conversation, event)).collect()
+        let frame = |event: &Arc<Event>| {
+            let is_edit = matches!(event.fact, Fact::MessageUpdated { .. });
+            let veiled = (since_join && is_edit).then(|| Encoded::event(conversation, &Arc::new(event.without_body())));
+            Frame {
+                encoded: self.delivery.encode(conversation, event),
+                veiled: veiled.map(|frame| (event.target, frame)),
+            }
+        };
+        events.iter().map(frame).collect()
     }
 
     /// Those of `slots` who listen, with how far they are; who no longer listens hears of it like everybody else.
-    fn list_few(&self, conversation: ConversationId, slots: &[ConnectionSlot], into: &mut Vec<(ConnectionSlot, Seq)>) {
+    fn list_few(&self, conversation: ConversationId, slots: &[ConnectionSlot], into: &mut Vec<Listener>) {
         self.listeners.list(conversation, into);
-        into.retain(|(slot, _)| slots.contains(slot));
+        into.retain(|listener| slots.contains(&listener.slot));
         let others = slots.iter().filter(|slot| !self.listeners.listens(conversation, **slot));
-        into.extend(others.map(|slot| (*slot, 0)));
+        into.extend(others.map(|slot| Listener { slot: *slot, after: 0, joined: 0 }));
     }
 
     /// Tells listeners to fetch everything up to `head` that they have not had.
-    async fn say_head(
-        &self,
-        conversation: ConversationId,
-        head: Seq,
-        cause: Cause,
-        listeners: &[(ConnectionSlot, Seq)],
-    ) {
-        self.spread(listeners, |outbox, after, wakers| {
+    async fn say_head(&self, conversation: ConversationId, head: Seq, cause: Cause, listeners: &[Listener]) {
+        self.spread(listeners, |outbox, Listener { after, .. }, wakers| {
             if head > after || after == SMALL {
                 outbox.resync(conversation, head, cause, wakers);
             }
@@ -358,18 +379,13 @@ impl Gateway {
 impl Gateway {
     /// Events for listeners, each of whom has had everything up to their own seq: what is not above it is left out, and
     /// a jump is a word to fetch what lies between.
-    async fn hand_out(
-        &self,
-        conversation: ConversationId,
-        events: &[Arc<Encoded>],
-        listeners: &[(ConnectionSlot, Seq)],
-    ) {
-        let Some(last) = events.last().map(|event| event.seq) else { return };
-        self.spread(listeners, |outbox, after, wakers| {
+    async fn hand_out(&self, conversation: ConversationId, events: &[Frame], listeners: &[Listener]) {
+        let Some(last) = events.last().map(|event| event.encoded.seq) else { return };
+        self.spread(listeners, |outbox, Listener { after, joined, .. }, wakers| {
             if last <= after && after != SMALL {
                 return;
             }
-            let next = events.iter().find(|event| event.seq > after).map(|event| event.seq);
+            let next = events.iter().map(|event| event.encoded.seq).find(|seq| *seq > after);
             if after == SMALL {
                 return outbox.resync(conversation, last, Cause::Grew, wakers);
             }
@@ -377,8 +393,8 @@ impl Gateway {
             if after != 0 && next != Some(after + 1) {
                 return outbox.resync(conversation, last, Cause::Gap, wakers);
             }
-            for event in events.iter().filter(|event| event.seq > after) {
-                outbox.event(event, wakers);
+            for event in events.iter().filter(|event| event.encoded.seq > after) {
+                outbox.event(event.for_joined_at(joined), wakers);
             }
         })
         .await;
@@ -386,19 +402,19 @@ impl Gateway {
     }
 
     /// Pushes to many connections, a step at a time, so that writers begin and others run meanwhile.
-    async fn spread(&self, listeners: &[(ConnectionSlot, Seq)], mut push: impl FnMut(&mut Outbox, Seq, &mut Wakers)) {
+    async fn spread(&self, listeners: &[Listener], mut push: impl FnMut(&mut Outbox, Listener, &mut Wakers)) {
         for step in listeners.chunks(STEP) {
             self.push_each(step, &mut push);
             tokio::task::coop::consume_budget().await;
         }
     }
 
-    fn push_each(&self, listeners: &[(ConnectionSlot, Seq)], push: &mut impl FnMut(&mut Outbox, Seq, &mut Wakers)) {
+    fn push_each(&self, listeners: &[Listener], push: &mut impl FnMut(&mut Outbox, Listener, &mut Wakers)) {
         let mut wakers = Wakers::new();
         let table = self.connections.table();
-        for (slot, after) in listeners {
-            if let Some(connection) = table.get(*slot) {
-                push(&mut connection.outbox.lock(), *after, &mut wakers);
+        for listener in listeners {
+            if let Some(connection) = table.get(listener.slot) {
+                push(&mut connection.outbox.lock(), *listener, &mut wakers);
             }
         }
         drop(table);
@@ -437,6 +453,6 @@ pub(crate) mod tests {
         assert!(matches!(removed.broken_off(), Item::Removed(..)));
         let few = Item::Few(conversation, Vec::new().into(), vec![ConnectionSlot(7)]);
         assert!(matches!(few.broken_off(), Item::FewHead(_, 0, slots, _) if slots == [ConnectionSlot(7)]));
-        assert!(matches!(Item::Events(conversation, Vec::new().into()).broken_off(), Item::Head(..)));
+        assert!(matches!(Item::Events(conversation, Vec::new().into(), false).broken_off(), Item::Head(..)));
     }
 }

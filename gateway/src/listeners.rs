@@ -25,8 +25,26 @@ const SHARDS: usize = 16;
 
 type Shard = HashMap<ConversationId, Audience, foldhash::fast::RandomState>;
 
-/// By connection: events above this seq are for it. [`NOT_YET`] until its `open` is answered.
-type Audience = HashMap<ConnectionSlot, Seq, foldhash::fast::RandomState>;
+type Audience = HashMap<ConnectionSlot, Place, foldhash::fast::RandomState>;
+
+/// Where a listener stands.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Events above this seq are for it. [`NOT_YET`] until its `open` is answered.
+    after: Seq,
+    /// The event by which its user became a member.
+    joined: Seq,
+}
+
+/// A connection, and what it is to be handed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listener {
+    pub(crate) slot: ConnectionSlot,
+    /// Events above this seq.
+    pub(crate) after: Seq,
+    /// Without what they make of messages before this one, where that is not for newcomers.
+    pub(crate) joined: Seq,
+}
 
 const NOT_YET: Seq = Seq::MAX;
 
@@ -48,7 +66,7 @@ impl Listeners {
                 none.insert(Audience::default())
             }
         };
-        audience.entry(slot).or_insert(NOT_YET);
+        audience.entry(slot).or_insert(Place { after: NOT_YET, joined: Seq::MAX });
     }
 
     /// Such partitions have owners who know of no listeners here.
@@ -65,26 +83,26 @@ impl Listeners {
     }
 
     /// The node said that the conversation is a large one whose head is `head`: what lies above is for the connection.
-    pub(crate) fn listen(&self, conversation: ConversationId, slot: ConnectionSlot, head: Seq) {
+    pub(crate) fn listen(&self, conversation: ConversationId, slot: ConnectionSlot, head: Seq, joined: Seq) {
         let mut shard = self.shard(conversation);
-        if let Some(after) = shard.get_mut(&conversation).and_then(|audience| audience.get_mut(&slot))
-            && *after == NOT_YET
+        if let Some(place) = shard.get_mut(&conversation).and_then(|audience| audience.get_mut(&slot))
+            && place.after == NOT_YET
         {
-            *after = head;
+            *place = Place { after: head, joined };
         }
     }
 
     /// The node said that the conversation is a small one. Should it grow, the listener is told to fetch what it may
     /// have missed between the two ways of delivery, and hears of everything after.
-    pub(crate) fn listen_small(&self, conversation: ConversationId, slot: ConnectionSlot) {
-        self.listen(conversation, slot, SMALL);
+    pub(crate) fn listen_small(&self, conversation: ConversationId, slot: ConnectionSlot, joined: Seq) {
+        self.listen(conversation, slot, SMALL, joined);
     }
 
     /// These listeners have had everything up to `head`, or were told to fetch it.
-    pub(crate) fn advance(&self, conversation: ConversationId, told: &[(ConnectionSlot, Seq)], head: Seq) {
+    pub(crate) fn advance(&self, conversation: ConversationId, told: &[Listener], head: Seq) {
         if let Some(audience) = self.shard(conversation).get_mut(&conversation) {
-            for (slot, _) in told {
-                if let Some(after) = audience.get_mut(slot)
+            for listener in told {
+                if let Some(Place { after, .. }) = audience.get_mut(&listener.slot)
                     && *after != NOT_YET
                     && (*after == SMALL || *after < head)
                 {
@@ -105,7 +123,7 @@ impl Listeners {
         // Nearly always nobody listens: then nothing is copied.
         let Some(audience) = shard.get(&conversation) else { return (Vec::new(), Cow::Borrowed(connections)) };
         let listens =
-            |slot: &ConnectionSlot| audience.get(slot).is_some_and(|after| !matches!(*after, NOT_YET | SMALL));
+            |slot: &ConnectionSlot| audience.get(slot).is_some_and(|place| !matches!(place.after, NOT_YET | SMALL));
         let (listening, plain): (Vec<ConnectionSlot>, Vec<ConnectionSlot>) =
             connections.iter().partition(|slot| listens(slot));
         (listening, Cow::Owned(plain))
@@ -114,7 +132,7 @@ impl Listeners {
     /// Whether events are for the connection: its `open` has been answered.
     pub(crate) fn listens(&self, conversation: ConversationId, slot: ConnectionSlot) -> bool {
         let shard = self.shard(conversation);
-        shard.get(&conversation).and_then(|audience| audience.get(&slot)).is_some_and(|after| *after != NOT_YET)
+        shard.get(&conversation).and_then(|audience| audience.get(&slot)).is_some_and(|place| place.after != NOT_YET)
     }
 
     /// A connection no longer listens.
@@ -149,10 +167,15 @@ impl Listeners {
     }
 
     /// Those for whom events above their seq are meant, into a buffer that is used again.
-    pub(crate) fn list(&self, conversation: ConversationId, into: &mut Vec<(ConnectionSlot, Seq)>) {
+    pub(crate) fn list(&self, conversation: ConversationId, into: &mut Vec<Listener>) {
         into.clear();
         if let Some(audience) = self.shard(conversation).get(&conversation) {
-            into.extend(audience.iter().filter(|(_, after)| **after != NOT_YET).map(|(slot, after)| (*slot, *after)));
+            let open = audience.iter().filter(|(_, place)| place.after != NOT_YET);
+            into.extend(open.map(|(slot, Place { after, joined })| Listener {
+                slot: *slot,
+                after: *after,
+                joined: *joined,
+            }));
         }
     }
 

@@ -340,6 +340,22 @@ impl Fact {
     }
 }
 
+impl Event {
+    /// The event without what it says, for whoever may know of it but not read it (any longer).
+    #[must_use]
+    pub fn without_body(&self) -> Self {
+        let body = Body::erased();
+        let fact = match &self.fact {
+            Fact::MessageNew { .. } => Fact::MessageNew { body, mentions: None },
+            Fact::MessageUpdated { previous, target_n, .. } => {
+                Fact::MessageUpdated { body, previous: *previous, mentions: None, target_n: *target_n }
+            }
+            other => other.clone(),
+        };
+        Self { fact, ..self.clone() }
+    }
+}
+
 macro_rules! from_number {
     ($name:ident: $($variant:ident),+) => {
         impl $name {

@@ -151,6 +151,8 @@ pub enum Reply {
         n: u64,
         /// Whether it is delivered to open connections only.
         large: bool,
+        /// The event by which the caller became a member: for the gateway, not for clients.
+        joined: Seq,
     },
     /// A conversation is closed.
     Closed,
@@ -463,7 +465,7 @@ impl Reply {
                 object.array("events", items, |out, event| event.write_json(*conversation, out));
                 object.number("head", *head).number("floor", *floor);
             }
-            Self::Opened { head, n, large } => {
+            Self::Opened { head, n, large, joined: _ } => {
                 object.number("head", *head).number("n", *n).flag("large", *large);
             }
             Self::Closed => {}
@@ -782,7 +784,10 @@ mod tests {
     #[test]
     fn the_rest_is_what_the_page_for_clients_says() {
         assert_eq!(shown(&Reply::Changed { seq: 3, changed: false }), json!({ "seq": 3, "changed": false }));
-        assert_eq!(shown(&Reply::Opened { head: 3, n: 1, large: true }), json!({ "head": 3, "n": 1, "large": true }));
+        assert_eq!(
+            shown(&Reply::Opened { head: 3, n: 1, large: true, joined: 1 }),
+            json!({ "head": 3, "n": 1, "large": true })
+        );
         assert_eq!(shown(&Reply::Closed), json!({}));
         let seen = Shown { status: Status::Offline, last_seen: Some(0) };
         assert_eq!(

@@ -210,6 +210,8 @@ pub enum ToGateway {
     Broadcast {
         /// Whose events.
         conversation: ConversationId,
+        /// Whether who came after a message was written may not read what an edit makes of it.
+        since_join: bool,
         /// In order.
         #[rkyv(with = SeveralShared)]
         events: Arc<[Arc<Event>]>,

@@ -350,10 +350,11 @@ impl State {
         let events: Arc<[Arc<Event>]> = events.into();
         if conversation.large {
             for (gateway, _) in self.interest.iter().filter(|(_, interesting)| *interesting == id) {
-                batches
-                    .entry(*gateway)
-                    .or_default()
-                    .push(ToGateway::Broadcast { conversation: id, events: events.clone() });
+                batches.entry(*gateway).or_default().push(ToGateway::Broadcast {
+                    conversation: id,
+                    since_join: false,
+                    events: events.clone(),
+                });
             }
             return batches;
         }
@@ -513,7 +514,7 @@ impl State {
                 return (Ok(Reply::Events { conversation: place, items, head: head.seq, floor: 0 }), nobody);
             }
             Command::ConversationOpen { .. } => {
-                return (Ok(Reply::Opened { head: head.seq, n: head.n, large: conversation.large }), nobody);
+                return (Ok(Reply::Opened { head: head.seq, n: head.n, large: conversation.large, joined: 1 }), nobody);
             }
             Command::TypingStart { .. } | Command::TypingStop { .. } => {
                 let is_typing = matches!(command, Command::TypingStart { .. });

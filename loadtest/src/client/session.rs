@@ -868,11 +868,9 @@ impl Session {
         if let Fact::Join { user } = fact
             && user == recorder.user
         {
-            // Our own joining begins a new stretch, wherever the last one ended.
+            // Our own joining begins a new stretch, wherever the last one ended. What was done meanwhile to messages of
+            // before is fetched like anything else that is missing.
             recorder.note(What::Resume { connection: recorder.connection, conversation, from: event.seq - 1 });
-            if track.known && !track.filling {
-                track.cursor = track.cursor.max(event.seq - 1);
-            }
         }
         recorder.note(What::Deliver { connection: recorder.connection, conversation, seq: event.seq, fact });
     }

@@ -137,6 +137,14 @@ impl Log {
 }
 
 impl Slot {
+    /// The message that it is about.
+    pub(super) const fn target(self) -> Option<u64> {
+        match self {
+            Self::Edit { target, .. } | Self::Delete { target } | Self::React { target, .. } => Some(target as u64),
+            _ => None,
+        }
+    }
+
     /// What a fact other than a message leaves at its place; `None` for an edit whose body was erased, which can
     /// be told from another one only by its target.
     pub(super) fn of(fact: &Fact) -> Option<Self> {

@@ -233,6 +233,7 @@ impl Oracle {
                 self.findings.stats.deliveries += 1;
                 let user = self.user_of(connection);
                 self.sighted(conversation, seq, &fact);
+                self.moved(user, conversation, seq, &fact);
                 self.streamed(connection, user, conversation, seq);
                 self.views.of(user, conversation).see(seq);
             }

@@ -52,6 +52,7 @@ impl Oracle {
             self.findings.report(Rule::Dense, || format!("a read of {place} gave seq {seq} after {}", next - 1));
         }
         self.sighted(conversation, seq, fact);
+        self.moved(user, conversation, seq, fact);
         let view = self.views.of(user, conversation);
         view.see(seq);
         if seq == next && !last {

@@ -412,6 +412,55 @@ fn rule_11_a_receipt_is_heard_after_leaving() {
     });
 }
 
+/// Somebody reads a message, leaves, and comes back; meanwhile it is edited. `read` tells which seqs they are shown then.
+fn away(history: &mut Vec<Record>, read: &[u64]) {
+    let (user, conversation, connection) = (User(79), Conversation(9), Connection(79));
+    let facts = [
+        Fact::Join { user },
+        Fact::Message { id: uuid::Uuid::from_u128(901), hash: Some(1) },
+        Fact::Leave { user },
+        Fact::Other { mark: 7 },
+        Fact::Edit { target: 2, hash: Some(2) },
+        Fact::Other { mark: 8 },
+        Fact::Join { user },
+    ];
+    push(history, What::SendStart { user: User(0), conversation, id: uuid::Uuid::from_u128(901), hash: 1 });
+    push(
+        history,
+        What::ChangeStart { user: User(0), conversation, target: 2, id: uuid::Uuid::from_u128(902), hash: Some(2) },
+    );
+    push(history, What::Ack { id: uuid::Uuid::from_u128(901), seq: 2 });
+    push(history, What::Connect { connection, user });
+    push(history, What::Join { user, conversation, from: 0 });
+    push(history, What::Leave { user, conversation, upto: 3 });
+    push(history, What::Join { user, conversation, from: 6 });
+    push(history, What::Resume { connection, conversation, from: 0 });
+    let show = |history: &mut Vec<Record>, number, reader, after, seqs: &[u64], last| {
+        let read = Read(number);
+        push(history, What::ReadStart { read, user: reader, conversation, after, last });
+        for seq in seqs {
+            push(history, What::ReadItem { read, seq: *seq, fact: facts[*seq as usize - 1] });
+        }
+        push(history, What::ReadEnd { read, head: 7 });
+    };
+    for seq in 1..=3 {
+        push(history, What::Deliver { connection, conversation, seq, fact: facts[seq as usize - 1] });
+    }
+    push(history, What::Join { user: User(0), conversation, from: 0 });
+    show(history, 9001, user, 3, read, false);
+    show(history, 9002, User(0), 0, &[1, 2, 3, 4, 5, 6, 7], true);
+}
+
+#[test]
+fn who_was_away_is_shown_what_became_of_their_messages_and_no_more() {
+    let mut history = sample::clean(9, 600);
+    away(&mut history, &[5, 7]);
+    let verdict = judge(&history);
+    assert!(verdict.is_clean(), "{verdict}");
+    planted(Rule::Dense, |history| away(history, &[7]));
+    planted(Rule::Membership, |history| away(history, &[4, 5, 7]));
+}
+
 #[test]
 fn rule_10_a_tombstone_is_shown_alive() {
     planted(Rule::Changes, |history| {

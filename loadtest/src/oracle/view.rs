@@ -19,6 +19,8 @@ pub(super) struct View {
     pub(super) seen: Vec<(u64, u64)>,
     /// Stretches of seqs the user may be shown (rule 11), `u64::MAX` while the membership lasts.
     pub(super) visible: Vec<(u64, u64)>,
+    /// Stretches of seqs between an event by which the user left and the one by which they came back.
+    away: Vec<(u64, u64)>,
     /// Stretches that a resync obliges the user's client to read (rule 8).
     pub(super) debts: Vec<(u64, u64)>,
     /// What reads have covered together, by its beginning: it may pay a debt before that is known in full.
@@ -34,14 +36,46 @@ impl Views {
         self.views.iter()
     }
 
+    pub(super) fn get(&self, user: User, conversation: Conversation) -> Option<&View> {
+        self.views.get(&(user, conversation))
+    }
+
     /// The last seq a user may see.
     pub(super) fn visible_upto(&self, user: User, conversation: Conversation) -> u64 {
-        let view = self.views.get(&(user, conversation));
+        let view = self.get(user, conversation);
         view.and_then(|view| view.visible.last()).map_or(u64::MAX, |(_, upto)| *upto)
     }
 }
 
 impl View {
+    /// The user was shown their own leaving, or their own return, in whatever order.
+    pub(super) fn moved(&mut self, seq: u64, has_left: bool) {
+        if has_left {
+            if self.away.iter().all(|(from, upto)| *from != seq + 1 && !(*from..=*upto).contains(&seq)) {
+                self.away.push((seq + 1, u64::MAX));
+            }
+        } else if let Some(stretch) = self.away.iter_mut().filter(|(from, _)| *from <= seq).max() {
+            stretch.1 = stretch.1.min(seq - 1);
+        }
+    }
+
+    /// Whether the user may be shown what was done to the message at `target` by the event at `seq`, though they were no member
+    /// then: the message is theirs to see, and they came back.
+    pub(super) fn may_see_of(&self, target: u64, seq: u64) -> bool {
+        let mut stays = self.visible.iter();
+        stays.any(|(from, upto)| (*from..=*upto).contains(&target)) && stays.any(|(from, _)| *from > seq)
+    }
+
+    /// Whether the user was no member when the event at `seq` came.
+    pub(super) fn was_away(&self, seq: u64) -> bool {
+        self.away.iter().any(|(from, upto)| (*from..=*upto).contains(&seq))
+    }
+
+    /// Whether the user was shown what stands at `seq`.
+    pub(super) fn has_seen(&self, seq: u64) -> bool {
+        self.seen.iter().any(|(from, upto)| (*from..=*upto).contains(&seq))
+    }
+
     pub(super) fn see(&mut self, seq: u64) {
         self.floor = self.floor.max(seq);
         match self.seen.last_mut() {

@@ -170,3 +170,67 @@ async fn a_group_grows_large_under_its_listeners() {
         client.stop().await;
     }
 }
+
+/// What is done to a message is for whoever may see the message, whenever it is done: who was out for a moment is told of it when
+/// they are back, and who came later is not told the new words of what they never saw.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits_follow_the_message_and_not_the_hour() {
+    let server = super::server().await;
+    let url = server.url();
+    let ((ada, _), (bob, mut bob_hears), (eve, mut eve_hears), (zoe, mut zoe_hears)) =
+        (join(&url, "ada").await, join(&url, "bob").await, join(&url, "eve").await, join(&url, "zoe").await);
+    let names: Vec<String> = (0..300).map(|n| format!("user-{n:03}")).collect();
+    for others in [&names[..0], &names[..]] {
+        let members: Vec<&str> = others.iter().map(String::as_str).chain(["bob", "eve"]).collect();
+        let group = ada.create_group("trip", &members).await.unwrap();
+        let here = json!({ "conversation": group });
+        for client in [&bob, &eve] {
+            client.request("conversation.open", here.clone()).await.unwrap();
+        }
+        let say = async |text: &str| ada.send(group, &json!({ "text": text })).await.unwrap().seq;
+        let (kept, gone) = (say("v1").await, say("a secret").await);
+        hear(&mut eve_hears, "message.new").await;
+        hear(&mut eve_hears, "message.new").await;
+
+        ada.request("member.remove", json!({ "conversation": group, "user": "eve" })).await.unwrap();
+        hear(&mut eve_hears, "member.left").await;
+        let unseen = say("without eve").await;
+        ada.change(group, kept, Some(json!({ "text": "v2" }))).await.unwrap();
+        ada.change(group, gone, None).await.unwrap();
+        ada.change(group, unseen, Some(json!({ "text": "still without eve" }))).await.unwrap();
+        for user in ["eve", "zoe"] {
+            ada.request("member.add", json!({ "conversation": group, "user": user })).await.unwrap();
+        }
+        let edit = eve_hears.event(SOON).await.unwrap();
+        assert_eq!((edit.name.as_str(), edit.target), ("message.updated", Some(kept)), "{edit:?}");
+        assert_eq!(edit.data["body"]["text"], "v2");
+        let deletion = eve_hears.event(SOON).await.unwrap();
+        assert_eq!((deletion.name.as_str(), deletion.target), ("message.deleted", Some(gone)), "{deletion:?}");
+        assert_eq!(eve_hears.event(SOON).await.unwrap().name, "member.joined");
+
+        // Live, both of them: who holds the message hears the new words, who came later that there are some.
+        hear(&mut zoe_hears, "member.joined").await;
+        for client in [&eve, &zoe] {
+            client.request("conversation.open", here.clone()).await.unwrap();
+        }
+        ada.change(group, kept, Some(json!({ "text": "v3" }))).await.unwrap();
+        let of_zoe = say("welcome").await;
+        ada.change(group, of_zoe, Some(json!({ "text": "welcome, zoe" }))).await.unwrap();
+        for (hears, old) in [(&mut bob_hears, json!("v3")), (&mut zoe_hears, json!(null))] {
+            let edit = loop {
+                let edit = hear(hears, "message.updated").await;
+                if edit.seq + 1 == of_zoe {
+                    break edit;
+                }
+            };
+            assert_eq!((edit.target, &edit.data["body"]["text"]), (Some(kept), &old), "{edit:?}");
+            assert_eq!(hear(hears, "message.updated").await.data["body"]["text"], "welcome, zoe");
+        }
+        let page = zoe.request("event.list", json!({ "conversation": group, "after": 0 })).await.unwrap();
+        assert!(!page.to_string().contains("v3") && page.to_string().contains("welcome, zoe"), "{page}");
+        while eve_hears.event(Duration::from_millis(300)).await.is_some() {}
+    }
+    for client in [ada, bob, eve, zoe] {
+        client.stop().await;
+    }
+}

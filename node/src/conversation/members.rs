@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chappe_schema::{
-    event::{HistoryAccess, Role},
+    event::{Event, Fact, HistoryAccess, Role},
     id::{Seq, UserId},
     limit::STAYS_MAX,
     receipt::Watermarks,
@@ -406,6 +406,19 @@ impl Visible {
     #[must_use]
     pub fn contains(&self, seq: Seq) -> bool {
         self.0.iter().any(|(low, high)| (*low..=*high).contains(&seq))
+    }
+
+    /// Whether the event is shown: what is done to a message to whoever may see the message, also when it was done in their
+    /// absence; anything else to whoever was there.
+    #[must_use]
+    pub fn shows(&self, event: &Event) -> bool {
+        self.contains(event.seq) || (event.fact.is_about_message() && self.contains(event.target))
+    }
+
+    /// Whether it is shown without its body: what an edit makes of a message from before somebody's time is not theirs to read.
+    #[must_use]
+    pub fn veils(&self, event: &Event) -> bool {
+        matches!(event.fact, Fact::MessageUpdated { .. }) && !self.contains(event.target)
     }
 
     /// The first visible seq at or above this one.

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use chappe_schema::{
-    body::Body,
     command::{Command, From},
     error::{Code, Error},
     event::{Event, Fact},
@@ -33,6 +32,8 @@ pub struct Read {
     shape: Shape,
     /// What was not durable when the read was allowed; it wins over what is older in the store.
     fresh: Fresh,
+    /// Looked at in vain so far, while the reader was no member.
+    passed: usize,
     /// Read so far.
     events: Vec<Arc<Event>>,
     overlays: Vec<(Seq, StoredOverlay)>,
@@ -91,6 +92,10 @@ enum Shape {
     },
 }
 
+/// Most events of a time without the reader that one read looks through for what was done to messages they may see. Beyond, the
+/// rest of that time is left out: the cost of a page is bounded, however long somebody was away.
+pub(super) const PASSED_MAX: usize = 20_000;
+
 /// What a read needs next.
 #[derive(Debug)]
 pub enum Progress {
@@ -131,7 +136,12 @@ impl Conversation {
                 return Ok(Verdict::Answer(Ok(Reply::Members { items, next_cursor })));
             }
             Command::ConversationOpen { .. } => {
-                return Ok(Verdict::Answer(Ok(Reply::Opened { head: self.head, n: self.n, large: self.is_large() })));
+                return Ok(Verdict::Answer(Ok(Reply::Opened {
+                    head: self.head,
+                    n: self.n,
+                    large: self.is_large(),
+                    joined: member.joined,
+                })));
             }
             // Said to others by whoever drives the conversation; here it is only judged.
             Command::TypingStart { .. } => return Ok(Verdict::Answer(Ok(Reply::Typing { shown: !self.is_large() }))),
@@ -237,6 +247,7 @@ impl Conversation {
             visible,
             shape,
             fresh,
+            passed: 0,
             events: Vec::new(),
             overlays: Vec::new(),
             own: Vec::new(),
@@ -255,7 +266,7 @@ impl Read {
         if after >= self.head {
             return Some(self.page_of_events());
         }
-        let first = self.visible.next(after + 1);
+        let first = after + 1;
         let hot = state.hot.as_ref()?;
         hot.recent.get(first)?;
         let upto = self.head.min((first - 1).saturating_add(limit as u64));
@@ -266,7 +277,7 @@ impl Read {
             if bytes > PAGE_BYTES_MAX && !self.events.is_empty() {
                 break;
             }
-            if self.visible.contains(seq) {
+            if self.visible.shows(event) {
                 self.events.push(Arc::clone(event));
             }
         }
@@ -308,8 +319,10 @@ impl Read {
         let above = self.floor + 1;
         match &self.shape {
             Shape::Events { after, limit } if *after < self.head => {
-                let from = self.visible.next(after + 1).min(self.head);
-                Progress::More(self.request(from, self.head, false, Show::Events, *limit))
+                let from = after + 1;
+                // Of a time without the reader little is shown, and much may have to be looked at.
+                let limit = if self.visible.contains(from) { *limit } else { PAGE_MAX.max(*limit) };
+                Progress::More(self.request(from, self.head, false, Show::Events, limit))
             }
             Shape::Events { .. } => Progress::Done(Ok(self.page_of_events())),
             Shape::Before { upto, limit, .. } if *upto >= above => {
@@ -352,13 +365,19 @@ impl Read {
         let count = page.events.len();
         let visible = &self.visible;
         // A slice of which nothing may be shown is not the end: the next one is looked at.
-        let nothing = !page.complete && !page.events.iter().any(|event| visible.contains(event.seq));
+        let nothing = !page.complete && !page.events.iter().any(|event| visible.shows(event));
         match &mut self.shape {
-            Shape::Events { after, .. } if nothing && page.reached > *after => *after = page.reached,
+            Shape::Events { after, .. } if nothing && page.reached > *after => {
+                self.passed += count;
+                let is_enough = self.passed >= PASSED_MAX;
+                *after = if is_enough { visible.next(page.reached + 1) - 1 } else { page.reached };
+            }
             Shape::Before { upto, .. } if nothing && (1..=*upto).contains(&page.reached) => *upto = page.reached - 1,
             Shape::After { from, .. } if nothing && page.reached >= *from => *from = page.reached + 1,
-            Shape::Events { .. } => {
+            Shape::Events { limit, .. } => {
+                let limit = *limit;
                 self.collect(page);
+                self.events.truncate(limit);
                 let progress = Progress::Done(Ok(self.page_of_events()));
                 return (self, progress);
             }
@@ -452,7 +471,7 @@ impl Read {
 
     fn collect(&mut self, page: Page) {
         let visible = &self.visible;
-        self.events.extend(page.events.into_iter().filter(|event| visible.contains(event.seq)));
+        self.events.extend(page.events.into_iter().filter(|event| visible.shows(event)));
         self.overlays.extend(page.overlays);
         self.own.extend(page.own);
     }
@@ -467,8 +486,15 @@ impl Read {
         let known = self.overlays.iter().map(|(target, _)| *target).chain(self.fresh.targets());
         let deleted: Vec<Seq> = known.filter(|target| self.latest(*target).deleted != 0).collect();
         let mut items = std::mem::take(&mut self.events);
-        if !deleted.is_empty() {
-            items.iter_mut().for_each(|event| erase(event, &deleted));
+        for event in &mut items {
+            let is_gone = match &event.fact {
+                Fact::MessageNew { .. } => deleted.contains(&event.seq),
+                Fact::MessageUpdated { .. } => deleted.contains(&event.target) || self.visible.veils(event),
+                _ => false,
+            };
+            if is_gone {
+                *event = Arc::new(event.without_body());
+            }
         }
         Reply::Events { conversation: self.conversation, items, head: self.head, floor: self.floor }
     }
@@ -512,19 +538,6 @@ impl Read {
         items.reverse();
         Reply::Edits { items, deleted: (*deleted != 0).then_some(*deleted), more: *more }
     }
-}
-
-/// Takes the body away, and whom it mentioned, if it is one that a deleted message has had.
-fn erase(event: &mut Arc<Event>, deleted: &[Seq]) {
-    let body = Body::erased();
-    let fact = match &event.fact {
-        Fact::MessageNew { .. } if deleted.contains(&event.seq) => Fact::MessageNew { body, mentions: None },
-        Fact::MessageUpdated { previous, target_n, .. } if deleted.contains(&event.target) => {
-            Fact::MessageUpdated { body, previous: *previous, mentions: None, target_n: *target_n }
-        }
-        _ => return,
-    };
-    *event = Arc::new(Event { fact, ..Event::clone(event) });
 }
 
 fn newest(one: StoredReaction, other: StoredReaction) -> StoredReaction {

@@ -1,10 +1,21 @@
 //! What a member's inbox shows of a conversation: everything of it is at hand, in an idle one too.
 
-use chappe_schema::{event::Encryption, id::UserId, inbox::Standing, wire::Head};
+use chappe_schema::{
+    event::Encryption,
+    id::{Seq, UserId},
+    inbox::Standing,
+    wire::Head,
+};
 
 use super::state::Conversation;
 
 impl Conversation {
+    /// Whether `user` was a member when event `seq` came, whatever they are now.
+    #[must_use]
+    pub fn was_there(&self, user: &UserId, seq: Seq) -> bool {
+        self.members.ever_known(user).is_some_and(|member| member.was_there(seq))
+    }
+
     /// How the conversation stands for `user`; `None` for whoever is no member.
     #[must_use]
     pub fn standing(&self, user: &UserId) -> Option<Standing> {

@@ -21,7 +21,10 @@ use chappe_schema::{
     wire::Actor,
 };
 
-use super::{Audience, Conversation, Evidence, Verdict, read::Progress};
+use super::{
+    Audience, Conversation, Evidence, Verdict,
+    read::{PASSED_MAX, Progress},
+};
 use crate::store::{Page, PageRequest, Reacted, ReactedRequest, Show};
 
 const T: Millis = 1_700_000_000_000;
@@ -540,6 +543,93 @@ fn members_delete_their_own_and_admins_any() {
     talk.ok("bob", delete(of_bob));
     talk.ok("ada", role("eve", Role::Admin));
     talk.ok("eve", delete(of_ada));
+}
+
+/// Bodies of a page of events: seq, and the text or nothing.
+fn told(talk: &mut Talk, who: &str, after: Seq, limit: usize) -> Vec<(Seq, Option<String>)> {
+    let list = Command::EventList { conversation: CONVERSATION, after, limit };
+    let Reply::Events { items, .. } = talk.ok(who, list) else { panic!("no events") };
+    let text = |event: &Arc<Event>| match &event.fact {
+        Fact::MessageNew { body, .. } | Fact::MessageUpdated { body, .. } => body.text(),
+        _ => None,
+    };
+    items.iter().map(|event| (event.seq, text(event))).collect()
+}
+
+/// What somebody holds of messages becomes what everybody holds, however long they were away; what was said meanwhile does not.
+#[test]
+fn who_comes_back_is_told_what_was_done_to_messages_that_are_theirs() {
+    let mut talk = Talk::group(&["bob", "eve"]);
+    let (first, second, third) = (talk.send("ada", "v1").seq, talk.send("ada", "gone").seq, talk.send("bob", "x").seq);
+    talk.ok("ada", remove("eve"));
+    let left = talk.state.head;
+    let unseen = talk.send("ada", "without eve").seq;
+    talk.ok("ada", edit(unseen, "still without eve"));
+    talk.ok("ada", edit(first, "v2"));
+    let edited = talk.state.head;
+    talk.ok("ada", delete(second));
+    let deleted = talk.state.head;
+    talk.ok("bob", react(third, "+1"));
+    let reacted = talk.state.head;
+    talk.ok("bob", react(unseen, "+1"));
+    assert_eq!(
+        talk.refused("eve", Command::EventList { conversation: CONVERSATION, after: left, limit: 9 }),
+        Code::ConversationNotFound
+    );
+    talk.ok("ada", add("eve", Role::Member));
+    let joined = talk.state.head;
+    let all = [(edited, Some("v2".to_owned())), (deleted, None), (reacted, None), (joined, None)];
+    assert_eq!(told(&mut talk, "eve", left, 99), all);
+    // However small the pages are, and with nothing at hand.
+    talk.settle();
+    let mut after = left;
+    for event in all {
+        assert_eq!(told(&mut talk, "eve", after, 1), std::slice::from_ref(&event));
+        after = event.0;
+    }
+    assert_eq!(told(&mut talk, "eve", after, 1), []);
+    // Who came meanwhile is shown nothing of it.
+    talk.ok("ada", add("zoe", Role::Member));
+    assert_eq!(told(&mut talk, "zoe", 0, 99), [(joined + 1, None)]);
+}
+
+/// What a page costs is bounded, however long somebody was away.
+#[test]
+fn of_a_very_long_absence_only_a_part_is_looked_through() {
+    let mut talk = Talk::group(&["bob", "eve"]);
+    let seq = talk.send("ada", "v1").seq;
+    talk.ok("ada", remove("eve"));
+    let left = talk.state.head;
+    for _ in 0..PASSED_MAX / 2 {
+        talk.send("ada", "x");
+    }
+    talk.ok("ada", edit(seq, "early"));
+    let early = talk.state.head;
+    for _ in 0..PASSED_MAX * 2 {
+        talk.send("ada", "x");
+    }
+    talk.ok("ada", edit(seq, "late"));
+    talk.ok("ada", add("eve", Role::Member));
+    let joined = talk.state.head;
+    assert_eq!(told(&mut talk, "eve", left, 99), [(early, Some("early".into()))]);
+    assert_eq!(told(&mut talk, "eve", early, 99), [(joined, None)]);
+    assert_eq!(talk.messages("eve", From::Newest, 9).0[0].body.as_deref(), Some(br#"{"text":"late"}"#.as_slice()));
+}
+
+#[test]
+fn newcomers_are_not_told_the_new_words_of_old_messages() {
+    let mut talk = Talk::group(&["bob"]);
+    let before = talk.send("ada", "v1").seq;
+    talk.ok("ada", add("eve", Role::Member));
+    let joined = talk.state.head;
+    let after = talk.send("ada", "w1").seq;
+    talk.ok("ada", edit(before, "v2"));
+    talk.ok("ada", edit(after, "w2"));
+    let events = [(joined, None), (after, Some("w1".into())), (after + 1, None), (after + 2, Some("w2".into()))];
+    assert_eq!(told(&mut talk, "eve", 0, 99), events);
+    assert_eq!(told(&mut talk, "bob", after, 99)[0], (after + 1, Some("v2".into())));
+    talk.settle();
+    assert_eq!(told(&mut talk, "eve", 0, 99), events);
 }
 
 #[test]

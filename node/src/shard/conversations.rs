@@ -8,7 +8,7 @@ use std::{
 use chappe_schema::{
     command::Command,
     error::{Code, Error},
-    event::{Event, Fact},
+    event::{Event, Fact, HistoryAccess},
     id::{Change, ConversationId, EntityId, Epoch, GatewayId, Millis, Partition, Seq, UserId},
     limit::{COMMAND_DEADLINE_MS, WINDOW},
     reply::Reply,
@@ -135,6 +135,34 @@ impl ConversationSlot {
             && self.receipts.is_quiet()
             && self.members.is_quiet()
     }
+}
+
+/// Committed events, shared by whoever hears of them.
+type Events = Arc<[Arc<Event>]>;
+
+/// The events as each of these users may read them, where that is not the same for all: who came after a message was written is
+/// not told what an edit makes of it. In the moment after a panic, in which nobody knows who came when, all are told everything: the
+/// other ways out would lose the event, or its words for those whose message it is.
+fn shares(state: Option<&Conversation>, events: &[Arc<Event>], users: &[UserId]) -> Vec<(Events, Vec<UserId>)> {
+    let edits: SmallVec<[&Event; 4]> =
+        events.iter().map(Arc::as_ref).filter(|event| matches!(event.fact, Fact::MessageUpdated { .. })).collect();
+    if edits.is_empty() {
+        return Vec::new();
+    }
+    let Some(state) = state else { return Vec::new() };
+    let mut by_veil: BTreeMap<SmallVec<[Seq; 4]>, Vec<UserId>> = BTreeMap::new();
+    for user in users {
+        let veiled = edits.iter().filter(|event| !state.was_there(user, event.target)).map(|event| event.seq);
+        by_veil.entry(veiled.collect()).or_default().push(user.clone());
+    }
+    let share = |(veiled, users): (SmallVec<[Seq; 4]>, _)| {
+        let of = |event: &Arc<Event>| match veiled.contains(&event.seq) {
+            true => Arc::new(event.without_body()),
+            false => Arc::clone(event),
+        };
+        (events.iter().map(of).collect(), users)
+    };
+    by_veil.into_iter().map(share).collect()
 }
 
 /// Facts that an event has for users' own logs; `None` when that takes the state, which is not there.
@@ -516,16 +544,21 @@ impl Shard {
         };
         for run in committed.chunk_by(same) {
             let (Some(last), Some(audience)) = (run.last(), &run[0].audience) else { continue };
-            let events: Arc<[Arc<Event>]> = run.iter().map(|pending| Arc::clone(&pending.event)).collect();
+            let events: Events = run.iter().map(|pending| Arc::clone(&pending.event)).collect();
             let head = Head { seq: last.event.seq, n: last.event.n };
-            let large =
-                self.conversations.get_mut(&id).and_then(|slot| slot.ready()).is_some_and(|state| state.is_large());
+            let state = self.conversations.get(&id).and_then(|slot| slot.slot.core());
+            let large = state.is_some_and(Conversation::is_large);
+            let since_join = state.is_none_or(|state| state.settings.history == HistoryAccess::SinceJoin);
+            let shares = match &**audience {
+                Audience::Users(users) if since_join => shares(state, &events, users),
+                _ => Vec::new(),
+            };
             let message_at = events.iter().rfind(|event| event.fact.is_message()).map_or(0, |event| event.created_at);
             let news = Arc::new(News { conversation: id, head, message_at, events, large });
             let users = match &**audience {
                 Audience::Users(users) => users,
                 Audience::Listeners(about) => {
-                    self.broadcast(id, &news);
+                    self.broadcast(id, since_join, &news);
                     self.tell_mentioned(id, &news);
                     about
                 }
@@ -533,7 +566,12 @@ impl Shard {
             self.dismiss(id, &news);
             self.end_typing(id, &news);
             self.measures.fanned_out(users.len());
-            self.send_news(&news, users);
+            if shares.is_empty() {
+                self.send_news(&news, users);
+            }
+            for (events, users) in shares {
+                self.send_news(&Arc::new(News { events, ..News::clone(&news) }), &users);
+            }
         }
     }
 
@@ -579,10 +617,11 @@ impl Shard {
         }
     }
 
-    fn broadcast(&mut self, id: ConversationId, news: &News) {
+    fn broadcast(&mut self, id: ConversationId, since_join: bool, news: &News) {
         let Some(gateways) = self.interest.get(&id).cloned() else { return };
         for gateway in gateways {
-            self.send_to_gateway(gateway, ToGateway::Broadcast { conversation: id, events: Arc::clone(&news.events) });
+            let events = Arc::clone(&news.events);
+            self.send_to_gateway(gateway, ToGateway::Broadcast { conversation: id, since_join, events });
         }
     }
 

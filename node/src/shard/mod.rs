@@ -228,7 +228,7 @@ pub(crate) enum PeerMail {
 }
 
 /// Committed events of one conversation, shared by everyone who hears of them.
-#[derive(Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) struct News {
     conversation: ConversationId,
     head: Head,
@@ -327,6 +327,14 @@ impl<C, P, R> Slot<C, P, R> {
             looks: 0,
             bytes: 0,
             streamed: None,
+        }
+    }
+
+    /// The core, to look at.
+    fn core(&self) -> Option<&C> {
+        match &self.phase {
+            Phase::Ready(core) => Some(core),
+            _ => None,
         }
     }
 
