@@ -347,7 +347,7 @@ pub const OPERATIONS: &[Operation] = &[
         Conversation,
         Member,
         ClientMsgId,
-        [ConversationNotFound, MessageTooLarge, BadId, IdExpired, IdConflict]
+        [ConversationNotFound, Forbidden, MessageTooLarge, BadId, IdExpired, IdConflict]
     ),
     row!(
         MessageList,

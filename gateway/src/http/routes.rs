@@ -21,7 +21,7 @@ use chappe_schema::{
     reply::Reply,
     wire::Actor,
 };
-use http::{HeaderMap, HeaderValue, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Version, header, request::Parts};
 use metrics::{Histogram, histogram};
 use tokio::sync::oneshot;
 
@@ -263,11 +263,15 @@ impl Watched {
             // Every request comes through a connection.
             return answer::problem(&Error::new(Code::Internal), "");
         };
-        let (request_id, began) = (Arc::clone(&about.request_id), about.began);
+        let (request_id, began, version) = (Arc::clone(&about.request_id), about.began, request.version());
         let response = handle(gateway, about, request).await.unwrap_or_else(|Refused { error, decision }| {
             log(&error, &request_id);
             let mut response: Response<Body> = answer::problem(&error, &request_id);
             answer::limits(response.headers_mut(), &decision);
+            // The rest of such a body is not read, so that nothing more can be asked behind it; HTTP/2 has streams for that.
+            if matches!(error.code, Code::TooLarge | Code::RequestTimeout) && version < Version::HTTP_2 {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             response
         });
         self.note(response.status().as_u16(), began);

@@ -149,6 +149,7 @@ async fn bodies_are_json_and_bounded() {
     ] {
         let answer = world.http(&post(typed, &body)).await;
         assert_eq!((answer.status, answer.problem().as_str()), (status, code), "{typed} {}", body.len());
+        assert_eq!(answer.header("connection") == Some("close"), status == 413, "{answer:?}");
     }
     // Without an announced length the bound holds too.
     let mut stream = world.tcp().await;

@@ -1,7 +1,10 @@
 //! Who may come in no longer: expiry, log-outs and bans, on live sockets, over HTTP, and after a restart; and who may
 //! speak for others.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use chappe_loadtest::{
     client::{Client, Down, News, Options, Stream, http::Http},
@@ -165,6 +168,23 @@ fn entry(name: &str, sha256: &str, scopes: &str) -> String {
     format!("[[key]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\nscopes = [{scopes}]\n")
 }
 
+/// The key of a caller, or one that nobody knows.
+pub(super) fn key(caller: &str) -> &'static str {
+    match caller {
+        "backend" => BACKEND.0,
+        "reader" => READER.0,
+        _ => "chappe_nobody_0123456789abcdef0123456789abcdef",
+    }
+}
+
+/// Arguments for a server whose `backend` may everything and whose `reader` may only look.
+pub(super) fn keys(home: &Path) -> Vec<String> {
+    let file = home.join("keys.toml");
+    let (all, some) = (r#""users.read", "users.write", "as_user.read", "as_user.write""#, r#""users.read""#);
+    std::fs::write(&file, entry("backend", BACKEND.1, all) + &entry("reader", READER.1, some)).unwrap();
+    vec!["--set".to_owned(), format!("gateway.auth.api_keys_file={}", file.display())]
+}
+
 async fn ask(url: &str, key: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
     let answer = Http::new(url).call(method, path, Some(key), body.as_ref()).await.unwrap();
     (answer.status, answer.json().unwrap())
@@ -175,10 +195,7 @@ async fn ask(url: &str, key: &str, method: Method, path: &str, body: Option<Valu
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_side_caller_speaks_for_users_and_bans_one() {
     let home = tempfile::tempdir().unwrap();
-    let file = home.path().join("keys.toml");
-    let all = r#""users.read", "users.write", "as_user.read", "as_user.write""#;
-    std::fs::write(&file, entry("backend", BACKEND.1, all)).unwrap();
-    let args = vec!["--set".to_owned(), format!("gateway.auth.api_keys_file={}", file.display())];
+    let args = keys(home.path());
     let mut server = super::start(Setup { unlimited: true, args, ..Setup::default() }).await.unwrap();
     let url = server.url();
     let (key, _) = BACKEND;
@@ -242,7 +259,7 @@ async fn a_server_side_caller_speaks_for_users_and_bans_one() {
     assert_eq!(bob["user"]["logged_out_devices"][0]["device"], "phone");
 
     // The key is replaced without a restart.
-    std::fs::write(&file, entry("reader", READER.1, r#""users.read""#)).unwrap();
+    std::fs::write(home.path().join("keys.toml"), entry("reader", READER.1, r#""users.read""#)).unwrap();
     server.signal(Signal::HUP).unwrap();
     let began = Instant::now();
     while ask(&url, key, Method::GET, "/v1/admin/users/bob", None).await.0 != 401 {
