@@ -179,7 +179,13 @@ fn run(config: Config) -> anyhow::Result<()> {
     log::init(&config.log)?;
     files::keep_private();
     files::raise_limit();
-    let metrics = metrics::install(&[Component::Process, Component::Gateway, Component::Cluster])?;
+    let metrics = metrics::install(&[
+        Component::Process,
+        Component::Gateway,
+        Component::Cluster,
+        Component::Link,
+        Component::Membership,
+    ])?;
     metrics::record_build(&VERSION);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")?;
@@ -262,6 +268,7 @@ async fn serve(config: Config, metrics: metrics::Metrics) -> anyhow::Result<()> 
 
     // The way out, each stage announced. Whoever asks `/readyz` hears it first, and has time to send clients elsewhere.
     health.begin_draining();
+    gateway.retire();
     shutdown.enter(Stage::NotReady);
     if !failed {
         sleep(config.server.drain_delay.get()).await;

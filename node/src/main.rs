@@ -281,6 +281,9 @@ fn run(config: Config, force: Option<ClusterGeneration>) -> anyhow::Result<()> {
     if config.server.store == Kept::Cql {
         components.push(Component::Cluster);
     }
+    if config.cluster.listen.is_some() {
+        components.extend([Component::Link, Component::Membership]);
+    }
     let metrics = metrics::install(&components)?;
     metrics::record_build(&VERSION);
     let runtime =
@@ -369,6 +372,7 @@ async fn serve(config: Config, metrics: metrics::Metrics, force: Option<ClusterG
 
     // The way out, each stage announced. Whoever asks `/readyz` hears it first, and has time to send clients elsewhere.
     health.begin_draining();
+    gateway.retire();
     shutdown.enter(Stage::NotReady);
     let failed = failed
         || tokio::select! {

@@ -20,8 +20,9 @@ pub trait Links: Send + Sync + 'static {
     /// Who owns a partition, as far as is known here.
     fn owner(&self, partition: Partition) -> Option<Owner>;
 
-    /// Sends to one life of a node. What it answers at once is given back; what cannot be sent is lost, and that is said
-    /// ([`GatewayPort::lost`]): a later message that can be sent again must not overtake it.
+    /// Sends to one life of a node. What it answers at once is given back; what certainly does not arrive is answered as an owner
+    /// would that has none of it ([`ToGateway::Moved`]); what may or may not have arrived when a way broke is said
+    /// ([`GatewayPort::lost`]). A later message that can be sent again must not overtake either.
     fn send(&self, to: SessionId, message: ToNode) -> Vec<ToGateway>;
 
     /// Sends what wants no answer to whoever owns the partition; without an owner it is lost, as its next owner starts

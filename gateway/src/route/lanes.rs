@@ -154,7 +154,7 @@ impl<P> Lanes<P> {
 
     /// An owner has refused a lane: all of it goes to whom it names, or, if that is nobody newer, to whom the map names after
     /// a pause.
-    pub fn moved(&mut self, lane: Lane, named: Option<Owner>, now: Millis, send: &mut dyn FnMut(Sending)) {
+    pub fn moved(&mut self, lane: Lane, named: Option<Owner>, now: Millis, send: &mut dyn FnMut(Sending) -> bool) {
         let Some(state) = self.lanes.get_mut(&lane.partition) else { return };
         if state.attempt != lane.attempt {
             return;
@@ -168,7 +168,7 @@ impl<P> Lanes<P> {
     }
 
     /// The map names another owner.
-    pub fn assigned(&mut self, partition: Partition, owner: Owner, send: &mut dyn FnMut(Sending)) {
+    pub fn assigned(&mut self, partition: Partition, owner: Owner, send: &mut dyn FnMut(Sending) -> bool) {
         let Some(state) = self.lanes.get_mut(&partition) else { return };
         if owner_is_newer(Some(owner), state.owner) {
             state.attempt += 1;
@@ -193,7 +193,12 @@ impl<P> Lanes<P> {
     }
 
     /// Time has passed: lanes that have waited long enough are sent to whom the map names.
-    pub fn resume(&mut self, now: Millis, owner: impl Fn(Partition) -> Option<Owner>, send: &mut dyn FnMut(Sending)) {
+    pub fn resume(
+        &mut self,
+        now: Millis,
+        owner: impl Fn(Partition) -> Option<Owner>,
+        send: &mut dyn FnMut(Sending) -> bool,
+    ) {
         if self.waiting == 0 {
             return;
         }
@@ -224,7 +229,7 @@ impl<P> Lanes<P> {
         }
     }
 
-    fn send_again(&mut self, partition: Partition, owner: Option<Owner>, send: &mut dyn FnMut(Sending)) {
+    fn send_again(&mut self, partition: Partition, owner: Option<Owner>, send: &mut dyn FnMut(Sending) -> bool) {
         let Some(state) = self.lanes.get_mut(&partition) else { return };
         if state.wait_until.take().is_some() {
             self.waiting -= 1;
@@ -234,8 +239,11 @@ impl<P> Lanes<P> {
         let lane = Lane { partition, attempt: state.attempt };
         let mut next = state.first;
         while let Some(question) = next.and_then(|key| self.questions.get(key)) {
-            if let Some(ask) = &question.ask {
-                send((owner.session, ask.to_node(lane)));
+            if let Some(ask) = &question.ask
+                && !send((owner.session, ask.to_node(lane)))
+            {
+                // The answer that it has moved sends them all once more: a later one must not arrive before this one.
+                return;
             }
             next = question.after;
         }
@@ -353,13 +361,36 @@ mod tests {
         let numbers: Vec<u64> = (1..=4).map(|name| ask(&mut lanes, name, Some(owner(1))).unwrap().2).collect();
         assert_eq!(lanes.take(numbers[1]), Some(2));
         let mut sent = Vec::new();
-        lanes.moved(Lane { partition: HERE, attempt: 0 }, Some(owner(2)), 0, &mut |sending| sent.push(seen(&sending)));
+        lanes.moved(Lane { partition: HERE, attempt: 0 }, Some(owner(2)), 0, &mut |sending| {
+            sent.push(seen(&sending));
+            true
+        });
         assert_eq!(sent, [(102, 1, numbers[0]), (102, 1, numbers[2]), (102, 1, numbers[3])]);
         // The same refusal, said of a later question, is old news; so is a map that is behind.
-        let nobody = &mut |sending: Sending| panic!("{sending:?}");
+        let nobody = &mut |sending: Sending| -> bool { panic!("{sending:?}") };
         lanes.moved(Lane { partition: HERE, attempt: 0 }, Some(owner(3)), 0, nobody);
         lanes.assigned(HERE, owner(2), nobody);
         assert_eq!(ask(&mut lanes, 5, Some(owner(1))).map(|(to, attempt, _)| (to, attempt)), Some((102, 1)));
+    }
+
+    #[test]
+    fn what_could_not_be_sent_is_not_overtaken() {
+        let mut lanes = Lanes::default();
+        let numbers: Vec<u64> = (1..=3).map(|name| ask(&mut lanes, name, Some(owner(1))).unwrap().2).collect();
+        let mut sent = Vec::new();
+        let broken = &mut |sending: Sending| {
+            sent.push(seen(&sending));
+            sent.len() < 2
+        };
+        lanes.moved(Lane { partition: HERE, attempt: 0 }, Some(owner(2)), 0, broken);
+        assert_eq!(sent, [(102, 1, numbers[0]), (102, 1, numbers[1])]);
+        // The way back says that it has moved: they go once more, all of them, from the first.
+        sent.clear();
+        lanes.moved(Lane { partition: HERE, attempt: 1 }, Some(owner(3)), 0, &mut |sending| {
+            sent.push(seen(&sending));
+            true
+        });
+        assert_eq!(sent, numbers.iter().map(|number| (103, 2, *number)).collect::<Vec<_>>());
     }
 
     #[test]
@@ -368,20 +399,35 @@ mod tests {
         assert_eq!(ask(&mut lanes, 1, None), None);
         assert_eq!(ask(&mut lanes, 2, Some(owner(1))), None, "what came later does not overtake");
         let mut sent = Vec::new();
-        lanes.resume(RESEND_MS - 1, |_| Some(owner(1)), &mut |sending| sent.push(seen(&sending)));
+        lanes.resume(RESEND_MS - 1, |_| Some(owner(1)), &mut |sending| {
+            sent.push(seen(&sending));
+            true
+        });
         assert!(sent.is_empty());
-        lanes.resume(RESEND_MS, |_| Some(owner(1)), &mut |sending| sent.push(seen(&sending)));
+        lanes.resume(RESEND_MS, |_| Some(owner(1)), &mut |sending| {
+            sent.push(seen(&sending));
+            true
+        });
         assert_eq!(sent.iter().map(|(to, attempt, _)| (*to, *attempt)).collect::<Vec<_>>(), [(101, 0), (101, 0)]);
         // The link breaks: asked again after a pause, under another attempt, the same one if nobody is newer.
         sent.clear();
         lanes.lost(101, 1000);
         assert_eq!(ask(&mut lanes, 3, Some(owner(1))), None);
-        lanes.resume(1000 + RESEND_MS, |_| Some(owner(1)), &mut |sending| sent.push(seen(&sending)));
+        lanes.resume(1000 + RESEND_MS, |_| Some(owner(1)), &mut |sending| {
+            sent.push(seen(&sending));
+            true
+        });
         assert_eq!(sent.iter().map(|(to, attempt, _)| (*to, *attempt)).collect::<Vec<_>>(), [(101, 1); 3]);
         sent.clear();
-        lanes.resume(5000, |_| Some(owner(7)), &mut |sending| sent.push(seen(&sending)));
+        lanes.resume(5000, |_| Some(owner(7)), &mut |sending| {
+            sent.push(seen(&sending));
+            true
+        });
         assert!(sent.is_empty(), "nothing waits");
-        lanes.assigned(HERE, owner(7), &mut |sending| sent.push(seen(&sending)));
+        lanes.assigned(HERE, owner(7), &mut |sending| {
+            sent.push(seen(&sending));
+            true
+        });
         assert_eq!(sent.len(), 3);
     }
 
@@ -442,7 +488,10 @@ mod tests {
                     Step::Answer(_) => {}
                     Step::Moved(epoch) => {
                         let attempt = lanes.lanes.get(&HERE).map_or(0, |lane| lane.attempt);
-                        lanes.moved(Lane { partition: HERE, attempt }, Some(owner(epoch)), now, &mut |one| sent.push(one));
+                        lanes.moved(Lane { partition: HERE, attempt }, Some(owner(epoch)), now, &mut |one| {
+                            sent.push(one);
+                            true
+                        });
                     }
                     Step::Lost => {
                         if let Some(known) = lanes.lanes.get(&HERE).and_then(|lane| lane.owner) {
@@ -451,11 +500,17 @@ mod tests {
                     }
                     Step::Resume => {
                         now += RESEND_MS;
-                        lanes.resume(now, |_| Some(owner(named)), &mut |one| sent.push(one));
+                        lanes.resume(now, |_| Some(owner(named)), &mut |one| {
+                            sent.push(one);
+                            true
+                        });
                     }
                     Step::Assign(epoch) => {
                         named = named.max(epoch);
-                        lanes.assigned(HERE, owner(named), &mut |one| sent.push(one));
+                        lanes.assigned(HERE, owner(named), &mut |one| {
+                            sent.push(one);
+                            true
+                        });
                     }
                 }
                 let numbered: Vec<(u32, u64)> = sent[from..].iter().map(|(_, message)| match message {

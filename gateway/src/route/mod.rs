@@ -145,7 +145,7 @@ impl Route {
         &self,
         partition: Partition,
         links: &dyn Links,
-        act: impl FnOnce(&mut Lanes<Pending>, &mut dyn FnMut(Sending)),
+        act: impl FnOnce(&mut Lanes<Pending>, &mut dyn FnMut(Sending) -> bool),
     ) -> AtOnce {
         let mut at_once = Vec::new();
         let mut lanes = self.shard(partition).1.lock();
@@ -205,11 +205,15 @@ impl Route {
 }
 
 /// Nearly always nothing is answered at once, and nothing is allocated.
-fn send(links: &dyn Links, to: SessionId, message: ToNode, at_once: &mut AtOnce) {
+///
+/// Whether it is on its way: what was answered at once that it has moved is not.
+fn send(links: &dyn Links, to: SessionId, message: ToNode, at_once: &mut AtOnce) -> bool {
     let answers = links.send(to, message);
+    let is_sent = !answers.iter().any(|answer| matches!(answer, ToGateway::Moved { .. }));
     if !answers.is_empty() {
         at_once.push((to, answers));
     }
+    is_sent
 }
 
 /// A question's number with its shard's: the shard in the lowest bits, so that the place keeps room above.
