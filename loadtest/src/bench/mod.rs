@@ -12,6 +12,7 @@ mod peer;
 mod receipts;
 mod sends;
 mod store;
+mod tax;
 
 use std::{fs::File, path::PathBuf};
 
@@ -40,11 +41,12 @@ pub struct Plan {
     #[arg(long = "server-arg", allow_hyphen_values = true)]
     pub server_args: Vec<String>,
     /// Only the loads whose name contains this: hot, sparse, pairs-64x1, pairs-256x1, pairs-64x8, fanout-1, fanout-8,
-    /// audience, encoding, receipts, idle, typing, presence, store-embedded, store-cql, store-cql-groups, store-cql-pages, tester.
+    /// audience, encoding, receipts, idle, typing, presence, store-embedded, store-cql, store-cql-groups, store-cql-pages,
+    /// tax-1, tax-8 (a cluster beside one server), tester.
     /// May be given several times.
     #[arg(long)]
     pub only: Vec<String>,
-    /// A CQL server, for the loads store-cql….
+    /// A CQL server, for the loads store-cql… and tax-….
     #[arg(long, env = "CHAPPE_TEST_CQL", value_name = "HOST:PORT")]
     pub cql: Option<String>,
     /// Copies of every row there.
@@ -134,6 +136,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
             "store-embedded" => store::embedded(&plan).await,
             "store-cql" => store::cql(&plan).await,
             "store-cql-pages" => store::pages(&plan).await,
+            "tax-1" | "tax-8" => tax::measure(&plan, load).await,
             "receipts" => receipts::measure(&plan, load).await,
             "audience" => audience::measure(&plan, load).await,
             "encoding" => encoding::measure(&plan, load),
@@ -160,7 +163,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-const LOADS: [&str; 18] = [
+const LOADS: [&str; 20] = [
     "hot",
     "sparse",
     "pairs-64x1",
@@ -178,6 +181,8 @@ const LOADS: [&str; 18] = [
     "store-cql",
     "store-cql-groups",
     "store-cql-pages",
+    "tax-1",
+    "tax-8",
     "tester",
 ];
 
@@ -186,7 +191,7 @@ impl Plan {
         let mut named = self.only.iter().chain(&self.loads).peekable();
         if named.peek().is_none() {
             // Without a server there is nothing to say of it.
-            return !load.starts_with("store-cql") || self.cql.is_some();
+            return !(load.starts_with("store-cql") || load.starts_with("tax")) || self.cql.is_some();
         }
         named.any(|only| load.contains(only.as_str()))
     }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Plan, Row, peer::RawPeer, store};
 use crate::{
-    client::{Counters, Target},
+    client::{Counters, Target, token::Signer},
     crowd::{Crowd, Manner, Measured, Pace, Person},
     metrics::Metrics,
     raw::{self, append},
@@ -16,13 +16,13 @@ use crate::{
 const BODY_BYTES: usize = 200;
 /// What one message needs on a disk: its body and about 100 bytes of seq, sender, id, time and checksum.
 const RECORD_BYTES: usize = 300;
-const WARM_UP: Duration = Duration::from_secs(1);
+pub(super) const WARM_UP: Duration = Duration::from_secs(1);
 /// Groups for the raw appends when the server does not say how large its own are.
 const GROUPS: [usize; 4] = [1, 8, 64, 256];
 
 /// Who sends where.
 pub(super) struct Shape {
-    load: String,
+    pub(super) load: String,
     aim: &'static str,
     pub(super) clients: usize,
     /// Members of each conversation, by index.
@@ -165,11 +165,24 @@ pub(super) async fn ours(
     receipts: bool,
 ) -> anyhow::Result<(Measured, Counters, Metrics, Metrics)> {
     let target = Arc::new(Target::resolve(&server.url()).await?);
-    let signer = server.signer()?;
+    let crowd = crowd(shape, &target, &server.signer()?, receipts).await?;
+    let (measured, before, after) = work(plan, &crowd, server, WARM_UP).await?;
+    let counters = crowd.counters().await;
+    crowd.leave().await;
+    Ok((measured, counters, before, after))
+}
+
+/// The clients of a shape, connected and in their conversations.
+pub(super) async fn crowd(
+    shape: &Shape,
+    target: &Arc<Target>,
+    signer: &Signer,
+    receipts: bool,
+) -> anyhow::Result<Crowd> {
     let mut people = Vec::with_capacity(shape.clients);
     for index in 0..shape.clients {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target) });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(target) });
     }
     let crowd = Crowd::connect(people, Manner { receipts, ..manner() }, |_| {}).await?;
     let mut homes: Vec<Vec<Uuid>> = vec![Vec::new(); shape.clients];
@@ -185,10 +198,7 @@ pub(super) async fn ours(
         homes[*member].push(direct);
     }
     assign(&crowd, shape, homes);
-    let (measured, before, after) = work(plan, &crowd, server, WARM_UP).await?;
-    let counters = crowd.counters().await;
-    crowd.leave().await;
-    Ok((measured, counters, before, after))
+    Ok(crowd)
 }
 
 /// Lets a crowd work and then rest; what the server counted before and after the measurement.
