@@ -124,7 +124,8 @@ where
     }
     match http::connection::serve(stream, peer, gateway, routes).await {
         http::connection::End::Upgraded(stream, rest, format) => {
-            crate::websocket::begin(stream.into_inner(), &rest, gateway, format);
+            // Its task looks after itself.
+            drop(crate::websocket::begin(stream.into_inner(), &rest, gateway, format));
         }
         http::connection::End::Done(stream) => {
             drop(seat);

@@ -284,11 +284,17 @@ impl Running {
         self.gateway.auth.dev_tokens().is_some()
     }
 
+    /// Says to whoever asks for its health that it is about to leave; it goes on as before until [`drain`](Self::drain).
+    pub fn retire(&self) {
+        self.gateway.retiring.send_replace(true);
+    }
+
     /// Leaves: accepts nobody any longer, tells every client when to come back (not all at once), closes connections
     /// in slices over the drain window, and lets HTTP requests finish. Commands are served to the end of it.
     pub async fn drain(&self) -> Drained {
         let gateway = &self.gateway;
         let window = gateway.config.drain_window.get();
+        self.retire();
         gateway.leaving.send_replace(true);
         let mut wakers = Wakers::new();
         let mut remaining = Vec::new();

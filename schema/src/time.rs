@@ -10,11 +10,22 @@ use crate::id::Millis;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub Millis);
 
+impl Timestamp {
+    /// Whether it can be written at all: up to the last days of 9999.
+    #[must_use]
+    pub fn is_writable(self) -> bool {
+        self.moment().is_some()
+    }
+
+    fn moment(self) -> Option<jiff::Timestamp> {
+        i64::try_from(self.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Beyond year 9999 no client could read it; such a time is a bug elsewhere and shows as the epoch.
-        let moment = i64::try_from(self.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        write!(f, "{:.3}", moment.unwrap_or_default())
+        write!(f, "{:.3}", self.moment().unwrap_or_default())
     }
 }
 
@@ -56,6 +67,9 @@ mod tests {
         assert_eq!(read("2026-11-22T22:00:28+01:00"), Some(1_795_381_228_000));
         assert_eq!((read("2026-11-22"), read("1969-01-01T00:00:00Z"), read("soon")), (None, None, None));
         assert_eq!(Timestamp(u64::MAX).to_string(), "1970-01-01T00:00:00.000Z");
+        // The last day of 9999 is not reached in every zone.
+        let last = 253_402_207_200_000;
+        assert_eq!((Timestamp(last - 1).is_writable(), Timestamp(last + 86_400_000).is_writable()), (true, false));
     }
 
     #[test]

@@ -295,6 +295,24 @@ def refused_streams(chappe, channel):
     stream.hear()
     stream.close()
     assert list(stream.call) == [] and stream.call.code() == grpc.StatusCode.OK
+    # And is told before what they asked for.
+    stream = Stream(channel, token)
+    stream.say(id=1, connect=live.Connect())
+    for number in range(2, 10):
+        stream.say(id=number, conversation_list=pb.ConversationListRequest())
+    stream.close()
+    answered = [frame.id for frame in stream.call if frame.HasField("id")]
+    assert answered == list(range(1, 10)) and stream.call.code() == grpc.StatusCode.OK, answered
+    # What is too large ends the stream, and says so.
+    stream = Stream(channel, token)
+    stream.hear()
+    stream.say(id=1, connect=live.Connect(token="x" * 90_000))
+    check(refused(lambda: list(stream.call) and stream.call), grpc.StatusCode.OUT_OF_RANGE, "request.too_large")
+    # A moment that JSON cannot write is refused as it is there.
+    never = pb.InboxUpdateRequest(conversation="0198a000-0000-7000-8000-000000000001")
+    never.muted_until.seconds = 253_402_300_799
+    refusal = refused(pb_grpc.InboxStub(channel).Update, never, metadata=metadata)
+    check(refusal, grpc.StatusCode.INVALID_ARGUMENT, "request.invalid", "muted_until")
     # A WebSocket of this subprotocol has no text.
     socket = Socket(chappe)
     socket.hear()

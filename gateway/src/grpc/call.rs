@@ -43,9 +43,14 @@ pub(super) async fn answer(
     let call = Call { gateway, row, about, headers: request.headers().clone() };
     let mut grpc = Grpc::new(Raw).max_decoding_message_size(REQUEST_BYTES_MAX);
     // Whoever cancels drops this future, and with it whatever waits in it.
-    let response = match timeout(patience, grpc.unary(call, request)).await {
-        Ok(response) => dressed(response, &request_id),
-        Err(_) => {
+    let response = match patience.is_zero() {
+        // Nobody waits for it: it is not begun.
+        true => None,
+        false => timeout(patience, grpc.unary(call, request)).await.ok(),
+    };
+    let response = match response {
+        Some(response) => dressed(response, &request_id),
+        None => {
             let error = Error::new(Code::OutcomeUnknown).with_detail("it took longer than the client waits");
             log(&error, &request_id);
             status::late(&error, &request_id).into_http()

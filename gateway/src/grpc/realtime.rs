@@ -4,13 +4,13 @@
 //! process's memory, on which it speaks `chappe.v1.protobuf`; here frames are taken out of one envelope and put into the
 //! other.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{future::pending, io, pin::Pin, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::{Buf, Bytes, BytesMut};
 use chappe_schema::{
     error::{Code, Error},
-    limit::REQUEST_BYTES_MAX,
+    limit::{COMMAND_DEADLINE_MS, REQUEST_BYTES_MAX},
     proto::v1::{self, client_frame::Payload},
 };
 use futures_util::{Stream, stream};
@@ -18,7 +18,8 @@ use http::{HeaderMap, Request, header};
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split},
-    time::{Instant, sleep_until},
+    sync::{oneshot, watch},
+    time::{Instant, sleep_until, timeout},
 };
 use tonic::{
     Status, Streaming,
@@ -31,6 +32,7 @@ use tungstenite::protocol::frame::{
 
 use super::{codec::Raw, deadline, status};
 use crate::{
+    connection::Connection,
     gateway::Gateway,
     http::{connection::About, routes::bearer},
     websocket::{self, encode::Format},
@@ -79,13 +81,23 @@ impl StreamingService<Bytes> for Call {
 
     fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
         let (ours, theirs) = duplex(PIPE_BYTES);
-        websocket::begin(theirs, &[], &self.gateway, Format::Protobuf);
+        let connection = websocket::begin(theirs, &[], &self.gateway, Format::Protobuf);
         let (reading, writing) = split(ours);
+        let (answered, answers) = watch::channel(0);
+        let (refuse, refused) = oneshot::channel();
         // It ends with the client's last word, or with the connection: then nobody reads the pipe any more.
-        tokio::spawn(say(request.into_inner(), writing, self.token.take()));
+        let saying = Saying { pipe: writing, token: self.token.take(), asked: 0, answers };
+        tokio::spawn(async move {
+            if let Err(error) = saying.say(request.into_inner()).await {
+                let _ = refuse.send(error);
+            }
+        });
         let hearing = Hearing {
             pipe: reading,
+            connection,
             bytes: BytesMut::new(),
+            answered,
+            refused: Some(refused),
             ends: self.patience.map(|patience| Instant::now() + patience),
             request_id: Arc::clone(&self.about.request_id),
         };
@@ -103,25 +115,59 @@ impl StreamingService<Bytes> for Call {
 
 // === from the client ===
 
-/// Gives the connection what the client says, until it has said its last.
-async fn say(mut messages: Streaming<Bytes>, mut pipe: WriteHalf<DuplexStream>, mut token: Option<String>) {
-    loop {
-        match messages.message().await {
-            Ok(Some(message)) => {
-                let message = with_token(message, &mut token);
-                if pipe.write_all(&envelope(BINARY, &message)).await.is_err() {
-                    return;
+/// Gives the connection what the client says.
+struct Saying {
+    pipe: WriteHalf<DuplexStream>,
+    token: Option<String>,
+    /// Requests with an id so far: each has one answer.
+    asked: u64,
+    /// How many answers the client has been given.
+    answers: watch::Receiver<u64>,
+}
+
+impl Saying {
+    /// Until the client has said its last, or what ends the stream.
+    async fn say(mut self, mut messages: Streaming<Bytes>) -> Result<(), Error> {
+        loop {
+            match messages.message().await {
+                Ok(Some(message)) => {
+                    let message = with_token(message, &mut self.token);
+                    self.asked += u64::from(has_id(&message));
+                    if self.pipe.write_all(&envelope(BINARY, &message)).await.is_err() {
+                        return Ok(());
+                    }
                 }
+                // The client has said all that it wanted to, as a WebSocket's client has when it closes; but here it goes on
+                // hearing, and hears what it has asked for.
+                Ok(None) => {
+                    let asked = self.asked;
+                    let all = self.answers.wait_for(|answered| *answered >= asked);
+                    let _ = timeout(Duration::from_millis(COMMAND_DEADLINE_MS), all).await;
+                    let _ = self.pipe.write_all(&envelope(CLOSE, &NORMAL.to_be_bytes())).await;
+                    return Ok(());
+                }
+                // What follows cannot be told from the rest of it.
+                Err(status) if status.code() == tonic::Code::OutOfRange => {
+                    return Err(Error::new(Code::TooLarge)
+                        .with_detail(format!("at most {REQUEST_BYTES_MAX} bytes are accepted")));
+                }
+                // It has broken off, or sent what is no message: there is nobody left to be heard.
+                Err(_) => return Ok(()),
             }
-            // The client has said all that it wanted to; as a WebSocket's client does when it closes.
-            Ok(None) => {
-                let _ = pipe.write_all(&envelope(CLOSE, &NORMAL.to_be_bytes())).await;
-                return;
-            }
-            // It has broken off, or sent what is no message: there is nobody left to be heard.
-            Err(_) => return,
         }
     }
+}
+
+/// What frames in both directions have in common.
+#[derive(Clone, PartialEq, Message)]
+struct Numbered {
+    #[prost(uint64, optional, tag = "1")]
+    id: Option<u64>,
+}
+
+/// Whether it is a request that is answered, or an answer.
+fn has_id(frame: &[u8]) -> bool {
+    Numbered::decode(frame).is_ok_and(|frame| frame.id.is_some())
 }
 
 /// `connect` with the token of the metadata, if it has none of its own. It is looked for until it has come.
@@ -173,7 +219,12 @@ fn envelope(first: u8, payload: &[u8]) -> Vec<u8> {
 /// What the connection says, on its way out of the pipe.
 struct Hearing {
     pipe: ReadHalf<DuplexStream>,
+    connection: Option<Arc<Connection>>,
     bytes: BytesMut,
+    /// Answers so far.
+    answered: watch::Sender<u64>,
+    /// What the client said that ends the stream.
+    refused: Option<oneshot::Receiver<Error>>,
     /// When the client waits no longer.
     ends: Option<Instant>,
     request_id: Arc<str>,
@@ -185,28 +236,49 @@ impl Hearing {
         loop {
             while let Some((opcode, payload)) = self.taken_out() {
                 match opcode {
-                    OpCode::Data(Data::Binary) => return Ok(Some(payload)),
+                    OpCode::Data(Data::Binary) => {
+                        if has_id(&payload) {
+                            self.answered.send_modify(|answered| *answered += 1);
+                        }
+                        return Ok(Some(payload));
+                    }
                     OpCode::Control(Control::Close) => return self.closed(&payload),
                     _ => {}
                 }
             }
-            let ends = self.ends;
-            let over = async move {
-                match ends {
+            let Self { pipe, bytes, refused, ends, .. } = self;
+            let over = async {
+                match *ends {
                     Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
+                    None => pending().await,
+                }
+            };
+            let refusal = async {
+                match refused {
+                    Some(refused) => refused.await,
+                    None => pending().await,
                 }
             };
             let read = tokio::select! {
-                read = self.pipe.read_buf(&mut self.bytes) => read,
+                read = pipe.read_buf(bytes) => read,
+                refusal = refusal => {
+                    self.refused = None;
+                    match refusal {
+                        Ok(error) => return Err(status::of(&error, &self.request_id)),
+                        // The client has said its last; it may still hear.
+                        Err(_) => continue,
+                    }
+                }
                 () = over => {
                     let error = Error::new(Code::OutcomeUnknown).with_detail("the client's deadline has passed");
                     return Err(status::late(&error, &self.request_id));
                 }
             };
             if !matches!(read, Ok(count) if count > 0) {
-                // The connection's task is gone without a word: it panicked, or was given up.
-                return Err(status::of(&Error::new(Code::Aborted), &self.request_id));
+                // The connection's task is gone without a word: its client did not take one, or it panicked.
+                let closing = self.connection.as_ref().and_then(|connection| connection.outbox.lock().closing());
+                return self
+                    .ended(closing.map_or(0, |closing| closing.code), closing.map_or("", |closing| closing.reason));
             }
         }
     }
@@ -226,10 +298,14 @@ impl Hearing {
     /// A close frame as a status: its reason is the error's code.
     fn closed(&self, payload: &[u8]) -> Result<Option<Bytes>, Status> {
         let Some((code, reason)) = payload.split_first_chunk::<2>() else { return Ok(None) };
-        if u16::from_be_bytes(*code) == NORMAL {
+        self.ended(u16::from_be_bytes(*code), std::str::from_utf8(reason).unwrap_or_default())
+    }
+
+    fn ended(&self, code: u16, reason: &str) -> Result<Option<Bytes>, Status> {
+        if code == NORMAL {
             return Ok(None);
         }
-        let known = Code::ALL.iter().find(|code| code.row().code.as_bytes() == reason);
+        let known = Code::ALL.iter().find(|code| code.row().code == reason);
         Err(status::of(&Error::new(known.copied().unwrap_or(Code::Aborted)), &self.request_id))
     }
 }

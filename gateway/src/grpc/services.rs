@@ -66,12 +66,12 @@ impl Services {
         }))
     }
 
-    /// Keeps what the health service says: serving, until the gateway leaves.
+    /// Keeps what the health service says: serving, until the gateway is about to leave.
     pub(crate) async fn keep_health(self) {
-        let mut leaving = self.0.gateway.leaving.subscribe();
+        let mut retiring = self.0.gateway.retiring.subscribe();
         self.say(ServingStatus::Serving).await;
         // The sender lives in the gateway, so this cannot end by itself.
-        let _ = leaving.wait_for(|leaving| *leaving).await;
+        let _ = retiring.wait_for(|retiring| *retiring).await;
         self.say(ServingStatus::NotServing).await;
     }
 

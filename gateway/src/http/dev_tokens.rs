@@ -31,7 +31,9 @@ struct Asked {
 pub(crate) async fn issue(gateway: Arc<Gateway>, about: About, request: Request) -> Result<Response, Refused> {
     let (parts, body) = request.into_parts();
     // A page of a stranger's name that resolves to this machine would otherwise get tokens from its visitors' servers.
-    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    // HTTP/2 names it in the request's line, where a header of that name counts for nothing (RFC 9113 §8.3.1).
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    let host = authority.or_else(|| parts.headers.get(header::HOST)?.to_str().ok());
     if !host.is_some_and(origin::is_loopback) {
         return Err(Error::new(Code::Forbidden)
             .with_detail("development tokens are only for this machine, by its own name")

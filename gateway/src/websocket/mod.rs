@@ -14,6 +14,7 @@ use chappe_schema::error::Code;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
+    connection::Connection,
     gateway::{Gateway, wake},
     meters::Reason,
 };
@@ -28,14 +29,14 @@ pub(crate) mod upgrade;
 pub(crate) mod writer;
 
 /// Begins a connection on a stream whose handshake is done; `rest` came behind it. From here on nothing of HTTP is
-/// left: the task is a new one, as small as a connection is.
-pub(crate) fn begin<IO>(io: IO, rest: &[u8], gateway: &Arc<Gateway>, format: encode::Format)
+/// left: the task is a new one, as small as a connection is. `None` where the table is full.
+pub(crate) fn begin<IO>(io: IO, rest: &[u8], gateway: &Arc<Gateway>, format: encode::Format) -> Option<Arc<Connection>>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Some(connection) = gateway.connections.insert(gateway.clock.seconds()) else {
         tracing::warn!(event = "connection_table_full", "a connection was dropped");
-        return;
+        return None;
     };
     let socket = socket::Socket::new(io, rest, Arc::clone(gateway), Arc::clone(&connection), format);
     if *gateway.leaving.borrow() {
@@ -44,4 +45,5 @@ where
         wake(wakers);
     }
     tokio::spawn(socket);
+    Some(connection)
 }

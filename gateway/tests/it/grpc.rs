@@ -119,3 +119,26 @@ async fn what_is_no_call_of_grpc_is_said() {
     let answer = client.request(request.body(Full::default()).unwrap()).await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.version()), (200, hyper::Version::HTTP_2));
 }
+
+/// HTTP/2 has its host in the request's line.
+#[tokio::test]
+async fn development_tokens_come_over_http2_too() {
+    let world = World::new().await;
+    let request = Request::post(format!("http://{}/v1/dev/tokens", world.gateway.address()))
+        .header("content-type", "application/json")
+        .body(Full::from(r#"{"user":"ada"}"#))
+        .unwrap();
+    let answer = timeout(SOON, client().request(request)).await.expect("no answer").unwrap();
+    assert_eq!(answer.status(), 201);
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_not_begun() {
+    let world = World::new().await;
+    let chat = world.node.conversation(&["ada", "bob"], 2, false).to_string();
+    let rpc = Op::MessageGet.row().op.rpc();
+    let message = rpc.request(parity::args(Op::MessageGet, &chat).to_string().as_bytes()).unwrap();
+    let headers = call(&world, &client(), &rpc.method.unwrap().path(), &message, &[("grpc-timeout", "0n")]).await;
+    assert_eq!(refusal(&headers).1.code, Code::OutcomeUnknown.row().code);
+    assert_eq!(headers["grpc-status"], "4");
+}

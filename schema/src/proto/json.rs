@@ -75,8 +75,8 @@ pub(super) fn from_optional_word<'de, W: Word, D: Deserializer<'de>>(deserialize
 
 /// A moment as JSON.
 pub(super) fn time<S: Serializer>(moment: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    match moment.as_ref().map(millis) {
-        Some(Some(ms)) => time::Timestamp(ms).serialize(serializer),
+    match moment.as_ref().map(|moment| millis(moment).map(time::Timestamp).filter(|moment| moment.is_writable())) {
+        Some(Some(moment)) => moment.serialize(serializer),
         // What reads it says what is expected.
         Some(None) => serializer.serialize_str("?"),
         None => serializer.serialize_none(),
