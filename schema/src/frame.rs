@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt, io::Write};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, Visitor},
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -47,16 +47,32 @@ pub struct Request<'a> {
     pub args: &'a RawValue,
 }
 
+/// A frame that is no request.
+#[derive(Debug)]
+pub struct NoRequest {
+    /// What it is to be called in the answer, if it could be read.
+    pub id: Option<RequestId>,
+    /// What is wrong with it: [`Code::Malformed`].
+    pub error: Error,
+}
+
+impl NoRequest {
+    fn new(id: Option<RequestId>, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { id, error: Error::new(Code::Malformed).with_detail(detail) }
+    }
+}
+
 /// Walks the frames of one WebSocket message.
 ///
-/// After an error the rest of the message is lost: there is no telling where the next frame would begin.
+/// An object that is no request is passed over. After what is no object, or no JSON, the rest of the message is lost: there is no
+/// telling where the next frame would begin.
 pub fn requests(message: &str) -> Requests<'_> {
     Requests { frames: serde_json::Deserializer::from_str(message).into_iter(), broken: false }
 }
 
 /// The frames of one WebSocket message, see [`requests`].
 pub struct Requests<'a> {
-    frames: serde_json::StreamDeserializer<'a, serde_json::de::StrRead<'a>, Request<'a>>,
+    frames: serde_json::StreamDeserializer<'a, serde_json::de::StrRead<'a>, Envelope<'a>>,
     broken: bool,
 }
 
@@ -70,17 +86,20 @@ impl Requests<'_> {
 }
 
 impl<'a> Iterator for Requests<'a> {
-    type Item = Result<Request<'a>, Error>;
+    type Item = Result<Request<'a>, NoRequest>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.broken {
             return None;
         }
         let frame = self.frames.next()?;
-        Some(frame.map_err(|error| {
-            self.broken = true;
-            Error::new(Code::Malformed).with_detail(decode::sentence(&error.to_string()))
-        }))
+        Some(match frame {
+            Ok(Envelope(request)) => request,
+            Err(error) => {
+                self.broken = true;
+                Err(NoRequest::new(None, decode::sentence(&error.to_string())))
+            }
+        })
     }
 }
 
@@ -90,31 +109,41 @@ impl fmt::Debug for Requests<'_> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Request<'a> {
+/// A whole object, and what it asks.
+struct Envelope<'a>(Result<Request<'a>, NoRequest>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Envelope;
-        impl<'de> Visitor<'de> for Envelope {
-            type Value = Request<'de>;
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Envelope<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a frame: an object with one payload key and an optional `id`")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request<'de>, A::Error> {
-                let mut id = None;
-                let mut payload = None;
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Envelope<'de>, A::Error> {
+                // It is read to its end whatever is wrong with it: the `id` may come last, and the next frame is to be found.
+                let (mut id, mut payload, mut problem) = (None, None, None);
                 while let Some(Key(key)) = map.next_key()? {
                     if key == "id" {
-                        id = Some(map.next_value()?);
+                        match map.next_value()? {
+                            MaybeId(Some(known)) => id = Some(known),
+                            MaybeId(None) => problem = Some(NO_ID),
+                        }
                     } else if payload.is_none() {
                         payload = Some((key, map.next_value()?));
                     } else {
-                        return Err(de::Error::custom("a frame has one payload key"));
+                        map.next_value::<IgnoredAny>()?;
+                        problem = Some("a frame has one payload key");
                     }
                 }
-                let (name, args) = payload.ok_or_else(|| de::Error::custom("the frame has no payload"))?;
-                Ok(Request { id, name, args })
+                Ok(Envelope(match (payload, problem) {
+                    (_, Some(problem)) => Err(NoRequest::new(id, problem)),
+                    (None, None) => Err(NoRequest::new(id, "the frame has no payload")),
+                    (Some((name, args)), None) => Ok(Request { id, name, args }),
+                }))
             }
         }
-        deserializer.deserialize_map(Envelope)
+        deserializer.deserialize_map(Keys)
     }
 }
 
@@ -140,22 +169,43 @@ impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
     }
 }
 
-impl<'de> Deserialize<'de> for RequestId {
+/// What an `id` must be.
+const NO_ID: &str = "an `id` is a non-negative integer or a string of at most 64 bytes";
+
+/// An `id`, if it is one.
+struct MaybeId(Option<RequestId>);
+
+impl<'de> Deserialize<'de> for MaybeId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Id;
-        impl Visitor<'_> for Id {
-            type Value = RequestId;
+        impl<'de> Visitor<'de> for Id {
+            type Value = MaybeId;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("`id` to be a non-negative integer or a string of at most 64 bytes")
+                f.write_str(NO_ID)
             }
-            fn visit_u64<E>(self, number: u64) -> Result<RequestId, E> {
-                Ok(RequestId::Number(number))
+            fn visit_u64<E>(self, number: u64) -> Result<MaybeId, E> {
+                Ok(MaybeId(Some(RequestId::Number(number))))
             }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<RequestId, E> {
-                if text.len() > 64 {
-                    return Err(E::invalid_length(text.len(), &self));
-                }
-                Ok(RequestId::Text(text.into()))
+            fn visit_str<E>(self, text: &str) -> Result<MaybeId, E> {
+                Ok(MaybeId((text.len() <= 64).then(|| RequestId::Text(text.into()))))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<MaybeId, E> {
+                Ok(MaybeId(None))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<MaybeId, E> {
+                Ok(MaybeId(None))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<MaybeId, E> {
+                Ok(MaybeId(None))
+            }
+            fn visit_unit<E>(self) -> Result<MaybeId, E> {
+                Ok(MaybeId(None))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<MaybeId, A::Error> {
+                IgnoredAny.visit_seq(items).map(|_| MaybeId(None))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<MaybeId, A::Error> {
+                IgnoredAny.visit_map(entries).map(|_| MaybeId(None))
             }
         }
         deserializer.deserialize_any(Id)
@@ -585,7 +635,7 @@ mod tests {
         reply::Sent,
     };
 
-    fn one(message: &str) -> Result<(Option<RequestId>, String, String), Error> {
+    fn one(message: &str) -> Result<(Option<RequestId>, String, String), NoRequest> {
         let mut frames = requests(message);
         let frame = frames.next().unwrap()?;
         Ok((frame.id, frame.name.into_owned(), frame.args.get().to_owned()))
@@ -627,9 +677,28 @@ mod tests {
             "{\"id\":1.5,\"a\":1}",
             "{\"a\":",
         ] {
-            assert_eq!(one(message).unwrap_err().code, Code::Malformed, "{message}");
+            assert_eq!(one(message).unwrap_err().error.code, Code::Malformed, "{message}");
         }
         assert!(one(&format!("{{\"id\":\"{}\",\"a\":1}}", "x".repeat(65))).is_err());
+    }
+
+    /// Whoever asks wrongly is to know which of its requests that was; what stands behind it is asked all the same.
+    #[test]
+    fn an_object_that_is_no_request_is_answered_under_its_id() {
+        for object in [r#"{"id":7,"a":{},"b":[{}]}"#, r#"{"a":1,"b":{"c":2},"id":7}"#, r#"{"id":7}"#] {
+            let message = format!("{object}{{\"next\":{{}}}}");
+            let mut frames = requests(&message);
+            let refused = frames.next().unwrap().unwrap_err();
+            assert_eq!((refused.id, refused.error.code), (Some(RequestId::Number(7)), Code::Malformed), "{object}");
+            assert_eq!(frames.next().unwrap().unwrap().name, "next", "{object}");
+        }
+        for id in ["-1", "1.5", "true", "null", "[[7]]", r#"{"a":{"b":7}}"#] {
+            let message = format!("{{\"id\":{id},\"a\":1}}{{\"next\":{{}}}}");
+            let mut frames = requests(&message);
+            let refused = frames.next().unwrap().unwrap_err();
+            assert_eq!((refused.id, &*refused.error.detail), (None, NO_ID), "{id}");
+            assert!(frames.next().unwrap().is_ok(), "{id}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use chappe_schema::{
     access::{By, Token},
     command::{Command, Connect, Decoded, Refresh},
     error::{Code, Error, excerpt},
-    frame::{self, Request, RequestId},
+    frame::{self, NoRequest, Request, RequestId},
     id::Generation,
     inbox::Cursor,
     limit::{FRAME_BYTES_MAX, RATE_LIMITED_MAX, UNAUTHENTICATED_BYTES_MAX},
@@ -242,7 +242,7 @@ impl Client {
             match requests.next() {
                 None => break ControlFlow::Continue(()),
                 Some(Ok(request)) => self.request(request),
-                Some(Err(error)) => self.refuse_uncounted(None, &error),
+                Some(Err(NoRequest { id, error })) => self.refuse_uncounted(id.as_ref(), &error),
             }
             count += 1;
         };

@@ -326,7 +326,7 @@ async fn errors_repeat_little_and_name_the_field() {
     assert!(answer["ok"]["ignored"][0].as_str().unwrap().len() <= 64, "{answer}");
     ada.say_text(r#"{"id":true,"heartbeat":{}}"#).await;
     let answer = ada.frame().await;
-    assert!(answer["error"]["detail"].as_str().unwrap().starts_with("expected `id` to be a non-negative"), "{answer}");
+    assert!(answer["error"]["detail"].as_str().unwrap().starts_with("an `id` is a non-negative"), "{answer}");
     for (body, code, field) in [
         (r#"{"user":""}"#, "request.invalid", Some("user")),
         (r#"{"user":"a","device":7}"#, "request.invalid", Some("device")),
