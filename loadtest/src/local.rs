@@ -14,7 +14,8 @@ use std::{
 use anyhow::{Context, bail};
 use chappe_cluster::process::operator::{self, Method, Overview};
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 use serde::de::DeserializeOwned;
 use tokio::{
     process::{Child, Command},
@@ -374,6 +375,23 @@ impl Cluster {
     pub async fn owner_seen_by(&self, ordinal: usize, conversation: &str) -> anyhow::Result<usize> {
         let node = self.nodes.get(ordinal).context("there is no such node")?;
         node.owner_of(conversation).await?.context("nobody owns it")
+    }
+
+    /// Has a node give away what it owns, or own its share again.
+    ///
+    /// # Errors
+    /// When nobody decides on it, or there is no such node.
+    pub async fn set_drain(&self, ordinal: usize, drains: bool) -> anyhow::Result<()> {
+        let overview = self.overview().await?;
+        let node =
+            overview.nodes.iter().find(|node| node.ordinal as usize == ordinal).context("there is no such node")?;
+        let asked = self.nodes.iter().find(|node| node.child.is_some()).context("no node runs")?;
+        let path = format!("/cluster/{}?node={}", if drains { "drain" } else { "undrain" }, node.uid);
+        let (status, body) = operator::ask(asked.admin, Method::POST, &path).await?;
+        if !status.is_success() {
+            bail!("{} answers {status}: {}", asked.name, String::from_utf8_lossy(&body));
+        }
+        Ok(())
     }
 
     /// Waits until the cluster looks as is wished.

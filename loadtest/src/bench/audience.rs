@@ -28,6 +28,10 @@ const BODY_BYTES: usize = 200;
 /// Additions under way at the same time.
 const ADDING: usize = 48;
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Members who are asked whether they have heard that it was deleted: the first, the last, and some between.
+const ASKED: usize = 20;
+/// How long that may take, a hundred thousand being told.
+const PARTED_MAX: Duration = Duration::from_secs(120);
 
 /// What one size of the audience comes to.
 struct Run {
@@ -35,10 +39,14 @@ struct Run {
     measured: Measured,
     /// To add one member.
     added_us: f64,
-    /// After a restart: until its owner is connected and the channel has answered.
+    /// After a kill: until its owner is connected and the channel has answered.
     opened_ms: f64,
     /// And the resident bytes that it takes then.
     bytes: u64,
+    /// Until its deletion was acknowledged.
+    deleted_ms: f64,
+    /// After a kill right behind that, and with the server's start: until nobody who was asked lists it any more.
+    gone_ms: f64,
 }
 
 pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
@@ -59,13 +67,16 @@ pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     for run in &runs {
         row.notes.push(format!(
             "{} members: {:.1} us of server CPU per send ({:.0} sends/s); {:.0} us to add one; after a \
-             restart {:.0} ms until its owner is connected and answered, and {:.1} MiB in memory",
+             kill {:.0} ms until its owner is connected and answered, and {:.1} MiB in memory; deleted in {:.1} ms, and, killed \
+             at once, on nobody's list {:.0} ms later",
             run.members,
             cpu(run),
             run.measured.acks_per_s,
             run.added_us,
             run.opened_ms,
-            run.bytes as f64 / f64::from(1 << 20)
+            run.bytes as f64 / f64::from(1 << 20),
+            run.deleted_ms,
+            run.gone_ms
         ));
     }
     Ok(row)
@@ -83,8 +94,9 @@ async fn at(plan: &Plan, members: usize) -> anyhow::Result<Run> {
     let began = Instant::now();
     let channel = gather(&server, &people, members).await?;
     let added_us = began.elapsed().as_secs_f64() * 1e6 / members as f64;
-    // What was in memory because a hundred thousand users have just become members is not what is measured.
-    server.terminate().await?;
+    // What was in memory because a hundred thousand users have just become members is not what is measured; and whoever is a member
+    // is one after a crash.
+    server.kill().await?;
     server.restart().await?;
     let pid = server.pid().context("the server is not running")?;
     // Whoever connects asks where the channel stands, so that is read from its rows.
@@ -104,8 +116,39 @@ async fn at(plan: &Plan, members: usize) -> anyhow::Result<Run> {
     tokio::time::sleep(WARM_UP).await;
     let measured = crowd.measure(Duration::from_secs_f64(plan.secs), Some(pid), |_, _| {}).await?;
     crowd.leave().await;
+    let (owner, _news) = Client::connect(&server.url(), &people[0].user, &people[0].token, Options::default()).await?;
+    let began = Instant::now();
+    owner.request("conversation.delete", json!({ "conversation": channel })).await.map_err(refused)?;
+    let deleted_ms = began.elapsed().as_secs_f64() * 1e3;
+    // All members are yet to be told.
+    server.kill().await?;
+    owner.stop().await;
+    let began = Instant::now();
+    server.restart().await?;
+    for asked in 0..ASKED {
+        let member = people.len() + asked * (members - people.len()) / ASKED;
+        let user = if member < members { format!("member-{member}") } else { people[1].user.clone() };
+        parted(&server, &user, &signer.sign(&user)?, channel).await?;
+    }
+    let gone_ms = began.elapsed().as_secs_f64() * 1e3;
     server.terminate().await?;
-    Ok(Run { members, measured, added_us, opened_ms, bytes })
+    Ok(Run { members, measured, added_us, opened_ms, bytes, deleted_ms, gone_ms })
+}
+
+/// Waits until a user does not list the channel.
+async fn parted(server: &Server, user: &str, token: &str, channel: Uuid) -> anyhow::Result<()> {
+    let (client, _news) = Client::connect(&server.url(), user, token, Options::default()).await?;
+    let began = Instant::now();
+    loop {
+        let listed = client.request("conversation.list", json!({})).await.map_err(refused)?;
+        let rows = listed["conversations"].as_array().context("there is no list")?;
+        if !rows.iter().any(|row| row["id"] == channel.to_string()) {
+            client.stop().await;
+            return Ok(());
+        }
+        ensure!(began.elapsed() < PARTED_MAX, "{user} still lists a channel that was deleted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn refused(failure: Failure) -> anyhow::Error {

@@ -6,6 +6,7 @@
 mod alive;
 mod audience;
 mod encoding;
+mod failover;
 mod fanout;
 mod idle;
 mod peer;
@@ -42,11 +43,11 @@ pub struct Plan {
     pub server_args: Vec<String>,
     /// Only the loads whose name contains this: hot, sparse, pairs-64x1, pairs-256x1, pairs-64x8, fanout-1, fanout-8,
     /// audience, encoding, receipts, idle, typing, presence, store-embedded, store-cql, store-cql-groups, store-cql-pages,
-    /// tax-1, tax-8 (a cluster beside one server), tester.
+    /// tax-1, tax-8 (a cluster beside one server), failover, hand-off (how long conversations stand still), tester.
     /// May be given several times.
     #[arg(long)]
     pub only: Vec<String>,
-    /// A CQL server, for the loads store-cql… and tax-….
+    /// A CQL server, for the loads store-cql…, tax-…, failover and hand-off.
     #[arg(long, env = "CHAPPE_TEST_CQL", value_name = "HOST:PORT")]
     pub cql: Option<String>,
     /// Copies of every row there.
@@ -137,6 +138,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
             "store-cql" => store::cql(&plan).await,
             "store-cql-pages" => store::pages(&plan).await,
             "tax-1" | "tax-8" => tax::measure(&plan, load).await,
+            "failover" | "hand-off" => failover::measure(&plan, load).await,
             "receipts" => receipts::measure(&plan, load).await,
             "audience" => audience::measure(&plan, load).await,
             "encoding" => encoding::measure(&plan, load),
@@ -163,7 +165,10 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-const LOADS: [&str; 20] = [
+/// Beginnings of the names of those that need a CQL server.
+const NEED_CQL: [&str; 4] = ["store-cql", "tax", "failover", "hand-off"];
+
+const LOADS: [&str; 22] = [
     "hot",
     "sparse",
     "pairs-64x1",
@@ -183,6 +188,8 @@ const LOADS: [&str; 20] = [
     "store-cql-pages",
     "tax-1",
     "tax-8",
+    "failover",
+    "hand-off",
     "tester",
 ];
 
@@ -191,7 +198,7 @@ impl Plan {
         let mut named = self.only.iter().chain(&self.loads).peekable();
         if named.peek().is_none() {
             // Without a server there is nothing to say of it.
-            return !(load.starts_with("store-cql") || load.starts_with("tax")) || self.cql.is_some();
+            return !NEED_CQL.iter().any(|need| load.starts_with(need)) || self.cql.is_some();
         }
         named.any(|only| load.contains(only.as_str()))
     }
