@@ -26,7 +26,7 @@ use chappe_cluster::{
     },
     process::{
         admin::{self, Admin},
-        config::{self, Problem, Sources},
+        config::{self, Problem, Sources, Wish},
         files,
         health::{Health, Part},
         log,
@@ -120,23 +120,11 @@ impl Default for Server {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // What is merely dumped may be looked at on another machine, where its files are not.
-    let check = if args.dump_config { |_: &Config| Vec::new() } else { problems };
-    let config = match config::load_checked(&sources(&args), check) {
+    let wish = Wish::of(args.check_config, args.dump_config);
+    let config = match config::for_main("chappe-gateway", &sources(&args), wish, problems) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("chappe-gateway: the configuration is not usable:\n{error}");
-            return ExitCode::from(2);
-        }
+        Err(code) => return code,
     };
-    if args.dump_config {
-        print!("{}", config::dump(&config));
-        return ExitCode::SUCCESS;
-    }
-    if args.check_config {
-        println!("the configuration is usable");
-        return ExitCode::SUCCESS;
-    }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -3,9 +3,8 @@
 use std::sync::{Arc, OnceLock, Weak};
 
 use chappe_cluster::{
-    control::ControlPlane,
+    control::{self, ControlPlane},
     link::remote::{Kind, Ways, door::PeerPort},
-    ownership::Map,
 };
 use chappe_schema::id::{NodeUid, SessionId};
 
@@ -23,16 +22,9 @@ impl Neighbours {
     /// Ways to all nodes of the map, for as long as this lives. To be called within a runtime.
     pub fn follow(ways: Ways, plane: Arc<dyn ControlPlane>) -> Arc<Self> {
         let neighbours = Arc::new(Self { ways, plane, node: OnceLock::new() });
-        // A watcher only hands on.
-        let (show, mut shown) = tokio::sync::watch::channel(Map::default());
-        neighbours.plane.watch(Box::new(move |map| drop(show.send(map.clone()))));
-        let following = Arc::downgrade(&neighbours);
-        tokio::spawn(async move {
-            while shown.changed().await.is_ok() {
-                let Some(neighbours) = following.upgrade() else { return };
-                let map = shown.borrow_and_update().clone();
-                neighbours.ways.follow(&map, Some(neighbours.plane.node()));
-            }
+        let watch = |watcher| neighbours.plane.watch(watcher);
+        control::follow(&neighbours, watch, |neighbours, map| {
+            neighbours.ways.follow(map, Some(neighbours.plane.node()))
         });
         neighbours
     }

@@ -5,6 +5,8 @@
 
 pub mod leader;
 
+use std::sync::Arc;
+
 use chappe_schema::id::{NodeUid, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,26 @@ pub type Done = Box<dyn FnOnce(Outcome) + Send>;
 
 /// Called with every newer map.
 pub type Watcher = Box<dyn Fn(&Map) + Send + Sync>;
+
+/// Does something with every newer map, on the present runtime and not on a thread of the plane, for as long as `whom` lives. Maps may
+/// be left out when several come at once. `watch` hands a watcher to the plane.
+pub fn follow<T: Send + Sync + 'static>(
+    whom: &Arc<T>,
+    watch: impl FnOnce(Watcher),
+    mut step: impl FnMut(&T, &Map) + Send + 'static,
+) {
+    let (show, mut shown) = tokio::sync::watch::channel(Map::default());
+    // Whoever has gone wants no more of them.
+    watch(Box::new(move |map| drop(show.send(map.clone()))));
+    let whom = Arc::downgrade(whom);
+    tokio::spawn(async move {
+        while shown.changed().await.is_ok() {
+            let Some(whom) = whom.upgrade() else { return };
+            let map = shown.borrow_and_update().clone();
+            step(&whom, &map);
+        }
+    });
+}
 
 /// What became of a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]

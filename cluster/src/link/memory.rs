@@ -14,7 +14,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::{GatewayPort, Links, NodePort};
-use crate::{control::Watcher, ownership::Map};
+use crate::{
+    control::{self, Watcher},
+    ownership::Map,
+};
 
 // === one node that owns everything ===
 
@@ -149,17 +152,7 @@ impl MapLinks {
         for node in there {
             node.attach(id, Arc::clone(&links.port));
         }
-        // A watcher only hands on: what a new map sets off is done on the gateway's runtime.
-        let (show, mut shown) = tokio::sync::watch::channel(Map::default());
-        watch(Box::new(move |map| drop(show.send(map.clone()))));
-        let following = Arc::downgrade(&links);
-        tokio::spawn(async move {
-            while shown.changed().await.is_ok() {
-                let Some(links) = following.upgrade() else { return };
-                let map = shown.borrow_and_update().clone();
-                links.follow(&map);
-            }
-        });
+        control::follow(&links, watch, Self::follow);
         links
     }
 

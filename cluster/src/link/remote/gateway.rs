@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::{Kind, SETTLES, TO_GATEWAY, Ways, is_of_node};
 use crate::{
-    control::Watcher,
+    control::{self, Watcher},
     link::{
         GatewayPort, Links,
         quic::{Answer, Connection, Endpoint, Handler, Hello, Settings, identity::Identity},
@@ -74,17 +74,7 @@ impl Start {
         let Self { endpoint, end } = self;
         drop(end.port.set(Arc::clone(&port)));
         let links = Arc::new(RemoteLinks { ways: Ways::new(endpoint), port, map: Arc::clone(&end.map), generation });
-        // A watcher only hands on: what a new map sets off is done on the gateway's runtime.
-        let (show, mut shown) = tokio::sync::watch::channel(Map::default());
-        watch(Box::new(move |map| drop(show.send(map.clone()))));
-        let following = Arc::downgrade(&links);
-        tokio::spawn(async move {
-            while shown.changed().await.is_ok() {
-                let Some(links) = following.upgrade() else { return };
-                let map = shown.borrow_and_update().clone();
-                links.follow(&map);
-            }
-        });
+        control::follow(&links, watch, RemoteLinks::follow);
         links
     }
 }

@@ -22,6 +22,7 @@ pub use size::ByteSize;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use figment::error::Kind;
 use figment::value::{Dict, Empty, Value};
@@ -103,6 +104,59 @@ where
         }
     }
     Err(ConfigError { problems })
+}
+
+/// What a command line wants of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// That it be used.
+    Use,
+    /// `--check-config`: only to know whether it can be.
+    Check,
+    /// `--dump-config`: only to see it.
+    Dump,
+}
+
+impl Wish {
+    /// Of the two options; who wants to see it need not have one that can be used.
+    #[must_use]
+    pub const fn of(check: bool, dump: bool) -> Self {
+        if dump {
+            Self::Dump
+        } else if check {
+            Self::Check
+        } else {
+            Self::Use
+        }
+    }
+}
+
+/// The configuration that a program begins with.
+///
+/// # Errors
+/// With what the program ends with instead: 2, and a sentence for each problem, when it cannot be used; 0 when it was only asked
+/// for, and has been printed.
+pub fn for_main<T>(
+    program: &str,
+    sources: &Sources,
+    wish: Wish,
+    check: impl FnOnce(&T) -> Vec<Problem>,
+) -> Result<T, ExitCode>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
+    // What is merely dumped may be looked at on another machine, where its files are not.
+    let check = |config: &T| if wish == Wish::Dump { Vec::new() } else { check(config) };
+    let config = load_checked(sources, check).map_err(|error| {
+        eprintln!("{program}: the configuration is not usable:\n{error}");
+        ExitCode::from(2)
+    })?;
+    match wish {
+        Wish::Use => return Ok(config),
+        Wish::Check => println!("the configuration is usable"),
+        Wish::Dump => print!("{}", dump(&config)),
+    }
+    Err(ExitCode::SUCCESS)
 }
 
 /// The configuration as TOML, as `--dump-config` shows it: what is really in force.
