@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    session::tenant::{Heard, Home, Tenant},
+    session::tenant::{Heard, Tenant, Whereabouts},
     shard::{Abroad, Alone, Mail, Parts, Report, Settings, Shard, mailbox::Mailbox, shard_of, shard_of_partition},
     store::{self, Shared, Store, nothing::Nothing},
 };
@@ -102,7 +102,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The sessions' task: hands on what is heard, as long as the node lives.
 async fn live(
     mut tenant: Tenant,
-    (home, heard): (Arc<Home>, Mailbox<Heard>),
+    (home, heard): (Arc<Whereabouts>, Mailbox<Heard>),
     plane: Arc<dyn ControlPlane>,
     peers: Arc<dyn Peers>,
     clock: Arc<dyn Fn() -> Millis + Send + Sync>,
@@ -214,7 +214,7 @@ impl Node {
     /// Starts the shards and the sessions of a node that shares its log with others.
     #[must_use]
     pub fn join(join: Join) -> Arc<Self> {
-        let (home, heard) = (Arc::new(Home::default()), Mailbox::new());
+        let (home, heard) = (Arc::new(Whereabouts::default()), Mailbox::new());
         let mut loops = Loops::new(&join.config);
         loops.run(|index, peers, settings| {
             let reports = heard.clone();

@@ -43,7 +43,7 @@ impl Peers for Neighbours {
     fn send(&self, to: SessionId, word: Between) {
         let Some(node) = self.plane.map().session(to).map(|session| session.node) else { return };
         // What does not fit is lost, as anything may be: a planned move is given up, and heads are said again.
-        self.ways.send(node, word.partition(), Kind::BETWEEN, || word.to_bytes().ok());
+        self.ways.send(node, word.speaker(), Kind::BETWEEN, || word.to_bytes().ok());
     }
 }
 

@@ -21,7 +21,7 @@ pub use crate::session::{
     tenant::{Between, Out},
 };
 use crate::{
-    session::tenant::{Heard, Home, Tenant},
+    session::tenant::{Heard, Tenant, Whereabouts},
     shard::supervision::fault::{self, Moment},
     shard::{Abroad, Mail, Parts, Settings, Shard, mailbox::Mailbox, shard_of_partition},
     store::{Shared, nothing::Nothing},
@@ -50,7 +50,7 @@ impl Stepped {
         budget_bytes: usize,
     ) -> Self {
         let mailboxes: Arc<[Mailbox<Mail>]> = (0..SHARDS).map(|_| Mailbox::new()).collect();
-        let (home, heard) = (Arc::new(Home::default()), Mailbox::new());
+        let (home, heard) = (Arc::new(Whereabouts::default()), Mailbox::new());
         let shards = (0..SHARDS)
             .map(|index| {
                 let (clock, reports) = (Arc::clone(&now), heard.clone());

@@ -36,6 +36,7 @@ use chappe_schema::{
         CommandId, ConversationId, EntityId, GatewayId, Generation, Millis, NodeUid, Partition, SessionId, UserId,
         partitions,
     },
+    limit::LINK_LANES,
     reply::Reply,
     wire::{Actor, Asked as Question, Owner, ToGateway, ToNode},
 };
@@ -230,8 +231,8 @@ pub struct World {
     clock: Arc<AtomicU64>,
     links: Vec<Vec<Link>>,
     no_peer: Vec<(usize, usize)>,
-    /// When the last word from a node to a session arrives: the next one does not overtake it.
-    words: BTreeMap<(usize, SessionId), u64>,
+    /// When the last word from a node to a session arrives on a lane: the next one does not overtake it.
+    words: BTreeMap<(usize, SessionId, u16), u64>,
     /// What nodes have for gateways, until the turn is over.
     spoken: Spoken,
     pub clients: Vec<Client>,
@@ -588,9 +589,10 @@ impl World {
                     self.after(delay, Event_::Propose { node: index, life, command });
                 }
                 Out::Peer(to, word) => {
-                    // In order, for each life of the receiver.
+                    // In order on each lane, for each life of the receiver.
                     let at = self.now + self.rng.random_range(300..8_000);
-                    let arrival = self.words.entry((index, to)).or_default();
+                    let lane = word.speaker().0 % u16::from(LINK_LANES);
+                    let arrival = self.words.entry((index, to, lane)).or_default();
                     *arrival = at.max(*arrival);
                     self.queue.insert((*arrival, self.counted), Event_::Peer { from: index, to, word });
                     self.counted += 1;

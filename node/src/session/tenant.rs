@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::{Effect, Handover, Introduction, Sessions};
 use crate::{
-    shard::{Abroad, Mail, PeerMail, Report, mailbox::Mailbox, shard_of_partition},
+    shard::{Abroad, Home, Mail, PeerMail, Report, mailbox::Mailbox, shard_of_partition},
     store::{Session, Shared},
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Tenant {
     mailboxes: Arc<[Mailbox<Mail>]>,
     shared: Arc<dyn Shared>,
     sessions: Sessions,
-    home: Arc<Home>,
+    home: Arc<Whereabouts>,
     heard: Mailbox<Heard>,
     generation: Generation,
     now: Millis,
@@ -58,7 +58,7 @@ pub struct Between(Word);
 
 #[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 enum Word {
-    Mail(Partition, PeerMail),
+    Mail(PeerMail),
     Handover(SessionId, Handover),
 }
 
@@ -79,11 +79,11 @@ impl Between {
         archive::from_bytes(bytes)
     }
 
-    /// The partition that it is about: what is about one stays in order.
+    /// The partition of whoever says it: what one entity says stays in order.
     #[must_use]
-    pub const fn partition(&self) -> Partition {
+    pub fn speaker(&self) -> Partition {
         match &self.0 {
-            Word::Mail(partition, _) => *partition,
+            Word::Mail(mail) => mail.speaker(),
             Word::Handover(_, handover) => handover.partition,
         }
     }
@@ -104,7 +104,7 @@ pub(crate) enum Heard {
 
 /// Which partitions live here, and what is on its way to those that do not.
 #[derive(Default)]
-pub(crate) struct Home {
+pub(crate) struct Whereabouts {
     view: Mutex<View>,
     abroad: Mutex<Vec<(SessionId, Between)>>,
     /// Whoever hands on what is on its way is woken.
@@ -117,27 +117,28 @@ struct View {
     me: Option<SessionId>,
 }
 
-impl Abroad for Home {
-    fn is_home(&self, partition: Partition) -> bool {
+impl Abroad for Whereabouts {
+    fn home(&self, partition: Partition) -> Home {
         let view = self.view.lock();
-        view.me.is_some_and(|me| view.map.owner(partition).is_some_and(|(owner, _)| owner == me))
+        match view.map.owner(partition) {
+            None => Home::Nowhere,
+            Some((owner, _)) if view.me == Some(owner) => Home::Here,
+            Some((owner, _)) => Home::Elsewhere(owner),
+        }
     }
 
-    fn send(&self, partition: Partition, mail: PeerMail) {
-        let owner = self.view.lock().map.owner(partition);
-        if let Some((owner, _)) = owner {
-            let mut abroad = self.abroad.lock();
-            abroad.push((owner, Between(Word::Mail(partition, mail))));
-            let is_first = abroad.len() == 1;
-            drop(abroad);
-            if is_first {
-                self.leaving.notify_one();
-            }
+    fn send(&self, to: SessionId, mail: PeerMail) {
+        let mut abroad = self.abroad.lock();
+        abroad.push((to, Between(Word::Mail(mail))));
+        let is_first = abroad.len() == 1;
+        drop(abroad);
+        if is_first {
+            self.leaving.notify_one();
         }
     }
 }
 
-impl Home {
+impl Whereabouts {
     /// Resolves when something has begun to wait for its way to another node.
     pub(crate) async fn leaving(&self) {
         self.leaving.notified().await;
@@ -150,7 +151,7 @@ impl Tenant {
         mailboxes: Arc<[Mailbox<Mail>]>,
         shared: Arc<dyn Shared>,
         generation: Generation,
-        home: Arc<Home>,
+        home: Arc<Whereabouts>,
         heard: Mailbox<Heard>,
     ) -> Self {
         Self {
@@ -204,8 +205,10 @@ impl Tenant {
                 effects
             }
             Heard::Answered(command, outcome) => self.sessions.answered(&command, &outcome),
-            Heard::Word(Between(Word::Mail(partition, mail))) => {
-                self.mailboxes[shard_of_partition(partition, self.mailboxes.len())].send(Mail::Peer(mail));
+            Heard::Word(Between(Word::Mail(mail))) => {
+                for (shard, mail) in mail.by_shard(self.mailboxes.len()) {
+                    self.mailboxes[shard].send(Mail::Peer(mail));
+                }
                 Vec::new()
             }
             Heard::Lost(session) => {

@@ -15,7 +15,7 @@ use chappe_schema::{
     stored::StoredId,
     wire::{Asked, Correlation, Head, ToGateway},
 };
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use super::{
     InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, Told, WITHDRAWN_MS,
@@ -23,7 +23,6 @@ use super::{
     members::{Gathered, MembersSlot},
     reactions::Reacting,
     rebuild::{self, Rebuilt},
-    receipts::{ReceiptSlot, Said},
     shard_of_partition,
     supervision::Lost,
 };
@@ -575,29 +574,10 @@ impl Shard {
         }
     }
 
-    /// Sends news to users, wherever they are: one mail for each shard here and for each partition elsewhere.
+    /// Sends news to users, wherever they are: one mail for each shard here and for each node elsewhere.
     pub(super) fn send_news(&mut self, news: &Arc<News>, users: &[UserId]) {
-        self.send_to_users(users, |users| PeerMail::News { news: Arc::clone(news), users });
-    }
-
-    /// One mail for each shard here and for each partition elsewhere.
-    pub(super) fn send_to_users(&mut self, users: &[UserId], mail: impl Fn(Vec<UserId>) -> PeerMail) {
-        let shards = self.peers.len();
-        let mut by_shard: SmallVec<[Vec<UserId>; 4]> = smallvec![Vec::new(); shards];
-        let mut elsewhere: BTreeMap<Partition, Vec<UserId>> = BTreeMap::new();
-        for user in users {
-            let partition = user.partition();
-            if self.abroad.is_home(partition) {
-                by_shard[shard_of_partition(partition, shards)].push(user.clone());
-            } else {
-                elsewhere.entry(partition).or_default().push(user.clone());
-            }
-        }
-        for (shard, users) in by_shard.into_iter().enumerate().filter(|(_, users)| !users.is_empty()) {
-            self.send_to_shard(shard, mail(users));
-        }
-        for (partition, users) in elsewhere {
-            self.abroad.send(partition, mail(users));
+        for (place, users) in self.by_place(users.iter().cloned(), UserId::partition) {
+            self.send_to_place(place, PeerMail::News { news: Arc::clone(news), users });
         }
     }
 

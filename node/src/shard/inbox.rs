@@ -141,8 +141,8 @@ impl Shard {
             self.asking_heads.insert(id.clone());
         }
         self.measures.asked_heads(questions.len());
-        for (partition, conversations) in self.by_place(questions, ConversationId::partition) {
-            self.send_to_partition(partition, PeerMail::AskHeads { user: id.clone(), conversations });
+        for (place, conversations) in self.by_place(questions, ConversationId::partition) {
+            self.send_to_place(place, PeerMail::AskHeads { user: id.clone(), conversations });
         }
     }
 
@@ -290,8 +290,8 @@ impl Shard {
     }
 
     fn ask_rows(&mut self, token: u64, user: &UserId, rows: Vec<ConversationId>) {
-        for (partition, conversations) in self.by_place(rows, ConversationId::partition) {
-            self.send_to_partition(partition, PeerMail::AskRows { token, user: user.clone(), conversations });
+        for (place, conversations) in self.by_place(rows, ConversationId::partition) {
+            self.send_to_place(place, PeerMail::AskRows { token, user: user.clone(), conversations });
         }
     }
 

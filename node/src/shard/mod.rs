@@ -227,6 +227,100 @@ pub(crate) enum PeerMail {
     },
 }
 
+impl PeerMail {
+    /// The partition of the entity that says it, or of the one that it answers.
+    pub(crate) fn speaker(&self) -> Partition {
+        match self {
+            Self::News { news, .. } => news.conversation.partition(),
+            Self::Receipts { receipts, .. } => receipts.conversation.partition(),
+            Self::Heads { known, .. } | Self::Mentioned { known, .. } => known.conversation.partition(),
+            Self::Tell { conversation, .. }
+            | Self::Row { conversation, .. }
+            | Self::Progressed { conversation, .. } => conversation.partition(),
+            Self::Told { user, .. }
+            | Self::AskHeads { user, .. }
+            | Self::AskRows { user, .. }
+            | Self::Watch { watcher: user, .. }
+            | Self::Unwatch { watcher: user, .. }
+            | Self::Seen { user, .. }
+            | Self::AskSeen { asker: user, .. }
+            | Self::ToldSeen { asker: user, .. }
+            | Self::Progress { user, .. } => user.partition(),
+        }
+    }
+
+    /// Parts it by those, of so many shards, that drive whom it is for.
+    pub(crate) fn by_shard(self, shards: usize) -> Vec<(usize, Self)> {
+        let whole = |to: Partition, mail| vec![(shard_of_partition(to, shards), mail)];
+        match self {
+            Self::News { news, users } => {
+                parted(users, shards, UserId::partition, |users| Self::News { news: Arc::clone(&news), users })
+            }
+            Self::Receipts { receipts, users } => parted(users, shards, UserId::partition, |users| Self::Receipts {
+                receipts: Arc::clone(&receipts),
+                users,
+            }),
+            Self::AskHeads { user, conversations } => {
+                parted(conversations, shards, ConversationId::partition, |conversations| Self::AskHeads {
+                    user: user.clone(),
+                    conversations,
+                })
+            }
+            Self::AskRows { token, user, conversations } => {
+                parted(conversations, shards, ConversationId::partition, |conversations| Self::AskRows {
+                    token,
+                    user: user.clone(),
+                    conversations,
+                })
+            }
+            Self::Watch { watcher, watches } => parted(
+                watches,
+                shards,
+                |(watch, _)| watch.user.partition(),
+                |watches| Self::Watch { watcher: watcher.clone(), watches },
+            ),
+            Self::Unwatch { watcher, users } => {
+                parted(users, shards, UserId::partition, |users| Self::Unwatch { watcher: watcher.clone(), users })
+            }
+            Self::Seen { user, shown, epoch, watchers } => parted(watchers, shards, UserId::partition, |watchers| {
+                Self::Seen { user: user.clone(), shown, epoch, watchers }
+            }),
+            Self::Progress { token, user, progress, private } => {
+                let partition = |progress: &Progress| progress.conversation.partition();
+                parted(progress, shards, partition, |progress| Self::Progress {
+                    token,
+                    user: user.clone(),
+                    progress,
+                    private,
+                })
+            }
+            Self::Told { conversation, .. } => whole(conversation.partition(), self),
+            Self::AskSeen { ref watch, .. } => whole(watch.user.partition(), self),
+            Self::Tell { ref user, .. }
+            | Self::Heads { ref user, .. }
+            | Self::Row { ref user, .. }
+            | Self::Mentioned { ref user, .. }
+            | Self::Progressed { ref user, .. }
+            | Self::ToldSeen { asker: ref user, .. } => whole(user.partition(), self),
+        }
+    }
+}
+
+/// What is in one mail for several entities, in a mail for each shard.
+fn parted<T>(
+    items: Vec<T>,
+    shards: usize,
+    partition: impl Fn(&T) -> Partition,
+    mail: impl Fn(Vec<T>) -> PeerMail,
+) -> Vec<(usize, PeerMail)> {
+    let mut by_shard: SmallVec<[Vec<T>; 4]> = std::iter::repeat_with(Vec::new).take(shards).collect();
+    for item in items {
+        by_shard[shard_of_partition(partition(&item), shards)].push(item);
+    }
+    let by_shard = by_shard.into_iter().enumerate().filter(|(_, items)| !items.is_empty());
+    by_shard.map(|(shard, items)| (shard, mail(items))).collect()
+}
+
 /// Committed events of one conversation, shared by everyone who hears of them.
 #[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub(crate) struct News {
@@ -260,24 +354,44 @@ pub(crate) enum Report {
     Cut(Partition, PlanId, handover::Delta),
 }
 
+/// Where mail goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// To a shard of this node.
+    Shard(usize),
+    /// To another node, which lives this session.
+    Node(SessionId),
+}
+
+/// Where an entity lives, as far as anybody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// On this node.
+    Here,
+    /// On another one, which lives this session.
+    Elsewhere(SessionId),
+    /// Nobody owns it at the moment.
+    Nowhere,
+}
+
 /// The way to entities that other nodes own. Mail may get lost.
 pub(crate) trait Abroad: Send + Sync {
-    /// Whether this node owns the partition, as far as anybody knows.
-    fn is_home(&self, partition: Partition) -> bool;
+    /// Where the entities of a partition live.
+    fn home(&self, partition: Partition) -> Home;
 
-    /// Sends to the owner of a partition.
-    fn send(&self, partition: Partition, mail: PeerMail);
+    /// Sends to another node. What is for several entities goes in one mail, whatever partitions they are in.
+    fn send(&self, to: SessionId, mail: PeerMail);
 }
 
 /// Where everything is at home.
 pub(crate) struct Alone;
 
 impl Abroad for Alone {
-    fn is_home(&self, _: Partition) -> bool {
-        true
+    fn home(&self, _: Partition) -> Home {
+        Home::Here
     }
 
-    fn send(&self, _: Partition, _: PeerMail) {}
+    fn send(&self, _: SessionId, _: PeerMail) {}
 }
 
 /// What an entity is doing.
@@ -874,30 +988,43 @@ impl Shard {
     }
 
     fn send_to_partition(&mut self, partition: Partition, mail: PeerMail) {
-        if self.abroad.is_home(partition) {
-            self.send_to_shard(shard_of_partition(partition, self.peers.len()), mail);
-        } else {
-            self.abroad.send(partition, mail);
+        if let Some(place) = self.place(partition) {
+            self.send_to_place(place, mail);
         }
     }
 
-    /// Items by where they go: one list for each shard here, and one for each partition elsewhere.
+    /// Where mail for a partition goes, if somebody owns it.
+    fn place(&self, partition: Partition) -> Option<Place> {
+        match self.abroad.home(partition) {
+            Home::Here => Some(Place::Shard(shard_of_partition(partition, self.peers.len()))),
+            Home::Elsewhere(session) => Some(Place::Node(session)),
+            Home::Nowhere => None,
+        }
+    }
+
+    fn send_to_place(&mut self, place: Place, mail: PeerMail) {
+        match place {
+            Place::Shard(shard) => self.send_to_shard(shard, mail),
+            Place::Node(session) => self.abroad.send(session, mail),
+        }
+    }
+
+    /// Items by where they go: one list for each shard here, and one for each node elsewhere.
     fn by_place<T>(
         &self,
         items: impl IntoIterator<Item = T>,
         partition: impl Fn(&T) -> Partition,
-    ) -> Vec<(Partition, Vec<T>)> {
-        let shards = self.peers.len();
-        let mut by_place: BTreeMap<(bool, u16), (Partition, Vec<T>)> = BTreeMap::new();
+    ) -> SmallVec<[(Place, Vec<T>); 4]> {
+        let mut by_place: SmallVec<[(Place, Vec<T>); 4]> = SmallVec::new();
         for item in items {
-            let partition = partition(&item);
-            let place = match self.abroad.is_home(partition) {
-                true => (true, shard_of_partition(partition, shards) as u16),
-                false => (false, partition.0),
-            };
-            by_place.entry(place).or_insert_with(|| (partition, Vec::new())).1.push(item);
+            let Some(place) = self.place(partition(&item)) else { continue };
+            // There are few: shards of this node, and other nodes.
+            match by_place.iter_mut().find(|(known, _)| *known == place) {
+                Some((_, items)) => items.push(item),
+                None => by_place.push((place, vec![item])),
+            }
         }
-        by_place.into_values().collect()
+        by_place
     }
 
     fn send_to_shard(&mut self, shard: usize, mail: PeerMail) {

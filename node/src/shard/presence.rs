@@ -87,14 +87,14 @@ impl Shard {
             self.show(id, user, Shown::default());
         }
         self.ask_to_watch(id, wishes.watch);
-        for (partition, users) in self.by_place(wishes.unwatch, UserId::partition) {
-            self.send_to_partition(partition, PeerMail::Unwatch { watcher: id.clone(), users });
+        for (place, users) in self.by_place(wishes.unwatch, UserId::partition) {
+            self.send_to_place(place, PeerMail::Unwatch { watcher: id.clone(), users });
         }
     }
 
     fn ask_to_watch(&mut self, watcher: &UserId, watches: Vec<(Watch, Option<Shown>)>) {
-        for (partition, watches) in self.by_place(watches, |(watch, _)| watch.user.partition()) {
-            self.send_to_partition(partition, PeerMail::Watch { watcher: watcher.clone(), watches });
+        for (place, watches) in self.by_place(watches, |(watch, _)| watch.user.partition()) {
+            self.send_to_place(place, PeerMail::Watch { watcher: watcher.clone(), watches });
         }
     }
 
@@ -254,8 +254,8 @@ impl Shard {
             // Its next owner says what is so.
             return;
         };
-        for (partition, watchers) in self.by_place(watchers, UserId::partition) {
-            self.send_to_partition(partition, PeerMail::Seen { user: user.clone(), shown, epoch, watchers });
+        for (place, watchers) in self.by_place(watchers, UserId::partition) {
+            self.send_to_place(place, PeerMail::Seen { user: user.clone(), shown, epoch, watchers });
         }
     }
 

@@ -137,9 +137,9 @@ impl Shard {
         let by_conversation: BTreeMap<ConversationId, Progress> =
             progress.iter().map(|progress| (progress.conversation, *progress)).collect();
         let by_place = self.by_place(by_conversation.into_values(), |progress| progress.conversation.partition());
-        for (partition, progress) in by_place {
+        for (place, progress) in by_place {
             let user = user.clone();
-            self.send_to_partition(partition, PeerMail::Progress { token, user, progress, private });
+            self.send_to_place(place, PeerMail::Progress { token, user, progress, private });
         }
     }
 
@@ -309,7 +309,9 @@ impl Shard {
         }
         self.measures.receipts_told(moved.items.len());
         let receipts = Arc::new(moved);
-        self.send_to_users(&users, |users| PeerMail::Receipts { receipts: Arc::clone(&receipts), users });
+        for (place, users) in self.by_place(users, UserId::partition) {
+            self.send_to_place(place, PeerMail::Receipts { receipts: Arc::clone(&receipts), users });
+        }
     }
 
     /// Members of a conversation have got further; these users of this shard hear of it.

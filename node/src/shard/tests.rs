@@ -48,6 +48,7 @@ use crate::{
     },
 };
 
+mod abroad;
 mod access;
 mod channels;
 mod inbox;
