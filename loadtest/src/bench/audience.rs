@@ -108,7 +108,7 @@ async fn at(plan: &Plan, members: usize) -> anyhow::Result<Run> {
     owner.stop().await;
     ensure!(shown["conversation"]["members"] == members, "there are other members than were added: {shown}");
     let manner = Manner { body_bytes: BODY_BYTES, ..Manner::default() };
-    let crowd = Crowd::connect(people, manner, |_| {}).await?;
+    let crowd = Crowd::connect(people.clone(), manner, |_| {}).await?;
     crowd.open(channel, 1..=LISTENERS).await;
     crowd.assign(0, vec![channel], Pace::Closed(WINDOW));
     (1..=LISTENERS).for_each(|listener| crowd.assign(listener, vec![channel], Pace::Listen));

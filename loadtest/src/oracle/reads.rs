@@ -56,8 +56,8 @@ impl Oracle {
         let view = self.views.of(user, conversation);
         view.see(seq);
         if seq == next && !last {
-            // The reading may be broken off behind it. A final one excuses nobody.
-            view.came(seq);
+            // The reading may be broken off behind it, and has been so far all the same. A final one excuses nobody.
+            view.settle(seq, seq);
         }
     }
 

@@ -143,3 +143,23 @@ impl View {
         debts.into_iter().for_each(|(from, upto)| self.owe(from, upto));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reading that breaks off has covered what it gave: whatever is owed again afterwards, when an event arrives from behind the gap,
+    /// and the rest may come when the client resumes from there.
+    #[test]
+    fn a_reading_that_broke_off_pays_for_what_it_gave() {
+        let mut view = View::default();
+        view.owe(30, 56);
+        (30..=49).for_each(|seq| view.settle(seq, seq));
+        view.owe(30, 56);
+        assert_eq!(view.debts.first(), Some(&(50, 56)));
+        (50..=55).for_each(|seq| view.came(seq));
+        assert_eq!(view.debts.first(), Some(&(56, 56)), "and for nothing else");
+        view.came(56);
+        assert!(view.debts.is_empty());
+    }
+}

@@ -23,7 +23,7 @@ use super::{
     members::{Gathered, MembersSlot},
     reactions::Reacting,
     rebuild::{self, Rebuilt},
-    shard_of_partition,
+    receipts::{ReceiptSlot, Said},
     supervision::Lost,
 };
 use crate::{

@@ -169,7 +169,6 @@ impl Shard {
             }
             shard.note_change(id);
             shard.ask_heads(id);
-            shard.is_sure_of(id, conversation);
         };
         self.guarded(|| id.clone().into(), verify);
         self.go_on_with_waiting(id);

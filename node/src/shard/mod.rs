@@ -24,7 +24,7 @@
 //! - [`mailbox`]: how mail arrives
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
 };
 

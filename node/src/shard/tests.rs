@@ -19,8 +19,8 @@ use chappe_schema::{
     error::{Code, Error},
     event::{ConversationKind, Encryption, Event, HistoryAccess, Role},
     id::{
-        CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis, Partition,
-        Seq, SessionId, UserId,
+        Change, CommandId, ConnectionSlot, ConversationId, DeviceId, EntityId, Epoch, GatewayId, Generation, Millis,
+        Partition, Seq, SessionId, UserId,
     },
     inbox::{Filter, Flags, Marking, Row},
     reaction::ReactionKey,
@@ -1046,6 +1046,63 @@ fn a_jump_in_the_news_is_told() {
     assert_eq!(news(7, vec![event(7)]), (None, vec![7]));
     assert_eq!(news(10, vec![event(9), event(10)]), (Some(10), vec![]), "8 was lost");
     assert_eq!(news(11, vec![event(11)]), (None, vec![11]));
+}
+
+/// News of a conversation may come before the user's log says that they have joined it. A connection that comes then is not told of it
+/// by its answer: what comes next does not follow for it, whatever others have been told (seed 3028 of the simulator).
+#[test]
+fn who_comes_before_a_joining_is_known_is_told_to_fetch() {
+    let mut bench = Bench::new(true);
+    bench.connect("bob", 5);
+    bench.settle();
+    let news = |bench: &mut Bench, seq: Seq| {
+        bench.heard.0.lock().clear();
+        let fact = chappe_schema::event::Fact::MessageNew { body: body("x"), mentions: None };
+        let id = CommandId(uuid::Uuid::from_u128(u128::from(seq)));
+        let (sender, device, created_at) = (user("ada"), None, T);
+        let event = Arc::new(Event { seq, n: seq - 1, sender, device, id, target: 0, created_at, hash: 0, fact });
+        let head = chappe_schema::wire::Head { seq, n: seq - 1 };
+        let news =
+            super::News { conversation: CONVERSATION, head, message_at: T, events: [event].into(), large: false };
+        bench.mail(Mail::Peer(PeerMail::News { news: Arc::new(news), users: vec![user("bob")] }));
+        let is_behind = |heard: &ToGateway| matches!(heard, ToGateway::Behind { .. });
+        let behind = bench.heard.0.lock().iter().any(is_behind);
+        (behind, bench.delivered(5))
+    };
+    assert_eq!(news(&mut bench, 20), (true, vec![]), "nobody knows what was before");
+    assert_eq!(news(&mut bench, 21), (false, vec![21]), "it follows");
+    bench.connect("bob", 6);
+    bench.settle();
+    assert_eq!(news(&mut bench, 22), (true, vec![]));
+    assert_eq!(news(&mut bench, 23), (false, vec![23]));
+}
+
+/// A conversation's owner tells users that they have joined until it hears that they know. A word too many must not make the user's
+/// owner wait for the conversation's beginning: every later message would be taken for one that does not follow, for ever.
+#[test]
+fn a_joining_that_is_told_again_later_holds_up_no_news() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", send("1")).unwrap();
+    bench.connect("bob", 5);
+    bench.settle();
+    bench.heard.0.lock().clear();
+    let fact = chappe_schema::event::Fact::UserJoined {
+        conversation: CONVERSATION,
+        kind: ConversationKind::Group,
+        at: 1,
+        change: Change::default(),
+    };
+    bench.mail(Mail::Peer(PeerMail::Tell { user: user("bob"), fact, conversation: CONVERSATION }));
+    bench.settle();
+    for seq in [3, 4] {
+        bench.heard.0.lock().clear();
+        bench.done("ada", send("more")).unwrap();
+        bench.settle();
+        let is_behind = |heard: &ToGateway| matches!(heard, ToGateway::Behind { .. });
+        assert!(!bench.heard.0.lock().iter().any(is_behind), "{seq} follows");
+        assert_eq!(bench.delivered(5), [seq]);
+    }
 }
 
 /// After a restart, too, a first attempt is known to be new without a read; a repetition is still recognised.

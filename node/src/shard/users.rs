@@ -88,22 +88,26 @@ enum Path {
     Known,
 }
 
-/// What a user's connections have been told of conversations that are not known for sure.
+/// What a user's connections have been told of conversations that the user has not joined as far as is known here.
 type ToldHeads = BTreeMap<ConversationId, Head>;
 
 /// Most of them. At the brim some are forgotten, and the next news of those may be taken for the first.
 const TOLD_HEADS_MAX: usize = 1_024;
 
+fn note_told(told: &mut ToldHeads, conversation: ConversationId, head: Head) {
+    told.insert(conversation, head);
+    if told.len() > TOLD_HEADS_MAX {
+        told.pop_first();
+    }
+}
+
 impl Path {
-    fn of(news: &News, user: &User, told: Option<Head>, carries: bool) -> Self {
-        let joined = user.head(&news.conversation);
-        // Before its owner was asked what is known may be long past, and nobody has been told of it from here.
-        let is_sure = told.is_some() || carries || user.knows_head(&news.conversation);
-        match (told.or(joined), news.events.first()) {
+    /// `known` is how far connections have been told of the conversation, if of anything.
+    fn of(news: &News, user: &UserId, known: Option<Head>) -> Self {
+        match (known, news.events.first()) {
             (Some(known), _) if news.head.seq <= known.seq => Self::Known,
             (Some(known), Some(first)) if first.seq == known.seq + 1 => Self::Follows,
-            (Some(known), Some(first)) if first.seq > known.seq && !is_sure => Self::Follows,
-            (None, Some(first)) if begins_or_ends(&first.fact, &user.id) => Self::Follows,
+            (None, Some(first)) if begins_or_ends(&first.fact, user) => Self::Follows,
             _ => Self::Jumps,
         }
     }
@@ -130,12 +134,9 @@ pub(super) struct UserSlot {
     pub(super) waiting: Vec<Waiting>,
     /// What has moved on while the user was not in memory, if somebody has watched; until they are.
     missed: Option<Vec<ConversationId>>,
-    /// Where conversations stand, as far as connections have been told, that the user has not joined yet as far as their log
-    /// says, or whose owner has not been asked yet. Only where news may get lost.
+    /// Where conversations stand, as far as connections have been told, that the user has not joined as far as their log says; of the
+    /// others the user's head of them tells. Only where news may get lost.
     told: ToldHeads,
-    /// Connections are older than the state, which was lost or is another owner's: they may have been told of more than is
-    /// known now, until everything has been asked.
-    carries: bool,
     /// Whether somebody wants to know where the user's conversations stand.
     pub(super) attended: bool,
     /// When large conversations were last asked.
@@ -170,7 +171,6 @@ impl UserSlot {
             waiting: Vec::new(),
             missed: None,
             told: ToldHeads::new(),
-            carries: false,
             attended: false,
             large_asked_at: 0,
             flushing: 0,
@@ -382,7 +382,8 @@ impl Shard {
         let result = if let Err(refused) = user.check_access(actor, now) {
             Err(refused)
         } else if user.connect(Client::new(connection, actor, now), USER_CONNECTIONS_MAX) {
-            slot.carries |= connecting.again && !user.is_verified();
+            // Its answer tells it of what the user is known to have joined; of the rest it has not been told here.
+            slot.told.clear();
             Ok(self.heads(&connecting))
         } else {
             Err(Error::new(Code::ConnectionLimit)
@@ -484,14 +485,10 @@ impl Shard {
         // Where there is one owner nothing gets lost, and nobody has to look.
         let mut path = Path::Follows;
         if !*confirms_at_once {
-            let told = slot.told.get(&news.conversation).copied();
-            path = Path::of(news, user, told, slot.carries);
-            let is_sure = user.head(&news.conversation).is_some() && user.knows_head(&news.conversation);
-            if path != Path::Known && !is_sure {
-                slot.told.insert(news.conversation, news.head);
-                if slot.told.len() > TOLD_HEADS_MAX {
-                    slot.told.pop_first();
-                }
+            let joined = user.head(&news.conversation);
+            path = Path::of(news, &user.id, joined.or_else(|| slot.told.get(&news.conversation).copied()));
+            if joined.is_none() && path != Path::Known {
+                note_told(&mut slot.told, news.conversation, news.head);
             }
         }
         user.raise(news.conversation, moved, || Change::next(epoch, changes));
@@ -510,15 +507,6 @@ impl Shard {
             self.has_read(id, news.conversation, None);
         }
         true
-    }
-
-    /// A conversation's owner was asked: connections have been told of all that is known of it.
-    pub(super) fn is_sure_of(&mut self, id: &UserId, conversation: ConversationId) {
-        let Some(slot) = self.users.get_mut(id) else { return };
-        slot.told.remove(&conversation);
-        if slot.carries {
-            slot.carries = !slot.slot.ready().is_some_and(|user| user.is_verified());
-        }
     }
 
     /// A fact for the user's own log.
@@ -545,22 +533,24 @@ impl Shard {
             return;
         }
         let Some(user) = slot.ready() else { return };
+        let joined = user.head(&conversation);
         if let Some(event) = user.hear(fact, now, || Change::next(epoch, changes)) {
             slot.append(event, flush);
         }
-        let mut told = None;
-        if !confirms_at_once {
-            // Who has connections here may have been told of it by a former owner; if not, its first event is the next.
-            told = slot.told.get(&conversation).copied();
-            if told.is_none() && matches!(fact, Fact::UserJoined { .. }) {
-                slot.told.insert(conversation, Head::default());
+        let Some(user) = slot.slot.ready() else { return };
+        match (joined, user.head(&conversation)) {
+            // Connections may have been told of it before.
+            (None, Some(_)) => {
+                if let Some(head) = slot.told.remove(&conversation) {
+                    let moved = Moved { head, message_at: 0, read_n: 0 };
+                    user.raise(conversation, moved, || Change::next(epoch, changes));
+                }
             }
+            // Or will be told of the last of it.
+            (Some(head), None) if !confirms_at_once => note_told(&mut slot.told, conversation, head),
+            _ => {}
         }
         let Some(user) = slot.ready() else { return };
-        if let Some(head) = told {
-            let moved = Moved { head, message_at: 0, read_n: 0 };
-            user.raise(conversation, moved, || Change::next(epoch, changes));
-        }
         // Its owner says where a conversation stands that the user has just joined, if somebody wants to know.
         user.ask_first(&[conversation]);
         let head = user.head;
@@ -674,7 +664,6 @@ impl Shard {
             }
         };
         let Some(slot) = self.users.get_mut(id) else { return };
-        slot.carries = !slot.saved.is_empty();
         rebuilt.state.connections = std::mem::take(&mut slot.saved).into();
         let (is_new_to_watch, bytes) = (slot.slot.bytes == 0, rebuilt.bytes);
         if slot.slot.answer_again(rebuilt) {
