@@ -42,11 +42,11 @@ macro_rules! table {
     };
 }
 
-/// gRPC's status numbers.
+/// gRPC's status numbers. `DEADLINE_EXCEEDED` is not among them: it tells of the client's own deadline, whatever became of the
+/// request.
 mod grpc {
     pub(super) const UNKNOWN: u8 = 2;
     pub(super) const INVALID_ARGUMENT: u8 = 3;
-    pub(super) const DEADLINE_EXCEEDED: u8 = 4;
     pub(super) const NOT_FOUND: u8 = 5;
     pub(super) const ALREADY_EXISTS: u8 = 6;
     pub(super) const PERMISSION_DENIED: u8 = 7;
@@ -68,8 +68,8 @@ table! {
     UnknownOperation = "request.unknown_operation", 404, UNIMPLEMENTED, None, false, "there is no such operation";
     MethodNotAllowed = "request.method_not_allowed", 405, UNIMPLEMENTED, None, false, "the path exists, but not with this method";
     UpgradeRequired = "request.upgrade_required", 426, FAILED_PRECONDITION, None, false, "this path speaks WebSocket only";
-    UnsupportedMedia = "request.unsupported_media_type", 415, INVALID_ARGUMENT, None, false, "the request's body must be application/json";
-    RequestTimeout = "request.timeout", 408, DEADLINE_EXCEEDED, None, true, "the request did not arrive in time";
+    UnsupportedMedia = "request.unsupported_media_type", 415, INVALID_ARGUMENT, None, false, "the request's body is of a type that the server does not read";
+    RequestTimeout = "request.timeout", 408, UNAVAILABLE, None, true, "the request did not arrive in time";
     AuthRequired = "auth.required", 401, UNAUTHENTICATED, Some(4501), false, "a token is required";
     AuthInvalid = "auth.invalid", 401, UNAUTHENTICATED, Some(4502), false, "the token is not acceptable";
     AuthExpired = "auth.expired", 401, UNAUTHENTICATED, Some(4401), false, "the token has expired";
@@ -80,7 +80,7 @@ table! {
     ConnectionLimit = "connection.limit", 429, RESOURCE_EXHAUSTED, Some(4430), true, "the user has too many connections";
     AlreadyConnected = "connection.already_connected", 409, FAILED_PRECONDITION, None, false, "the connection is already authenticated";
     SlowConsumer = "connection.slow_consumer", 408, RESOURCE_EXHAUSTED, Some(4408), true, "the client did not read what it was sent";
-    Silent = "connection.silent", 408, DEADLINE_EXCEEDED, Some(4409), true, "the client was silent for too long";
+    Silent = "connection.silent", 408, UNAVAILABLE, Some(4409), true, "the client was silent for too long";
     GoingAway = "connection.going_away", 503, UNAVAILABLE, Some(4410), true, "the server is shutting down; connect again";
     Protocol = "connection.protocol", 400, INVALID_ARGUMENT, Some(4510), false, "the client broke the protocol of the connection";
     ConversationNotFound = "conversation.not_found", 404, NOT_FOUND, None, false, "there is no such conversation for the caller";

@@ -71,7 +71,7 @@ pub(crate) async fn body(method: Method, headers: &HeaderMap, body: Body) -> Res
         return Err(too_large());
     }
     if !is_json(headers) {
-        return Err(Error::new(Code::UnsupportedMedia));
+        return Err(Error::new(Code::UnsupportedMedia).with_detail("expected `content-type: application/json`"));
     }
     match timeout(BODY_TIMEOUT, Limited::new(body, REQUEST_BYTES_MAX).collect()).await {
         Err(_) => Err(Error::new(Code::RequestTimeout).with_detail("the body did not arrive in time")),

@@ -446,7 +446,7 @@ impl Document {
             json!({ "description": "The connection is a WebSocket now: see docs/api.md for its frames." }),
         );
         self.refusals(
-            &[Code::UpgradeRequired, Code::Malformed, Code::Forbidden, Code::RateLimited, Code::MethodNotAllowed],
+            &[&[Code::UpgradeRequired, Code::Malformed, Code::Forbidden, Code::MethodNotAllowed], AT_THE_DOOR].concat(),
             &mut responses,
         );
         put(
@@ -458,27 +458,56 @@ impl Document {
             "description": "The token stands in the first frame, `connect`.", "responses": responses,
             "parameters": [{ "name": "Sec-WebSocket-Protocol", "in": "header", "required": false, "schema": { "type": "string" }, "example": "chappe.v1.json" }] }),
         );
-        for (path, operation, said, media) in [
+        let version = env!("CARGO_PKG_VERSION");
+        let object = json!({ "type": "object", "additionalProperties": true });
+        let greeting = json!({ "service": "chappe", "version": version, "websocket": "/v1/ws", "http": "/v1", "openapi": "/openapi.json", "docs": "/docs" });
+        let words: Map<String, Value> = greeting
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| (name.clone(), json!({ "type": "string" })))
+            .collect();
+        let names: Vec<&String> = words.keys().collect();
+        let greeted = json!({ "type": "object", "required": names, "properties": words });
+        let document = json!({ "openapi": "3.1.0", "info": { "title": "Chappe", "version": version }, "paths": {} });
+        for (path, operation, said, media, schema, example) in [
             (
                 "/",
                 "greeting",
                 "What this is. Browsers of a server with development tokens get a page to try it with.",
                 "application/json",
+                greeted,
+                greeting,
             ),
-            ("/openapi.json", "openapi", "This document.", "application/json"),
-            ("/docs", "docs", "This document as a page to be read.", "text/html"),
+            ("/openapi.json", "openapi", "This document.", "application/json", object, document),
+            (
+                "/docs",
+                "docs",
+                "This document as a page to be read.",
+                "text/html",
+                json!({ "type": "string" }),
+                json!("<!doctype html>…"),
+            ),
         ] {
+            let done =
+                json!({ "description": "Done.", "content": { media: { "schema": schema, "example": example } } });
+            let mut responses = Map::new();
+            responses.insert("200".into(), done);
+            self.refusals(AT_THE_DOOR, &mut responses);
             put(
                 paths,
                 path,
                 "get",
-                json!({ "operationId": operation, "tags": ["Server"], "summary": said, "security": [],
-                "responses": { "200": { "description": "Done.", "content": { media: {} } } } }),
+                json!({ "operationId": operation, "tags": ["Server"], "summary": said, "security": [], "responses": responses }),
             );
         }
         self.services.insert("Server".into(), "The server itself.".into());
     }
 }
+
+/// What whoever comes may be told before anything is looked at: as many as fit are here, they come too often, or with too
+/// much of a head.
+const AT_THE_DOOR: &[Code] = &[Code::RateLimited, Code::HeadTooLarge, Code::Overloaded];
 
 const ABOUT: &str = "A chat backend: messages are acknowledged after they are on the disk, each has one position in its conversation, \
 and a client that was away is told exactly what it missed. docs/api.md explains the rules behind the operations: positions, ids that make \
