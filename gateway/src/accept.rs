@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use chappe_schema::error::{Code, Error};
+use chappe_schema::{
+    error::{Code, Error},
+    limit::UNREAD_BODY_BYTES_MAX,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -40,8 +43,6 @@ const FULL_RETRY_AFTER_MS: u64 = 5_000;
 
 /// How long the last words of a connection may take to be read.
 const LINGER: Duration = Duration::from_millis(1_000);
-/// How much of what a client still sends is read while it hears them.
-const LINGER_BYTES_MAX: usize = 256 * 1024;
 
 /// Accepts until the gateway leaves.
 pub(crate) async fn run(gateway: Arc<Gateway>, listener: Arc<TcpListener>, routes: Routes) {
@@ -165,7 +166,7 @@ async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(mut stream: IO) {
         stream.shutdown().await?;
         let mut discarded = 0;
         let mut buffer = [0; 2048];
-        while discarded < LINGER_BYTES_MAX {
+        while discarded < UNREAD_BODY_BYTES_MAX {
             match stream.read(&mut buffer).await? {
                 0 => break,
                 count => discarded += count,

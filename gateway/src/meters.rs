@@ -1,9 +1,9 @@
 //! Handles of the gateway's metrics, looked up once: a look-up by name has no place where frames pass.
 
 use chappe_cluster::process::metrics::{
-    DELIVERY_LATENCY_SECONDS, GATEWAY_CONNECTIONS, GATEWAY_CONNECTIONS_CLOSED_TOTAL, GATEWAY_CONNECTIONS_LIMIT,
-    GATEWAY_CONNECTIONS_OPENED_TOTAL, GATEWAY_FRAME_BYTES_TOTAL, GATEWAY_FRAMES_TOTAL, GATEWAY_PANICS_TOTAL,
-    GATEWAY_RESUMES_TOTAL, GATEWAY_RESYNCS_TOTAL, GATEWAY_ROUTES_TOTAL, PRESENCE_CONNECTIONS,
+    DELIVERY_LATENCY_SECONDS, GATEWAY_ANSWERS_STALLED_TOTAL, GATEWAY_CONNECTIONS, GATEWAY_CONNECTIONS_CLOSED_TOTAL,
+    GATEWAY_CONNECTIONS_LIMIT, GATEWAY_CONNECTIONS_OPENED_TOTAL, GATEWAY_FRAME_BYTES_TOTAL, GATEWAY_FRAMES_TOTAL,
+    GATEWAY_PANICS_TOTAL, GATEWAY_RESUMES_TOTAL, GATEWAY_RESYNCS_TOTAL, GATEWAY_ROUTES_TOTAL, PRESENCE_CONNECTIONS,
 };
 use chappe_schema::error::{Code, Error};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
@@ -30,6 +30,10 @@ pub(crate) struct Meters {
     pub(crate) routed: Counter,
     /// Commands that nobody answered in time.
     pub(crate) timed_out: Counter,
+    /// Answers that their clients did not take.
+    pub(crate) answers_stalled_http1: Counter,
+    /// The same, over HTTP/2.
+    pub(crate) answers_stalled_http2: Counter,
     /// From an event's acceptance to its recipients' outboxes.
     pub(crate) delivery_small: Histogram,
     /// The same, of large conversations.
@@ -106,6 +110,8 @@ impl Meters {
             },
             routed: counter!(GATEWAY_ROUTES_TOTAL, "result" => "ok"),
             timed_out: counter!(GATEWAY_ROUTES_TOTAL, "result" => "timeout"),
+            answers_stalled_http1: counter!(GATEWAY_ANSWERS_STALLED_TOTAL, "protocol" => "http1"),
+            answers_stalled_http2: counter!(GATEWAY_ANSWERS_STALLED_TOTAL, "protocol" => "http2"),
             // The link does not say what kind a conversation is; how it travelled is what an operator looks for.
             delivery_small: histogram!(DELIVERY_LATENCY_SECONDS, "kind" => "small"),
             delivery_large: histogram!(DELIVERY_LATENCY_SECONDS, "kind" => "large"),

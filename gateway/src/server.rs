@@ -131,7 +131,6 @@ impl Gateway {
             tasks.spawn(supervised(Arc::clone(&gateway), Task::Keys, keep));
         }
         let (routes, listener, entered) = (routes::of(&gateway), Arc::new(listener), Arc::clone(&gateway));
-        tasks.spawn(routes.grpc.clone().keep_health());
         let accept = move || accept::run(Arc::clone(&entered), Arc::clone(&listener), routes.clone());
         tasks.spawn(supervised(Arc::clone(&gateway), Task::Accept, accept));
         tracing::info!(event = "gateway_started", %address, connections_max = gateway.seats.max);

@@ -276,6 +276,22 @@ pub const OUTBOX_OWN_BYTES_MAX: usize = 64 * 1024;
 /// A connection whose socket takes nothing for this long is closed with `slow_consumer`; it can resume.
 pub const STALLED_MS_MAX: u64 = 30_000;
 
+/// An answer over HTTP or gRPC of which nothing is taken for this long is given up. Longer than a WebSocket's: what is seen
+/// here is that a client has room again, and clients say so when half of their window is free, so a phone that gets 4 kbit/s
+/// is heard from every minute. Over HTTP/2 its stream is reset, over HTTP/1.1 the connection ends.
+pub const ANSWER_STALLED_MS_MAX: u64 = 60_000;
+
+/// What unread answers of one HTTP/2 connection hold together: sixteen pages of the largest size, or as many of an
+/// ordinary one as there can be requests. More: whatever else is asked there waits for its turn.
+pub const ANSWERS_HELD_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What is read of a request's body that nobody wants, after it was refused: clients that are still sending may take the end
+/// of their stream or connection for an error and lose the answer. More: the rest is not read.
+pub const UNREAD_BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long that goes on over HTTP/2, where it costs one of the connection's streams.
+pub const UNREAD_BODY_MS_MAX: u64 = 5_000;
+
 /// How often the server says something to a silent client, and how often it expects to hear from one (twice this
 /// long without a sign of life: closed). Below the 30 s after which common proxies drop silent connections.
 pub const HEARTBEAT_MS: u64 = 25_000;
@@ -443,6 +459,10 @@ const _: () = {
     assert!(REACTION_KEY_BYTES_MAX <= u8::MAX as usize);
     assert!(ID_AHEAD_MS_MAX < ID_AGE_MS_MAX);
     assert!(CONNECTION_IN_FLIGHT_MAX < OUTBOX_FRAMES_MAX);
+    // A stream of gRPC whose client stands still is told why before it is reset.
+    assert!(STALLED_MS_MAX < ANSWER_STALLED_MS_MAX);
+    assert!(ANSWERS_HELD_BYTES_MAX >= PAGE_BYTES_MAX && UNREAD_BODY_BYTES_MAX > REQUEST_BYTES_MAX);
+    assert!(PAGE_BYTES_MAX.is_multiple_of(PAGE_IN_FLIGHT_WEIGHT));
     assert!(ACCESS_STALE_MS_MAX + COMMAND_DEADLINE_MS < 30_000);
     assert!(LINK_FRAME_BYTES_MAX <= LINK_QUEUED_BYTES_MAX && LINK_FRAME_BYTES_MAX <= LINK_QUESTION_BYTES_MAX);
     assert!((LINK_LANES as u32) * LINK_LANE_UNREAD_BYTES_MAX <= LINK_UNREAD_BYTES_MAX);

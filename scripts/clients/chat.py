@@ -114,7 +114,10 @@ def chat(chappe, channel):
     garbage = channel.unary_unary("/chappe.v1.Messages/Send", lambda message: message, lambda message: message)
     check(refused(garbage, b"\xff\xff\xff", metadata=ada), grpc.StatusCode.INVALID_ARGUMENT, "request.malformed")
     packed = refused(messages.Send, send, metadata=ada, compression=grpc.Compression.Gzip)
-    assert packed.code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT), packed
+    check(packed, grpc.StatusCode.UNIMPLEMENTED, "request.malformed")
+    several = channel.stream_unary("/chappe.v1.Messages/Send", pb.MessageSendRequest.SerializeToString, lambda message: message)
+    for sends in [[], [send, send]]:
+        check(refused(several, iter(sends), metadata=ada), grpc.StatusCode.UNIMPLEMENTED, "request.malformed")
 
     # Deadlines and cancellation.
     late = refused(conversations.Get, of_group, metadata=ada, timeout=-1)
@@ -165,7 +168,11 @@ def around(channel):
     for service in ["", "chappe.v1.Messages"]:
         answer = health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, service
-    assert refused(health.Check, health_pb2.HealthCheckRequest(service="nobody")).code == grpc.StatusCode.NOT_FOUND
+    nobody = health_pb2.HealthCheckRequest(service="nobody")
+    assert refused(health.Check, nobody).code == grpc.StatusCode.NOT_FOUND
+    unknown = health.Watch(nobody)
+    assert next(unknown).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    unknown.cancel()
     services = ProtoReflectionDescriptorDatabase(channel)
     names = services.get_services()
     assert {"chappe.v1.Messages", "chappe.v1.Conversations", "grpc.health.v1.Health"} <= set(names), names

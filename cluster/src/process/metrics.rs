@@ -166,6 +166,9 @@ catalogue! {
         GATEWAY_RESYNCS_TOTAL = "chappe_gateway_resyncs_total", Kind::Counter, Count,
             {cause: &["overflow", "queue", "gap", "grew", "catch_up", "panic"]},
             "Conversations of live connections whose events were left out, so that the client must fetch them, by cause.";
+        GATEWAY_ANSWERS_STALLED_TOTAL = "chappe_gateway_answers_stalled_total", Kind::Counter, Count,
+            {protocol: &["http1", "http2"]},
+            "Answers of which clients took nothing for a minute: over HTTP/2 their stream was reset, over HTTP/1.1 the connection ended.";
         GATEWAY_PANICS_TOTAL = "chappe_gateway_panics_total", Kind::Counter, Count,
             {task: &["websocket", "http", "delivery", "sweep", "lanes", "accept", "keys"]},
             "Panics of gateway tasks; a connection's takes that connection only, the others begin again.";

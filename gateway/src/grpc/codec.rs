@@ -36,6 +36,46 @@ impl Encoder for Raw {
     }
 }
 
+/// As [`Raw`], where the client has one message to say.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Single;
+
+/// Takes one message and refuses the next.
+#[derive(Default)]
+pub(super) struct Only {
+    has_come: bool,
+}
+
+impl Codec for Single {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Raw;
+    type Decoder = Only;
+
+    fn encoder(&mut self) -> Raw {
+        Raw
+    }
+
+    fn decoder(&mut self) -> Only {
+        Only::default()
+    }
+}
+
+impl Decoder for Only {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        if std::mem::replace(&mut self.has_come, true) {
+            return Err(Status::unimplemented(SEVERAL));
+        }
+        Raw.decode(message)
+    }
+}
+
+/// What is said of a second message.
+pub(super) const SEVERAL: &str = "a call of this method has one message, and this one has more";
+
 impl Decoder for Raw {
     type Item = Bytes;
     type Error = Status;

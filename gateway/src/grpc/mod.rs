@@ -6,12 +6,14 @@
 //! - [`status`]: errors as gRPC shows them
 //! - [`deadline`]: until when a client waits
 //! - [`codec`]: messages as bytes
-//! - [`services`]: health and reflection, and which path leads where
+//! - [`health`]: whether the services serve
+//! - [`services`]: which path leads where, reflection
 
 mod call;
 mod caller;
 mod codec;
 mod deadline;
+mod health;
 mod realtime;
 pub(crate) mod services;
 mod status;

@@ -59,7 +59,9 @@ pub(super) async fn answer(
         return status::of(&error.after_ms(5_000), &about.request_id).into_http();
     }
     let call = Call { patience: deadline::of(request.headers()), token: token(request.headers()), gateway, about };
-    Grpc::new(Raw).max_decoding_message_size(REQUEST_BYTES_MAX).streaming(call, request).await
+    let request_id = Arc::clone(&call.about.request_id);
+    let mut grpc = Grpc::new(Raw).max_decoding_message_size(REQUEST_BYTES_MAX);
+    status::dressed(grpc.streaming(call, request).await, &request_id)
 }
 
 /// A token in the metadata stands for one that `connect` leaves out.

@@ -6,21 +6,17 @@ use axum::{body::Body, response::Response};
 use chappe_schema::{
     error::{Code, Error, excerpt},
     operation::{OPERATIONS, Op},
-    proto::{DESCRIPTORS, rpc::PACKAGE},
+    proto::DESCRIPTORS,
 };
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
-use tonic::server::NamedService;
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
+use http::{HeaderMap, HeaderValue, Request, header};
+use tonic::{Status, server::NamedService};
+use tonic_health::pb::health_server::HealthServer;
 use tower::ServiceExt;
 
-use super::{call, realtime, status};
+use super::{call, health::Health, realtime, status};
 use crate::{
     gateway::{Gateway, log},
-    http::{connection::About, routes::Watched},
+    http::{answer, connection::About, routes::Watched},
 };
 
 /// Everything that gRPC offers, cheap to clone.
@@ -31,8 +27,7 @@ struct Inner {
     gateway: Arc<Gateway>,
     /// By operation.
     watched: Vec<Option<Arc<Watched>>>,
-    health: HealthServer<HealthService>,
-    reporter: HealthReporter,
+    health: HealthServer<Health>,
     reflects: bool,
 }
 
@@ -56,35 +51,12 @@ impl Services {
     /// its own machine can reach.
     pub(crate) fn of(gateway: &Arc<Gateway>) -> Self {
         let watched = paths().iter().map(|path| Some(Arc::new(Watched::new(path.as_deref()?, "gRPC"))));
-        let reporter = HealthReporter::new();
         Self(Arc::new(Inner {
             gateway: Arc::clone(gateway),
             watched: watched.collect(),
-            health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
-            reporter,
+            health: HealthServer::new(Health::of(gateway)),
             reflects: gateway.config.grpc_reflection || gateway.auth.dev_tokens().is_some(),
         }))
-    }
-
-    /// Keeps what the health service says: serving, until the gateway is about to leave.
-    pub(crate) async fn keep_health(self) {
-        let mut retiring = self.0.gateway.retiring.subscribe();
-        self.say(ServingStatus::Serving).await;
-        // The sender lives in the gateway, so this cannot end by itself.
-        let _ = retiring.wait_for(|retiring| *retiring).await;
-        self.say(ServingStatus::NotServing).await;
-    }
-
-    async fn say(&self, status: ServingStatus) {
-        let mut services: Vec<&str> =
-            OPERATIONS.iter().filter_map(|row| row.op.rpc().method.map(|method| method.service)).collect();
-        services.push("Realtime");
-        services.sort_unstable();
-        services.dedup();
-        self.0.reporter.set_service_status("", status).await;
-        for service in services {
-            self.0.reporter.set_service_status(format!("{PACKAGE}.{service}"), status).await;
-        }
     }
 
     /// Answers a call.
@@ -92,8 +64,11 @@ impl Services {
         let inner = &*self.0;
         let path = request.uri().path();
         if media(request.headers()).is_some_and(|media| !is_protobuf(media)) {
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            // Whoever comes so cannot read a status of gRPC either.
+            let detail = "gRPC is spoken here as `application/grpc` and `application/grpc+proto`";
+            let error = Error::new(Code::UnsupportedMedia).with_detail(detail);
+            log(&error, &about.request_id);
+            let mut response = answer::problem(&error, &about.request_id);
             response.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/grpc+proto"));
             return response;
         }
@@ -106,20 +81,37 @@ impl Services {
             let response = realtime::answer(Arc::clone(&inner.gateway), about, request).await;
             return response.map(Body::new);
         }
-        let service = path.trim_start_matches('/').split('/').next().unwrap_or_default().to_owned();
-        if service == <HealthServer<HealthService> as NamedService>::NAME {
+        let method = path.trim_start_matches('/').to_owned();
+        let service = method.split('/').next().unwrap_or_default();
+        let response = if service == <HealthServer<Health> as NamedService>::NAME {
             let Ok(response) = inner.health.clone().oneshot(request).await;
-            return response.map(Body::new);
+            Some(response.map(Body::new))
+        } else if inner.reflects {
+            reflect(service, request).await
+        } else {
+            None
+        };
+        match response {
+            Some(response) if !is_unknown(&response) => response,
+            _ => {
+                let detail = format!("there is no method {}", excerpt(&method));
+                let error = Error::new(Code::UnknownOperation).with_detail(detail);
+                log(&error, &about.request_id);
+                refuse(&error, &about.request_id)
+            }
         }
-        if inner.reflects
-            && let Some(response) = reflect(&service, request).await
-        {
-            return response;
-        }
-        let error = Error::new(Code::UnknownOperation).with_detail(format!("there is no method {}", excerpt(&service)));
-        log(&error, &about.request_id);
-        status::of(&error, &about.request_id).into_http::<tonic::body::Body>().map(Body::new)
     }
+}
+
+/// A refusal as gRPC shows it.
+pub(crate) fn refuse(error: &Error, request_id: &str) -> Response {
+    status::of(error, request_id).into_http::<tonic::body::Body>().map(Body::new)
+}
+
+/// Whether one of the library's services said of a method, in no words at all, that it has none of that name.
+fn is_unknown(response: &Response) -> bool {
+    Status::from_header_map(response.headers())
+        .is_some_and(|status| status.code() == tonic::Code::Unimplemented && status.message().is_empty())
 }
 
 fn is_protobuf(media: &str) -> bool {

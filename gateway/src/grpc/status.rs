@@ -6,8 +6,14 @@ use chappe_schema::{
 };
 use tonic::{Status, metadata::MetadataValue};
 
+use super::codec::SEVERAL;
+use crate::gateway::log;
+
 /// How long clients that repeat by themselves should wait.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// Which compressions are understood.
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 
 /// The error as a status.
 pub(super) fn of(error: &Error, request_id: &str) -> Status {
@@ -30,19 +36,52 @@ fn with_code(error: &Error, code: i32, request_id: &str) -> Status {
     status
 }
 
-/// What the library found wrong by itself, in our words.
-pub(super) fn translated(code: tonic::Code, said: &str) -> Error {
-    match code {
-        tonic::Code::OutOfRange => Error::new(Code::TooLarge)
-            .with_detail(format!("at most {} bytes are accepted", chappe_schema::limit::REQUEST_BYTES_MAX)),
-        tonic::Code::Unimplemented if said.contains("ompress") => {
-            Error::new(Code::Malformed).with_detail("compressed messages are not accepted")
+/// An answer that gets the one object too where the library refused by itself.
+pub(super) fn dressed(
+    response: http::Response<tonic::body::Body>,
+    request_id: &str,
+) -> http::Response<tonic::body::Body> {
+    let refused = Status::from_header_map(response.headers());
+    match refused.filter(|refused| refused.code() != tonic::Code::Ok && refused.details().is_empty()) {
+        Some(refused) => {
+            let (error, code) = translated(&refused);
+            log(&error, request_id);
+            let mut status = with_code(&error, code, request_id);
+            if let Some(encodings) = refused.metadata().get(ACCEPT_ENCODING) {
+                status.metadata_mut().insert(ACCEPT_ENCODING, encodings.clone());
+            }
+            status.into_http()
         }
-        tonic::Code::Unimplemented => Error::new(Code::UnknownOperation),
-        tonic::Code::Cancelled => Error::new(Code::Aborted),
-        _ => Error::new(Code::Malformed).with_detail("the request is not one gRPC message"),
+        None => response,
     }
 }
+
+/// What the library found wrong by itself, in our words, and its status. Where gRPC itself says which one is right (its
+/// `statuscodes.md`), that is not the table's: compression, and any number of messages but one, are `UNIMPLEMENTED`.
+fn translated(refused: &Status) -> (Error, i32) {
+    let unimplemented = tonic::Code::Unimplemented as i32;
+    let of_table = |error: Error| {
+        let code = error.code.row().grpc.into();
+        (error, code)
+    };
+    let malformed = |detail: &'static str| Error::new(Code::Malformed).with_detail(detail);
+    match (refused.code(), refused.message()) {
+        (tonic::Code::OutOfRange, _) => of_table(
+            Error::new(Code::TooLarge)
+                .with_detail(format!("at most {} bytes are accepted", chappe_schema::limit::REQUEST_BYTES_MAX)),
+        ),
+        (tonic::Code::Unimplemented, SEVERAL) => (malformed(SEVERAL), unimplemented),
+        (tonic::Code::Internal, NONE) => {
+            (malformed("a call of this method has one message, and this one has none"), unimplemented)
+        }
+        (tonic::Code::Unimplemented, _) => (malformed("compressed messages are not accepted"), unimplemented),
+        (tonic::Code::Cancelled, _) => of_table(Error::new(Code::Aborted)),
+        _ => of_table(malformed("the request is not one gRPC message")),
+    }
+}
+
+/// What the library says when there is no message.
+const NONE: &str = "Missing request message.";
 
 #[cfg(test)]
 mod tests {

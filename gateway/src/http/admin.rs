@@ -79,7 +79,8 @@ async fn perform(
         tracing::info!(event = "admin_operation", key = &*caller.name, operation = row.name, %user);
     }
     let actor = Actor { user, device: None, by: By::Key(Arc::clone(&caller.name)) };
-    operate(&gateway, row, http, actor, &path, parts, body).await
+    let request = Request::from_parts(parts, body);
+    operate(&gateway, about.exchange, row, http, actor, &path, request).await
 }
 
 /// The server-side caller whose key stands in the headers, if it may ask this.

@@ -19,7 +19,6 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use chappe_schema::error::{Code, Error};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
-use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -28,7 +27,14 @@ use tokio::{
 };
 use tower::Service as _;
 
-use super::{answer, http2::Busy, origin, proxy, routes::Routes};
+use super::{
+    answer,
+    exchange::{Exchange, Portions, Unread},
+    http2::Busy,
+    origin, proxy,
+    routes::Routes,
+    taken::Taken,
+};
 use crate::{
     gateway::{Gateway, log},
     grpc::services,
@@ -56,7 +62,7 @@ pub(crate) const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Room for a head with a token of the largest size, and for one part of a body.
-const BUFFER_BYTES_MAX: usize = 32 * 1024;
+pub(super) const BUFFER_BYTES_MAX: usize = 32 * 1024;
 
 /// Headers of one request.
 const HEADERS_MAX: usize = 64;
@@ -71,6 +77,7 @@ where
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX);
+    let stream = Taken::new(stream, gateway.meters.answers_stalled_http1.clone());
     let stream = Unasked { io: stream, stage: Arc::clone(&stage), status: None };
     let mut connection = server.serve_connection(TokioIo::new(stream), edge);
     let mut leaving = gateway.leaving.subscribe();
@@ -93,6 +100,7 @@ where
     let ended = ended.await;
     let parts = connection.into_parts();
     let Unasked { io, status, .. } = parts.io.into_inner();
+    let io = io.into_inner();
     let has_begun = !parts.read_buf.is_empty();
     let late = || Error::new(Code::RequestTimeout).with_detail("the request's head did not arrive in time");
     match ended {
@@ -113,12 +121,22 @@ where
 
 fn broken_head(status: Option<u16>) -> Error {
     match status {
-        Some(431 | 414) => {
-            let detail = format!("about {} KiB and {HEADERS_MAX} headers are accepted", BUFFER_BYTES_MAX / 1024);
-            Error::new(Code::HeadTooLarge).with_detail(detail)
-        }
+        Some(431 | 414) => head_too_large(),
         _ => Error::new(Code::Malformed).with_detail("the request's line or headers are not HTTP/1.1"),
     }
+}
+
+fn head_too_large() -> Error {
+    let detail = format!("about {} KiB and {HEADERS_MAX} headers are accepted", BUFFER_BYTES_MAX / 1024);
+    Error::new(Code::HeadTooLarge).with_detail(detail)
+}
+
+/// Whether a head that came over HTTP/2 is larger than one may be over HTTP/1.1, counted as it would be there.
+fn is_too_large<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let line = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    headers.len() > HEADERS_MAX || line + bytes.sum::<usize>() > BUFFER_BYTES_MAX
 }
 
 /// A stream whose first request may be none. What the library would answer to that by itself has no body, so it is held
@@ -199,6 +217,8 @@ pub(crate) struct About {
     pub(crate) client: IpAddr,
     /// When its head was there.
     pub(crate) began: Instant,
+    /// Where it holds something in memory beside others of its connection: over HTTP/2.
+    pub(crate) exchange: Option<Arc<Exchange>>,
 }
 
 /// What answers the requests of a connection.
@@ -236,7 +256,15 @@ impl Service<Request<Incoming>> for Edge {
                 request_id: request_id(),
                 client: proxy::client(peer, request.headers(), &gateway.config.trusted_proxies),
                 began: Instant::now(),
+                exchange: Exchange::current(),
             };
+            let exchange = about.exchange.clone();
+            // Over HTTP/1.1 the end of the connection waits for what is still coming.
+            let unread = exchange.is_some().then(Unread::default);
+            let request = request.map(|body| match &unread {
+                Some(unread) => unread.lend(body),
+                None => Body::new(body),
+            });
             let page = request.headers().get(header::ORIGIN).cloned();
             let id = HeaderValue::from_str(&about.request_id);
             let mut response = answer(&gateway, routes, &stage, peer, about, request).await;
@@ -245,14 +273,12 @@ impl Service<Request<Incoming>> for Edge {
             if let Ok(id) = id {
                 headers.insert(REQUEST_ID, id);
             }
-            // It is over when the last of its answer is.
-            Ok(match answering {
-                Some(answering) => response.map(|body| {
-                    Body::new(body.map_frame(move |frame| {
-                        let _ = &answering;
-                        frame
-                    }))
-                }),
+            if let Some(unread) = unread {
+                unread.finish();
+            }
+            Ok(match exchange {
+                // It is over when the last of its answer is.
+                Some(exchange) => response.map(|body| Body::new(Portions::of(body, exchange, answering))),
                 None => response,
             })
         })
@@ -267,10 +293,21 @@ async fn answer(
     stage: &AtomicU8,
     peer: IpAddr,
     about: About,
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
 ) -> Response {
-    if request.version() == Version::HTTP_2 && services::is_grpc(request.headers()) {
-        return routes.grpc.answer(about, request.map(Body::new)).await;
+    if request.version() == Version::HTTP_2 {
+        let is_grpc = services::is_grpc(request.headers());
+        if is_too_large(&request) {
+            let error = head_too_large();
+            log(&error, &about.request_id);
+            return match is_grpc {
+                true => services::refuse(&error, &about.request_id),
+                false => answer::problem(&error, &about.request_id),
+            };
+        }
+        if is_grpc {
+            return routes.grpc.answer(about, request).await;
+        }
     }
     let is_websocket = request.uri().path() == upgrade::PATH;
     if request.method() == Method::OPTIONS {
@@ -313,7 +350,7 @@ async fn answer(
         };
     }
     request.extensions_mut().insert(about);
-    match routes.http.call(request.map(Body::new)).await {
+    match routes.http.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     }

@@ -11,13 +11,16 @@ use std::{
 };
 
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::connection::{Edge, FIRST_HEAD_TIMEOUT};
+use super::{
+    connection::{BUFFER_BYTES_MAX, Edge, FIRST_HEAD_TIMEOUT},
+    exchange::Streams,
+};
 use crate::gateway::Gateway;
 
 /// What a client says first: nothing of HTTP/1.1 begins like this.
@@ -33,8 +36,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 /// What waits for one stream's reader. More: whoever writes waits.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Headers of one request, as they are in memory.
-const HEAD_BYTES_MAX: u32 = 32 * 1024;
+/// Headers of one request, as the library counts them. What is above this it refuses with a bare status: so it is more than is
+/// accepted, and what is above that gets the one object.
+const HEAD_BYTES_MAX: u32 = 4 * BUFFER_BYTES_MAX as u32;
 
 /// A silent connection is asked for a sign of life so often, and is over when none comes: half of what common proxies
 /// wait.
@@ -81,7 +85,7 @@ where
 {
     let busy = Arc::new(Busy::default());
     let edge = Edge::of_http2(Arc::clone(gateway), routes, peer, Arc::clone(&busy));
-    let mut server = http2::Builder::new(TokioExecutor::new());
+    let mut server = http2::Builder::new(Streams::new(gateway.meters.answers_stalled_http2.clone()));
     server
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
@@ -128,5 +132,139 @@ where
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{convert::Infallible, net::Ipv4Addr};
+
+    use bytes::Bytes;
+    use futures_util::{StreamExt, future::pending, stream};
+    use http::{Request, Response};
+    use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+    use hyper::{
+        body::{Frame, Incoming},
+        client::conn::http2::{Builder, SendRequest},
+    };
+    use hyper_util::rt::TokioExecutor;
+    use tokio::{io::duplex, time::sleep};
+
+    use super::*;
+    use crate::{
+        http::{exchange::STALLED_MAX, routes},
+        sweep::tests::World,
+    };
+
+    type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+    /// A client over a pipe, whose answers have windows of this size.
+    pub(crate) struct Client(SendRequest<Body>, String);
+
+    impl Client {
+        pub(crate) async fn of(world: &World, window: u32) -> Self {
+            let (ours, theirs) = duplex(64 * 1024);
+            let (gateway, routes) = (Arc::clone(&world.gateway), routes::of(&world.gateway));
+            tokio::spawn(async move { serve(theirs, Ipv4Addr::LOCALHOST.into(), &gateway, routes).await });
+            let mut client = Builder::new(TokioExecutor::new());
+            client.initial_stream_window_size(window).initial_connection_window_size(1 << 20);
+            let (client, connection) = client.handshake(TokioIo::new(ours)).await.unwrap();
+            tokio::spawn(connection);
+            Self(client, format!("Bearer {}", world.token("ada")))
+        }
+
+        pub(crate) fn request(&self, method: &str, path: &str) -> http::request::Builder {
+            Request::builder().method(method).uri(format!("http://localhost{path}")).header("authorization", &self.1)
+        }
+
+        pub(crate) fn ask(
+            &mut self,
+            request: Request<Body>,
+        ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+            self.0.send_request(request)
+        }
+
+        async fn get(&mut self, path: &str) -> Response<Incoming> {
+            let request = self.request("GET", path).body(Full::default().boxed_unsync()).unwrap();
+            self.ask(request).await.unwrap()
+        }
+    }
+
+    /// A beginning, and no end.
+    pub(crate) fn endless(beginning: &'static [u8]) -> Body {
+        let begun = stream::iter([Ok(Frame::data(Bytes::from_static(beginning)))]);
+        StreamBody::new(begun.chain(stream::once(pending()))).boxed_unsync()
+    }
+
+    fn stalled(world: &World) -> u64 {
+        world.counted("chappe_gateway_answers_stalled_total{protocol=\"http2\"}")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_is_given_up_and_the_connection_goes_on() {
+        let world = World::new();
+        for (window, path) in [(0, "/openapi.json"), (1, "/openapi.json"), (1, "/v1/conversations")] {
+            let before = stalled(&world);
+            let mut client = Client::of(&world, window).await;
+            let answer = client.get(path).await;
+            assert_eq!(answer.status(), 200);
+            // Nothing is given back of the windows.
+            sleep(STALLED_MAX - Duration::from_secs(1)).await;
+            assert_eq!(stalled(&world), before, "{window} {path}");
+            sleep(Duration::from_secs(2)).await;
+            let is_small = path != "/openapi.json";
+            assert_eq!(stalled(&world), before + u64::from(!is_small), "{window} {path}");
+            // A small one lies with the library, and goes with the connection.
+            if !is_small {
+                let mut body = answer.into_body();
+                let reset = loop {
+                    match body.frame().await.expect("a reset is no end") {
+                        Ok(frame) => assert!(frame.into_data().is_ok_and(|data| data.len() <= 1)),
+                        Err(reset) => break reset,
+                    }
+                };
+                assert!(!reset.is_timeout(), "{reset:?}");
+            }
+            assert_eq!(client.get("/").await.status(), 200);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_a_little_now_and_then_gets_all_of_it() {
+        let world = World::new();
+        let mut client = Client::of(&world, 20_000).await;
+        let (began, mut bytes) = (Instant::now(), 0);
+        let mut body = client.get("/openapi.json").await.into_body();
+        while let Some(frame) = body.frame().await {
+            bytes += frame.unwrap().data_ref().map_or(0, Bytes::len);
+            sleep(STALLED_MAX - Duration::from_secs(5)).await;
+        }
+        assert!(began.elapsed() > 3 * STALLED_MAX);
+        assert_eq!(bytes, include_str!("../../../docs/openapi.json").len());
+        assert_eq!(stalled(&world), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unread_pages_of_a_connection_are_a_few_and_the_rest_wait() {
+        let world = World::new();
+        let chat = world.node.conversation(&["ada"], 0, false);
+        let text = "x".repeat(2_000);
+        (0..120).for_each(|_| drop(world.node.say(chat, "ada", &text)));
+        let mut client = Client::of(&world, 0).await;
+        let path = format!("/v1/conversations/{chat}/messages?limit=120");
+        let mut answers = Vec::new();
+        for _ in 0..100 {
+            let request = client.request("GET", &path).body(Full::default().boxed_unsync()).unwrap();
+            answers.push(tokio::spawn(client.ask(request)));
+        }
+        sleep(Duration::from_secs(5)).await;
+        let asked = || world.node.state.lock().heard.iter().filter(|name| *name == "message.list").count();
+        let fit = chappe_schema::limit::ANSWERS_HELD_BYTES_MAX / (120 * 2_000);
+        assert!((2..=fit).contains(&asked()), "{} of {fit}", asked());
+        // They make room for each other when they are given up.
+        for answer in answers {
+            assert_eq!(answer.await.unwrap().unwrap().status(), 200);
+        }
+        assert_eq!(asked(), 100);
     }
 }

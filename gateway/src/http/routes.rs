@@ -21,11 +21,11 @@ use chappe_schema::{
     reply::Reply,
     wire::Actor,
 };
-use http::{HeaderMap, HeaderValue, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Version, header};
 use metrics::{Histogram, histogram};
 use tokio::sync::oneshot;
 
-use super::{admin, answer, arguments, connection::About, dev_tokens};
+use super::{admin, answer, arguments, connection::About, dev_tokens, exchange::Exchange};
 use crate::{
     auth::Identity,
     gateway::{Gateway, log, scope},
@@ -130,7 +130,8 @@ async fn ask(
     let (mut parts, body) = request.into_parts();
     let identity = authenticate(&gateway, &about, &parts.headers).await?;
     let path = path_of(RawPathParams::from_request_parts(&mut parts, &()).await)?;
-    operate(&gateway, row, http, identity.actor(None), &path, parts, body).await
+    let request = Request::from_parts(parts, body);
+    operate(&gateway, about.exchange, row, http, identity.actor(None), &path, request).await
 }
 
 /// The fields of a path.
@@ -141,20 +142,25 @@ pub(super) fn path_of(path: Result<RawPathParams, RawPathParamsRejection>) -> Re
 /// One operation, once it is known who asks: from a request to its reply.
 pub(super) async fn operate(
     gateway: &Gateway,
+    exchange: Option<Arc<Exchange>>,
     row: &'static Operation,
     http: &'static Http,
     actor: Actor,
     path: &RawPathParams,
-    parts: Parts,
-    body: Body,
+    request: Request,
 ) -> Result<Response, Refused> {
+    let (parts, body) = request.into_parts();
     let body = arguments::body(http.method, &parts.headers, body).await?;
     let mut ignored = Vec::new();
     let fields = path.iter().filter(|(name, _)| *name != admin::AS);
     let arguments = arguments::assemble(row, http, fields, &parts.uri, &parts.headers, &body, &mut ignored)?;
-    let (reply, decision) = perform(gateway, row, actor, &arguments, &mut ignored).await?;
+    let exchange = exchange.as_deref();
+    let (reply, decision) = perform(gateway, exchange, row, actor, &arguments, &mut ignored).await?;
     let mut json = Vec::with_capacity(256);
     reply.write_json(&mut json, &ignored);
+    if let Some(exchange) = exchange {
+        exchange.is_of(json.len());
+    }
     let mut response = answer::json(http.status, json);
     answer::limits(response.headers_mut(), &decision);
     Ok(response)
@@ -163,6 +169,7 @@ pub(super) async fn operate(
 /// One operation, once it is known who asks and what: over HTTP and over gRPC.
 pub(crate) async fn perform(
     gateway: &Gateway,
+    exchange: Option<&Exchange>,
     row: &'static Operation,
     actor: Actor,
     arguments: &str,
@@ -181,6 +188,9 @@ pub(crate) async fn perform(
         gateway.check_access(&actor).await.map_err(refused)?;
     }
     let decoded = Command::decode(row.op, &actor.user, arguments, ignored).map_err(refused)?;
+    if let Some(exchange) = exchange {
+        exchange.make_room(row.op).await;
+    }
     let (answer, reply) = oneshot::channel();
     gateway.ask(Pending::Waiter(row.op, answer), actor, decoded.id, decoded.command);
     // Every question is answered, by the sweep if by nobody else; the sender is dropped only with the gateway.

@@ -83,11 +83,19 @@ impl World {
         client
     }
 
-    pub(crate) async fn client(&self, user: &str, ttl_s: u64, pipe: usize) -> Client {
-        let mut client = self.stranger(pipe).await;
+    pub(crate) fn token(&self, user: &str) -> String {
+        self.token_for(user, 3600)
+    }
+
+    fn token_for(&self, user: &str, ttl_s: u64) -> String {
         let now = self.gateway.clock.now_ms();
         let tokens = self.gateway.auth.dev_tokens().unwrap();
-        let token = tokens.issue(&crate::tests_node::user(user), None, Some(ttl_s), now).unwrap().token;
+        tokens.issue(&crate::tests_node::user(user), None, Some(ttl_s), now).unwrap().token
+    }
+
+    pub(crate) async fn client(&self, user: &str, ttl_s: u64, pipe: usize) -> Client {
+        let mut client = self.stranger(pipe).await;
+        let token = self.token_for(user, ttl_s);
         client.say(json!({"id": 1, "connect": {"token": token}})).await;
         assert_eq!(client.text().await["ok"]["user"], user);
         client

@@ -9,7 +9,10 @@ use chappe_schema::{
     proto::{details, v1},
 };
 use http_body_util::{BodyExt, Full};
-use hyper::{HeaderMap, Request, body::Bytes};
+use hyper::{
+    HeaderMap, Request, Response,
+    body::{Bytes, Incoming},
+};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -34,23 +37,39 @@ async fn call(
     message: &[u8],
     further: &[(&'static str, &str)],
 ) -> HeaderMap {
-    let mut framed = vec![0];
-    framed.extend((message.len() as u32).to_be_bytes());
-    framed.extend(message);
-    let mut request = Request::post(format!("http://{}{path}", world.gateway.address()))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("authorization", format!("Bearer {}", world.token("ada")));
-    for (name, value) in further {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(Full::new(Bytes::from(framed))).unwrap();
-    let (head, body) = timeout(SOON, client.request(request)).await.expect("no answer").unwrap().into_parts();
+    let (head, body) = said(world, client, path, framed(message), further).await.into_parts();
     assert_eq!(head.status, 200);
     let body = timeout(SOON, body.collect()).await.expect("no end").unwrap();
     let mut headers = head.headers;
     headers.extend(body.trailers().cloned().unwrap_or_default());
     headers
+}
+
+/// A message in its envelope.
+fn framed(message: &[u8]) -> Vec<u8> {
+    let mut framed = vec![0];
+    framed.extend((message.len() as u32).to_be_bytes());
+    framed.extend(message);
+    framed
+}
+
+/// What is answered to a call with these bytes.
+async fn said(
+    world: &World,
+    client: &Http2,
+    path: &str,
+    bytes: Vec<u8>,
+    further: &[(&'static str, &str)],
+) -> Response<Incoming> {
+    let mut request = Request::post(format!("http://{}{path}", world.gateway.address()))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("authorization", format!("Bearer {}", world.token("ada")));
+    for (name, value) in further {
+        request.headers_mut().unwrap().insert(*name, value.parse().unwrap());
+    }
+    let request = request.body(Full::new(Bytes::from(bytes))).unwrap();
+    timeout(SOON, client.request(request)).await.expect("no answer").unwrap()
 }
 
 /// The status and the one error object.
@@ -104,9 +123,13 @@ async fn what_is_no_call_of_grpc_is_said() {
         ("/chappe.v1.Messages/Nothing", 12, "request.unknown_operation"),
         ("/nobody.Here/Nothing", 12, "request.unknown_operation"),
         ("/chappe.v1.Admin/GetUser", 12, "request.unknown_operation"),
+        ("/grpc.health.v1.Health/Nothing", 12, "request.unknown_operation"),
+        ("/grpc.reflection.v1.ServerReflection/Nothing", 12, "request.unknown_operation"),
     ] {
         let (found, error) = refusal(&call(&world, &client, path, &[], &[]).await);
         assert_eq!((found, &*error.code), (status, code), "{path}");
+        let is_named = error.detail.is_some_and(|detail| detail.contains(&path[1..]));
+        assert!(is_named || path.contains("Admin"), "{path}");
     }
     let send = Op::MessageSend.rpc().method.unwrap().path();
     let (status, error) = refusal(&call(&world, &client, &send, &[0xff; 9], &[]).await);
@@ -141,4 +164,115 @@ async fn what_nobody_waits_for_is_not_begun() {
     let headers = call(&world, &client(), &rpc.method.unwrap().path(), &message, &[("grpc-timeout", "0n")]).await;
     assert_eq!(refusal(&headers).1.code, Code::OutcomeUnknown.row().code);
     assert_eq!(headers["grpc-status"], "4");
+}
+
+/// What gRPC says of its own form: `statuscodes.md` and `compression.md` of its documents.
+#[tokio::test]
+async fn a_call_has_one_message_and_it_is_not_compressed() {
+    let world = World::new().await;
+    let client = client();
+    let path = Op::ConversationList.rpc().method.unwrap().path();
+    for (messages, code) in [(1, None), (0, Some("request.malformed")), (2, Some("request.malformed"))] {
+        let bytes = framed(&[]).repeat(messages);
+        let answer = said(&world, &client, &path, bytes, &[]).await;
+        match code {
+            Some(code) => {
+                let (status, error) = refusal(answer.headers());
+                assert_eq!((status, &*error.code), (12, code), "{messages} messages");
+            }
+            None => assert!(!answer.headers().contains_key("grpc-status"), "{answer:?}"),
+        }
+    }
+    for path in [&*path, "/chappe.v1.Realtime/Connect"] {
+        let headers = call(&world, &client, path, &[], &[("grpc-encoding", "gzip")]).await;
+        let (status, error) = refusal(&headers);
+        assert_eq!((status, &*error.code), (12, "request.malformed"), "{path}");
+        assert_eq!(headers["grpc-accept-encoding"], "identity", "{path}");
+    }
+    // Whoever speaks another tongue is told in HTTP's words.
+    let json = [("content-type", "application/grpc+json")];
+    let (head, body) = said(&world, &client, &path, framed(&[]), &json).await.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((head.status.as_u16(), &problem["code"]), (415, &"request.unsupported_media_type".into()));
+    assert_eq!(problem["request_id"], head.headers["x-request-id"].to_str().unwrap());
+    assert_eq!(head.headers["accept"], "application/grpc+proto");
+}
+
+/// The next message of a stream, if it is there or comes.
+async fn next(body: &mut Incoming) -> Option<Bytes> {
+    let frame = timeout(SOON, body.frame()).await.expect("nothing comes")?.unwrap();
+    frame.into_data().ok().map(|data| data.slice(5..))
+}
+
+#[tokio::test]
+async fn health_is_watched_without_an_end() {
+    const CHECK: &str = "/grpc.health.v1.Health/Check";
+    const WATCH: &str = "/grpc.health.v1.Health/Watch";
+    /// A `HealthCheckRequest`.
+    fn of(service: &str) -> Vec<u8> {
+        let mut message = vec![1 << 3 | 2, service.len() as u8];
+        message.extend(service.as_bytes());
+        message
+    }
+    /// A `HealthCheckResponse`.
+    fn status(message: &[u8]) -> u8 {
+        assert_eq!((message.len(), message[0]), (2, 1 << 3));
+        message[1]
+    }
+    let (serving, not_serving, unknown) = (1, 2, 3);
+    let world = World::new().await;
+    let client = client();
+    let watch = async |service: &str| said(&world, &client, WATCH, framed(&of(service)), &[]).await.into_body();
+    let mut nobodys = watch("nobody.Here").await;
+    assert_eq!(status(&next(&mut nobodys).await.unwrap()), unknown);
+    let mut known = [watch("").await, watch("chappe.v1.Messages").await, watch("chappe.v1.Realtime").await];
+    for body in &mut known {
+        assert_eq!(status(&next(body).await.unwrap()), serving);
+    }
+    let headers = call(&world, &client, CHECK, &of("nobody.Here"), &[]).await;
+    assert_eq!(headers["grpc-status"], "5", "who asks once is told that there is none");
+    assert_eq!(call(&world, &client, CHECK, &of("chappe.v1.Messages"), &[]).await["grpc-status"], "0");
+    world.gateway.retire();
+    for body in &mut known {
+        assert_eq!(status(&next(body).await.unwrap()), not_serving);
+    }
+    let more = std::pin::pin!(nobodys.frame());
+    assert!(futures_util::FutureExt::now_or_never(more).is_none(), "the stream goes on");
+}
+
+#[tokio::test]
+async fn heads_have_the_bounds_of_http1_and_the_one_object() {
+    let world = World::new().await;
+    let client = client();
+    let headers = |count: usize, bytes: usize| {
+        let mut headers = HeaderMap::new();
+        for number in 0..count {
+            let name: hyper::header::HeaderName = format!("x-{number}").parse().unwrap();
+            headers.insert(name, "x".repeat(bytes).parse().unwrap());
+        }
+        headers
+    };
+    for (headers, status) in [
+        (headers(64, 10), 200),
+        (headers(65, 10), 431),
+        (headers(1, 30_000), 200),
+        (headers(1, 33_000), 431),
+        (headers(1, 100_000), 431),
+    ] {
+        let mut request = Request::get(format!("http://{}/", world.gateway.address())).body(Full::default()).unwrap();
+        *request.headers_mut() = headers;
+        let (head, body) = timeout(SOON, client.request(request)).await.expect("no answer").unwrap().into_parts();
+        assert_eq!(head.status, status);
+        if status == 431 {
+            let body = body.collect().await.unwrap().to_bytes();
+            let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(problem["code"], "request.head_too_large");
+            assert_eq!(problem["request_id"], head.headers["x-request-id"].to_str().unwrap());
+        }
+    }
+    let path = Op::ConversationList.rpc().method.unwrap().path();
+    let long = "x".repeat(40_000);
+    let (status, error) = refusal(&call(&world, &client, &path, &[], &[("x-long", &long)]).await);
+    assert_eq!((status, &*error.code), (11, "request.head_too_large"));
 }
