@@ -38,6 +38,8 @@ pub enum Item<'a> {
 pub enum Opcode {
     /// UTF-8 text.
     Text = 1,
+    /// Bytes.
+    Binary = 2,
     /// Close, with a code.
     Close = 8,
     /// Ping.
@@ -224,10 +226,10 @@ fn mask(payload: &mut [u8], key: [u8; 4]) {
 }
 
 /// The client's half of the opening handshake.
-pub fn handshake_request(host: &str, path: &str, key: &str) -> String {
+pub fn handshake_request(host: &str, path: &str, protocol: &str, key: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: chappe.v1.json\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {protocol}\r\nSec-WebSocket-Key: {key}\r\n\r\n"
     )
 }
 
@@ -332,7 +334,7 @@ mod tests {
     #[test]
     fn the_handshake_fits_itself() {
         let key = "dGhlIHNhbXBsZSBub25jZQ==";
-        let request = handshake_request("localhost", "/v1/ws", key);
+        let request = handshake_request("localhost", "/v1/ws", "chappe.v1.json", key);
         let answer = handshake_answer(request.as_bytes()).unwrap();
         assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert_eq!(handshake_accepted(answer.as_bytes(), key), Ok(()));

@@ -198,7 +198,7 @@ impl<H: Handler> Driver<H> {
             Some(gate) => Arc::clone(gate).acquire_owned().await.ok(),
             None => None,
         };
-        let opening = open(&self.target, self.source);
+        let opening = open(&self.target, self.options.encoding.protocol(), self.source);
         let link = timeout(self.options.answer_timeout, opening)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -328,7 +328,7 @@ impl<H: Handler> Driver<H> {
 }
 
 /// Opens a TCP connection and does the WebSocket handshake.
-async fn open(target: &Target, source: Option<IpAddr>) -> io::Result<Link> {
+async fn open(target: &Target, protocol: &str, source: Option<IpAddr>) -> io::Result<Link> {
     let socket = if target.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(source) = source {
         // One source port may serve many destinations.
@@ -339,7 +339,8 @@ async fn open(target: &Target, source: Option<IpAddr>) -> io::Result<Link> {
     stream.set_nodelay(true)?;
     // Any 24 base64 characters of 16 bytes: the server only hashes them.
     let key = "Q2hhcHBlJ3MgbG9hZHRlc3Q=";
-    stream.write_all(websocket::handshake_request(&target.host, &target.path, key).as_bytes()).await?;
+    let request = websocket::handshake_request(&target.host, &target.path, protocol, key);
+    stream.write_all(request.as_bytes()).await?;
     let mut head = Vec::with_capacity(512);
     let end = loop {
         if stream.read_buf(&mut head).await? == 0 {

@@ -12,6 +12,7 @@ pub mod http;
 mod inbox;
 pub mod line;
 mod pending;
+mod protobuf;
 mod receipts;
 mod session;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use self::{
     inbox::Inbox,
     line::Event,
     pending::Sent,
+    protobuf::Encoding,
     receipts::Progress,
     session::{Ack, Counters, Down, Failure, Handler, Refusal, Session},
 };
@@ -49,6 +51,8 @@ use crate::history::History;
 /// How clients behave; one value is shared by a whole crowd.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// How frames are written.
+    pub encoding: Encoding,
     /// What `connect` calls this device.
     pub device: String,
     /// Come back after a loss.
@@ -72,6 +76,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            encoding: Encoding::default(),
             device: "loadtest".into(),
             reconnect: true,
             answer_timeout: Duration::from_secs(15),

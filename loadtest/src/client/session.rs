@@ -19,6 +19,7 @@ use super::{
     Options,
     line::{self, Event, Line},
     pending::{Pending, Purpose, Ring, Sent},
+    protobuf::{self, Encoding},
     receipts::{self, Progress, Said},
     track::{Step, Tracks},
 };
@@ -403,7 +404,13 @@ impl Session {
 
     fn write(&mut self, line: &[u8]) {
         let key = self.mask_key();
-        websocket::encode(&mut self.out, Opcode::Text, line, Some(key));
+        match self.options.encoding {
+            Encoding::Json => websocket::encode(&mut self.out, Opcode::Text, line, Some(key)),
+            Encoding::Protobuf => match protobuf::said(line) {
+                Some(frame) => websocket::encode(&mut self.out, Opcode::Binary, &frame, Some(key)),
+                None => self.misunderstood("has no form in protobuf", line),
+            },
+        }
     }
 
     fn mask_key(&mut self) -> [u8; 4] {
@@ -551,23 +558,30 @@ impl Session {
 
     // === lines ===
 
-    /// Takes one WebSocket message: one or more lines.
+    /// Takes one WebSocket message: one or more lines, or one frame of protobuf.
     pub(super) fn message<H: Handler>(&mut self, message: &[u8], handler: &mut H) {
+        if self.options.encoding == Encoding::Protobuf {
+            return match protobuf::heard(message) {
+                Some(json) => self.line(&json, message.len(), handler),
+                None => self.misunderstood("not understood", message),
+            };
+        }
         for json in message.split(|byte| *byte == b'\n').filter(|json| !json.is_empty()) {
-            self.line(json, handler);
+            self.line(json, json.len(), handler);
         }
     }
 
-    fn line<H: Handler>(&mut self, json: &[u8], handler: &mut H) {
-        let Some(line) = Line::parse(json) else {
-            self.doom =
-                Some(Down::Lost(format!("not understood: {}", String::from_utf8_lossy(&json[..json.len().min(200)]))));
-            return;
-        };
+    fn misunderstood(&mut self, why: &str, what: &[u8]) {
+        self.doom = Some(Down::Lost(format!("{why}: {}", what[..what.len().min(200)].escape_ascii())));
+    }
+
+    /// Takes one line, which had so many bytes on its way.
+    fn line<H: Handler>(&mut self, json: &[u8], bytes: usize, handler: &mut H) {
+        let Some(line) = Line::parse(json) else { return self.misunderstood("not understood", json) };
         match line {
             Line::Event(event) => {
                 self.counters.events += 1;
-                self.counters.event_bytes += json.len() as u64;
+                self.counters.event_bytes += bytes as u64;
                 self.arrived(&event, json, handler);
             }
             Line::Ok(CONNECT_ID, ok) => self.welcomed(ok, handler),
@@ -575,7 +589,7 @@ impl Session {
             Line::Ok(id, ok) => {
                 let id = if id == 0 { self.requests.oldest().unwrap_or(0) } else { id };
                 if let Some(pending) = self.requests.take(id) {
-                    self.answered(pending, ok, json.len(), handler);
+                    self.answered(pending, ok, bytes, handler);
                 }
             }
             Line::Error(Some(CONNECT_ID) | None, error) => {

@@ -24,7 +24,7 @@ use self::{
     score::Score,
 };
 use crate::{
-    client::{Counters, Handle, Options, Target, driver},
+    client::{Counters, Encoding, Handle, Options, Target, driver},
     history::{History, What},
     process::Meter,
 };
@@ -60,6 +60,8 @@ pub struct Person {
 /// How a crowd behaves.
 #[derive(Debug, Clone)]
 pub struct Manner {
+    /// How frames are written.
+    pub encoding: Encoding,
     /// Bytes of each body.
     pub body_bytes: usize,
     /// One in so many deliveries has its latency measured.
@@ -76,7 +78,15 @@ pub struct Manner {
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { body_bytes: 200, sample: 8, history: None, fanout_listeners: None, types: false, receipts: false }
+        Self {
+            encoding: Encoding::default(),
+            body_bytes: 200,
+            sample: 8,
+            history: None,
+            fanout_listeners: None,
+            types: false,
+            receipts: false,
+        }
     }
 }
 
@@ -147,7 +157,9 @@ impl Crowd {
             receipts: manner.receipts,
         });
         let gate = Some(Arc::new(Semaphore::new(CONNECTING_MAX)));
-        let options = Arc::new(Options { history: manner.history.clone(), gate, ..Options::default() });
+        let options =
+            Options { encoding: manner.encoding, history: manner.history.clone(), gate, ..Options::default() };
+        let options = Arc::new(options);
         let mut crowd = Self { shared, people, members: Vec::new(), history: manner.history };
         for (index, person) in crowd.people.iter().enumerate() {
             let host = 1 + (index / PORTS_PER_SOURCE) as u8;

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{Crowd, Manner, Measured, Pace, Person};
 use crate::{
-    client::{Counters, Target, http::Http, token::Signer},
+    client::{Counters, Encoding, Target, http::Http, token::Signer},
     history::History,
     oracle::{Limits, Oracle, Verdict},
     process::{self, Memory},
@@ -46,6 +46,9 @@ pub struct Plan {
     /// Clients.
     #[arg(long, short = 'n', default_value_t = 1000)]
     pub clients: usize,
+    /// How frames are written: json or protobuf.
+    #[arg(long, default_value_t)]
+    pub encoding: Encoding,
     /// Members of each group.
     #[arg(long, default_value_t = 10)]
     pub group: usize,
@@ -184,6 +187,7 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
 
     let history = if plan.unjudged { None } else { Some(history(&plan)?) };
     let manner = Manner {
+        encoding: plan.encoding,
         body_bytes: plan.body,
         sample: plan.sample,
         history: history.clone(),

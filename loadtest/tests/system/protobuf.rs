@@ -1,10 +1,13 @@
 //! A connection that speaks protobuf, as a WebSocket and as a stream of gRPC, beside one that speaks JSON: the same people,
 //! the same words, through a crash of the server.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use chappe_loadtest::{
-    client::{Client, Options, Stream as JsonStream, http::Http},
+    client::{Client, Encoding, Options, Stream as JsonStream, Target, http::Http},
+    crowd::{Crowd, Manner, Pace, Person},
+    history::History,
+    oracle::{Limits, Oracle},
     server::Server,
 };
 use chappe_schema::{
@@ -349,4 +352,56 @@ async fn a_websocket_in_protobuf_hears_what_one_in_json_hears() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_grpc_hears_what_a_websocket_hears() {
     talk(&mut super::server().await, Way::Grpc).await;
+}
+
+/// What `chappe-loadtest run --encoding protobuf` does, in small: a crowd that talks in protobuf, half of it thrown out in between,
+/// and an oracle that finds every promise kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_in_protobuf_is_promised_what_one_in_json_is() {
+    const GROUPS: usize = 4;
+    const PEOPLE: usize = 20;
+    let mut server = super::server().await;
+    let target = Arc::new(Target::resolve(&server.url()).await.unwrap());
+    let signer = server.signer().unwrap();
+    let person = |index: usize| {
+        let user = format!("user-{index}");
+        Person { token: signer.sign(&user).unwrap(), user, target: Arc::clone(&target) }
+    };
+    let history = History::judged(Oracle::new(Limits::default()), None);
+    let manner = Manner {
+        encoding: Encoding::Protobuf,
+        history: Some(Arc::clone(&history)),
+        receipts: true,
+        types: true,
+        ..Manner::default()
+    };
+    let crowd = Crowd::connect((0..PEOPLE).map(person).collect(), manner, |_| {}).await.unwrap();
+    let groups: Vec<Vec<usize>> = (0..GROUPS).map(|group| (group..PEOPLE).step_by(GROUPS).collect()).collect();
+    let conversations = crowd.create_groups(&groups, |_| {}).await.unwrap();
+    for (group, conversation) in groups.iter().zip(&conversations) {
+        for member in group {
+            crowd.assign(*member, vec![*conversation], Pace::Closed(2));
+        }
+    }
+    crowd.start();
+    let measured = crowd.measure(Duration::from_millis(500), None, |_, _| {}).await.unwrap();
+    // They come back with positions, and send again what had no answer.
+    server.kill().await.unwrap();
+    server.restart().await.unwrap();
+    let again = crowd.measure(Duration::from_secs(1), None, |_, _| {}).await.unwrap();
+    crowd.rest().await.unwrap();
+    let reads: Vec<_> = groups
+        .iter()
+        .zip(&conversations)
+        .flat_map(|(group, conversation)| group.iter().map(|member| (*member, *conversation)))
+        .collect();
+    crowd.read_all(&reads, |_| {}).await.unwrap();
+    let shown: Vec<_> = groups.iter().zip(&conversations).map(|(group, id)| (group[0], *id)).collect();
+    crowd.read_receipts(&shown).await.unwrap();
+    let counters = crowd.counters().await;
+    let verdict = history.verdict().unwrap();
+    assert!(verdict.is_clean(), "{verdict}");
+    assert!(measured.acks > 0 && measured.deliveries > 0, "{measured:?} {again:?}");
+    assert!(counters.connects >= 2 * PEOPLE as u64, "{counters:?}");
+    crowd.leave().await;
 }
