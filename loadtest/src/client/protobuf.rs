@@ -227,7 +227,7 @@ mod tests {
             for (name, value) in said.as_object().unwrap() {
                 match value.as_object() {
                     Some(fields) => fields.iter().for_each(|(field, value)| match field.as_str() {
-                        "limits" | "conversations" => {}
+                        "limits" | "features" | "conversations" => {}
                         field => assert_eq!(&found[name][field], value, "{heard}"),
                     }),
                     None => assert_eq!(&found[name], value, "{heard}"),
