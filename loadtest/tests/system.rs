@@ -28,6 +28,8 @@ mod protobuf;
 mod reactions;
 #[path = "system/receipts.rs"]
 mod receipts;
+#[path = "system/slow.rs"]
+mod slow;
 #[path = "system/workflow.rs"]
 mod workflow;
 
