@@ -17,14 +17,14 @@ use serde_json::json;
 use tokio::{task::JoinSet, time::sleep};
 use uuid::Uuid;
 
-use super::{Plan, Row, store};
+use super::{Plan, Row};
 use crate::{
     client::{Client, Options, token::Signer},
     history::History,
-    local::{self, Cluster, Signal, Which},
+    local::{Cluster, Signal, Which},
 };
 
-/// Ports of the processes, away from those of a cluster that somebody runs by hand.
+/// The first port of the processes.
 const PORT: u16 = 17_500;
 const NODES: u16 = 3;
 const GATEWAYS: u16 = 2;
@@ -59,20 +59,7 @@ struct Talk {
 struct Samples(Vec<f64>);
 
 pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
-    let config = store::config(plan)?;
-    let home = tempfile::Builder::new().prefix("chappe-bench-").tempdir_in(plan.folder())?;
-    let mut cluster = Cluster::start(local::Plan {
-        nodes: NODES,
-        gateways: GATEWAYS,
-        cql: Some(config.contact_points[0].clone()),
-        dir: home.path().join("cluster"),
-        port: PORT,
-        unlimited: true,
-        binaries: plan.server.as_deref().and_then(std::path::Path::parent).map(std::path::Path::to_owned),
-        node_sets: Vec::new(),
-        network: None,
-    })
-    .await?;
+    let (_home, mut cluster) = plan.cluster(NODES, GATEWAYS, PORT).await?;
     let talk = Talk::begin(&cluster.urls(), &cluster.signer()?, plan.scaled(PAIRS)).await?;
     let rounds = plan.scaled(ROUNDS);
     let row = if name == "failover" {

@@ -15,7 +15,10 @@ mod sends;
 mod store;
 mod tax;
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -23,6 +26,7 @@ use serde::Serialize;
 
 use crate::{
     crowd::{Latency, Measured},
+    local::{self, Cluster},
     process,
     server::{Server, Setup},
 };
@@ -209,6 +213,26 @@ impl Plan {
 
     fn folder(&self) -> PathBuf {
         self.data.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    /// A fresh cluster of processes over the CQL server, from a port on: away from those of one that somebody runs by hand. The
+    /// folder of its data must live as long as it does: it comes first, and so goes last.
+    async fn cluster(&self, nodes: u16, gateways: u16, port: u16) -> anyhow::Result<(tempfile::TempDir, Cluster)> {
+        let config = store::config(self)?;
+        let home = tempfile::Builder::new().prefix("chappe-bench-").tempdir_in(self.folder())?;
+        let cluster = Cluster::start(local::Plan {
+            nodes,
+            gateways,
+            cql: Some(config.contact_points[0].clone()),
+            dir: home.path().join("cluster"),
+            port,
+            unlimited: true,
+            binaries: self.server.as_deref().and_then(Path::parent).map(Path::to_owned),
+            node_sets: Vec::new(),
+            network: None,
+        })
+        .await?;
+        Ok((home, cluster))
     }
 
     /// A fresh server. The folder of its data must live as long as it does.

@@ -10,36 +10,20 @@ use super::{
     sends::{WARM_UP, crowd, ours, shape},
     store,
 };
-use crate::{
-    client::Target,
-    local::{self, Cluster, Which},
-    process::Meter,
-};
+use crate::{client::Target, local::Which, process::Meter};
 
-/// Ports of the two processes, away from those of a cluster that somebody runs by hand.
+/// The first port of the two processes.
 const PORT: u16 = 17_400;
 
 pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     let config = store::config(plan)?;
     let shape = shape(plan, if name == "tax-1" { "pairs-64x1" } else { "pairs-64x8" });
 
-    let (mut server, _home) = plan.server_with(&store::settings(&config)).await?;
+    let (mut server, _data) = plan.server_with(&store::settings(&config)).await?;
     let (alone, ..) = ours(plan, &shape, &server, false).await?;
     server.terminate().await?;
 
-    let home = tempfile::Builder::new().prefix("chappe-bench-").tempdir_in(plan.folder())?;
-    let cluster = Cluster::start(local::Plan {
-        nodes: 1,
-        gateways: 1,
-        cql: Some(config.contact_points[0].clone()),
-        dir: home.path().join("cluster"),
-        port: PORT,
-        unlimited: true,
-        binaries: plan.server.as_deref().and_then(std::path::Path::parent).map(std::path::Path::to_owned),
-        node_sets: Vec::new(),
-        network: None,
-    })
-    .await?;
+    let (_home, cluster) = plan.cluster(1, 1, PORT).await?;
     let target = Arc::new(Target::resolve(cluster.urls().first().context("no gateway")?).await?);
     let crowd = crowd(&shape, &target, &cluster.signer()?, false).await?;
     let (node, gateway) = (cluster.pid(Which::Node(0)), cluster.pid(Which::Gateway(0)));
