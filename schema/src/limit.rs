@@ -398,6 +398,10 @@ pub const UNFENCED_MAX: usize = 4_096;
 /// At the brim the oldest is forgotten.
 pub const FENCED_MAX: usize = 64;
 
+/// Nodes that left for good and are never taken in again under the same number, 9 bytes of the map each. At the brim: no node can be
+/// decommissioned; one that is stopped instead is only never seen again.
+pub const RETIRED_MAX: usize = 16_384;
+
 /// Earlier owners of a partition that the map names: what they did last is warmed up by the next. At the brim the
 /// oldest is forgotten; its entities are recovered when they are first asked for.
 pub const FORMER_OWNERS_MAX: usize = 16;

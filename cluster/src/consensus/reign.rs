@@ -41,6 +41,8 @@ pub(super) enum Event {
     Settled { reign: u64, answered: bool },
     /// The change of voters is made, or is not.
     Voted { reign: u64, deaf: Vec<NodeUid> },
+    /// Whoever left for good was released, or was not.
+    Released { reign: u64 },
 }
 
 /// How often the leader looks whether there is something to do.
@@ -66,6 +68,8 @@ struct Reign {
     electorate: Electorate,
     voters_looked_at: Millis,
     voters_change: bool,
+    /// Somebody who left for good is being released.
+    releases: bool,
     /// Nodes that did not learn the log, and when that was seen.
     deaf: BTreeMap<NodeUid, Millis>,
 }
@@ -138,6 +142,11 @@ impl Driver {
                     }
                 }
             }
+            Event::Released { reign: number } => {
+                if let Some(reign) = self.reign.as_mut().filter(|reign| reign.number == number) {
+                    reign.releases = false;
+                }
+            }
             Event::Voted { reign: number, deaf } => {
                 if let Some(reign) = self.reign.as_mut().filter(|reign| reign.number == number) {
                     reign.voters_change = false;
@@ -171,6 +180,7 @@ impl Driver {
                 electorate: Electorate::default(),
                 voters_looked_at: now,
                 voters_change: false,
+                releases: false,
                 deaf: BTreeMap::new(),
             });
         }
@@ -225,6 +235,7 @@ impl Driver {
             return;
         }
         reign.voters_looked_at = now;
+        map.retired().for_each(|(node, _)| reign.electorate.leave(node));
         let membership = metrics.membership_config.membership();
         let seat = |voter: u64| (NodeUid(voter), membership.get_node(&voter).cloned().unwrap_or_default());
         let voters: BTreeMap<NodeUid, Seat> = membership.voter_ids().map(seat).collect();
@@ -236,7 +247,20 @@ impl Driver {
             (session.node, Resident { seat, up, drain: session.drain })
         };
         let residents = map.sessions().map(resident).collect();
-        let Some(next) = reign.electorate.next(now, &voters, &residents) else { return };
+        let Some(next) = reign.electorate.next(now, &voters, &residents) else {
+            // The set that stands is committed: nobody is asked any more who is not in it.
+            let stands = metrics.membership_config.log_id() <= &metrics.last_applied;
+            let left = map.retired().find(|(node, released)| !released && !voters.contains_key(node));
+            if let Some((node, _)) = left.filter(|_| stands && !reign.releases) {
+                reign.releases = true;
+                let (shared, number) = (Arc::clone(&self.shared), reign.number);
+                tokio::spawn(async move {
+                    shared.write(Command::RetireNode { node, released: true }).await;
+                    shared.tell(Event::Released { reign: number });
+                });
+            }
+            return;
+        };
         tracing::info!(event = "voters_change", from = ?voters.keys(), to = ?next.keys());
         reign.voters_change = true;
         let (shared, number) = (Arc::clone(&self.shared), reign.number);
@@ -328,5 +352,6 @@ fn name(command: &Command) -> &'static str {
         Command::SplitPartitions { .. } => "split_partitions",
         Command::MarkFenced { .. } => "mark_fenced",
         Command::SetClusterVersion { .. } => "set_cluster_version",
+        Command::RetireNode { .. } => "retire_node",
     }
 }

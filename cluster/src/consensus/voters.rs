@@ -29,10 +29,11 @@ pub struct Resident {
 /// A voter that is away for so long is replaced: a restart, a rolled node or a moved volume takes less.
 pub const AWAY_MS_MAX: Millis = 5 * 60 * 1000;
 
-/// Who has been away, and since when.
+/// Who has been away, and since when; and who left for good.
 #[derive(Debug, Default)]
 pub struct Electorate {
     away: BTreeMap<NodeUid, Millis>,
+    left: BTreeSet<NodeUid>,
 }
 
 /// How many voters a cluster of so many nodes has.
@@ -46,6 +47,11 @@ pub const fn wanted(nodes: usize) -> usize {
 }
 
 impl Electorate {
+    /// A node left for good: it is replaced at once, or its seat falls away.
+    pub fn leave(&mut self, node: NodeUid) {
+        self.left.insert(node);
+    }
+
     /// The voters that there should be, if they are not those that are. At most one that is gone is replaced at a time.
     pub fn next(
         &mut self,
@@ -55,7 +61,7 @@ impl Electorate {
     ) -> Option<BTreeMap<NodeUid, Seat>> {
         self.see(now, voters, residents);
         let gone = voters.iter().filter(|(node, seat)| self.is_gone(now, **node, seat, residents));
-        // The one that was away first, so that everybody would choose the same.
+        // The one that was away first, so that everybody would choose the same; before them all who left while being there.
         let gone = gone.min_by_key(|(node, _)| (self.away.get(node), **node)).map(|(node, _)| *node);
         let mut chosen: BTreeMap<NodeUid, Seat> =
             voters.iter().filter(|(node, _)| Some(**node) != gone).map(|(node, seat)| (*node, seat.clone())).collect();
@@ -74,7 +80,7 @@ impl Electorate {
         }
         // An even number tolerates no more deaths than the odd one below it. Who leaves is who came last.
         let size = if gone.is_some() { chosen.len().min(wanted) } else { chosen.len() };
-        let size = size - usize::from(size % 2 == 0);
+        let size = size.saturating_sub(usize::from(size % 2 == 0));
         while chosen.len() > size {
             let last = chosen.iter().max_by_key(|(node, seat)| (seat.ordinal, **node)).map(|(node, _)| *node)?;
             chosen.remove(&last);
@@ -95,6 +101,9 @@ impl Electorate {
     }
 
     fn is_gone(&self, now: Millis, node: NodeUid, seat: &Seat, residents: &BTreeMap<NodeUid, Resident>) -> bool {
+        if self.left.contains(&node) {
+            return true;
+        }
         let Some(since) = self.away.get(&node) else { return false };
         // A node that lost its disk is another node; the old one does not come back.
         let replaced = !residents.contains_key(&node)
@@ -227,6 +236,23 @@ mod tests {
         let mut electorate = Electorate::default();
         electorate.next(0, &voters(&[0, 1, 2]), &residents([0, 2]));
         assert_eq!(ordinals(electorate.next(AWAY_MS_MAX, &voters(&[0, 1, 2]), &residents([0, 2]))), Some(vec![0]));
+    }
+
+    #[test]
+    fn who_left_for_good_is_replaced_at_once_by_somebody_who_is_there() {
+        let mut electorate = Electorate::default();
+        electorate.leave(NodeUid(1));
+        // It still answers; it has no session any more.
+        let mut nodes = residents([0, 2, 3]);
+        assert_eq!(ordinals(electorate.next(0, &voters(&[0, 1, 2]), &nodes)), Some(vec![0, 2, 3]));
+        nodes.get_mut(&NodeUid(3)).unwrap().up = false;
+        assert_eq!(electorate.next(0, &voters(&[0, 1, 2]), &nodes), None, "three are wanted: the heir is waited for");
+        let shrinks = electorate.next(0, &voters(&[0, 1, 2]), &residents([0, 2]));
+        assert_eq!(ordinals(shrinks), Some(vec![0]), "of three nodes that were, two are left, of which one votes");
+        // The only voter hands over.
+        electorate.leave(NodeUid(0));
+        assert_eq!(ordinals(electorate.next(0, &voters(&[0]), &residents([2]))), Some(vec![2]));
+        assert_eq!(electorate.next(0, &voters(&[0]), &residents([])), None, "there is nobody to hand over to");
     }
 
     #[test]

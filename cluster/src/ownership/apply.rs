@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use chappe_schema::{
-    id::{Epoch, Partition, SessionId},
+    id::{Epoch, NodeUid, Partition, SessionId},
     limit::{
-        FENCED_MAX, FORMER_OWNERS_MAX, NODES_MAX, PARTITIONS_MAX, PLAN_MOVES_MAX, UNFENCED_MAX, WEIGHT_MAX,
-        ZONE_BYTES_MAX,
+        FENCED_MAX, FORMER_OWNERS_MAX, NODES_MAX, PARTITIONS_MAX, PLAN_MOVES_MAX, RETIRED_MAX, UNFENCED_MAX,
+        WEIGHT_MAX, ZONE_BYTES_MAX,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,8 @@ pub enum Applied {
     Fenced,
     /// The version was raised, or was that already.
     VersionSet,
+    /// The node left for good.
+    Retired,
 }
 
 /// Why a command, or a part of it, had no effect.
@@ -146,6 +148,15 @@ pub enum Refused {
     /// One node drains at a time.
     #[error("session {0:x} holds the drain slot")]
     SlotTaken(SessionId),
+    /// Who left for good does not come back.
+    #[error("the node was decommissioned; with an empty data directory it joins as a new one")]
+    Retired,
+    /// A node that leaves for good has given everything away.
+    #[error("the node owns {0} partitions; drain it first")]
+    Owns(u32),
+    /// Too many have left.
+    #[error("as many nodes have been decommissioned as can be remembered")]
+    RetiredFull,
     /// The version never falls.
     #[error("the cluster speaks version {0} already")]
     VersionFalls(u16),
@@ -223,6 +234,10 @@ impl Ownership {
                 }
                 self.edit(at).fenced(*session)
             }
+            Command::RetireNode { node, released } => {
+                map.retirable(*node)?;
+                self.edit(at).retire(*node, *released)
+            }
             Command::SetClusterVersion { version } => {
                 map.raisable(*version)?;
                 self.edit(at).cluster_version = *version;
@@ -266,6 +281,9 @@ impl Map {
         }
         if self.sessions().len() >= NODES_MAX && self.session_of(new.node).is_none() {
             return Err(Refused::Full);
+        }
+        if self.retirement(new.node).is_some() {
+            return Err(Refused::Retired);
         }
         if self.unfenced().count() >= UNFENCED_MAX {
             return Err(Refused::Unfenced);
@@ -313,6 +331,17 @@ impl Map {
             Some(holder) => Err(Refused::SlotTaken(holder)),
             None => Ok(()),
         }
+    }
+
+    fn retirable(&self, node: NodeUid) -> Result<(), Refused> {
+        let owns = self.session_of(node).map_or(0, |session| self.owned_by(session).count());
+        if owns > 0 {
+            return Err(Refused::Owns(owns as u32));
+        }
+        if self.0.retired.len() >= RETIRED_MAX && self.retirement(node).is_none() {
+            return Err(Refused::RetiredFull);
+        }
+        Ok(())
     }
 
     fn splittable(&self, count: u32) -> Result<(), Refused> {
@@ -454,6 +483,16 @@ impl Contents {
             session.drain = slot;
         }
         Applied::DrainSet
+    }
+
+    /// Its session ends in the same step, so that nothing is given to it any more.
+    fn retire(&mut self, node: NodeUid, released: bool) -> Applied {
+        let session = self.sessions.iter().find(|(_, session)| session.node == node).map(|(id, _)| *id);
+        if let Some(session) = session {
+            self.expire(session, None);
+        }
+        *self.retired.entry(node).or_insert(false) |= released;
+        Applied::Retired
     }
 
     fn split(&mut self, count: u32) -> Applied {

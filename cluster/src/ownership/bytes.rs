@@ -103,7 +103,7 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M> {
 
 #[derive(Clone, PartialEq, Message)]
 struct CommandBytes {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     kind: Option<Kind>,
 }
 
@@ -129,6 +129,8 @@ enum Kind {
     Fenced(u64),
     #[prost(uint32, tag = "10")]
     Version(u32),
+    #[prost(message, tag = "11")]
+    Retire(RetireBytes),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -205,6 +207,14 @@ struct PartsBytes {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct RetireBytes {
+    #[prost(fixed64, tag = "1")]
+    node: u64,
+    #[prost(bool, tag = "2")]
+    released: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct DrainBytes {
     #[prost(fixed64, tag = "1")]
     session: u64,
@@ -250,6 +260,7 @@ impl From<&Command> for CommandBytes {
             Command::SplitPartitions { count } => Kind::Split(*count),
             Command::MarkFenced { session } => Kind::Fenced(*session),
             Command::SetClusterVersion { version } => Kind::Version((*version).into()),
+            Command::RetireNode { node, released } => Kind::Retire(RetireBytes { node: node.0, released: *released }),
         };
         Self { kind: Some(kind) }
     }
@@ -293,6 +304,7 @@ impl TryFrom<CommandBytes> for Command {
             Kind::Split(count) => Self::SplitPartitions { count },
             Kind::Fenced(session) => Self::MarkFenced { session },
             Kind::Version(version) => Self::SetClusterVersion { version: small(version)? },
+            Kind::Retire(RetireBytes { node, released }) => Self::RetireNode { node: NodeUid(node), released },
         })
     }
 }
@@ -361,6 +373,8 @@ struct DeltaBytes {
     plans: Vec<PlanBytes>,
     #[prost(uint64, repeated, tag = "15")]
     plans_gone: Vec<u64>,
+    #[prost(btree_map = "fixed64, bool", tag = "16")]
+    retired: BTreeMap<u64, bool>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -392,6 +406,8 @@ impl From<&Delta> for DeltaBytes {
         let (sessions, sessions_gone) = split(&delta.sessions, |session| SessionBytes::from(session));
         let (ended, ended_gone) = split(&delta.ended, |ended| EndedBytes::from(ended));
         let (plans, plans_gone) = split(&delta.plans, Clone::clone);
+        // Nobody comes back.
+        let (retired, _) = split(&delta.retired, |released| *released);
         let plans = plans.into_iter().map(|(plan, Plan { moves })| PlanBytes {
             plan: plan.0,
             moves: moves.values().map(MoveBytes::from).collect(),
@@ -419,6 +435,7 @@ impl From<&Delta> for DeltaBytes {
             rows: rows.collect(),
             plans: plans.collect(),
             plans_gone: plans_gone.into_iter().map(|plan| plan.0).collect(),
+            retired: retired.into_iter().map(|(node, released)| (node.0, released)).collect(),
         }
     }
 }
@@ -454,6 +471,7 @@ impl TryFrom<DeltaBytes> for Delta {
             ended: ended.chain(bytes.ended_gone.iter().map(|id| (*id, None))).collect(),
             rows: rows.collect::<Result<_>>()?,
             plans: plans.chain(bytes.plans_gone.iter().map(|id| Ok((PlanId(*id), None)))).collect::<Result<_>>()?,
+            retired: bytes.retired.into_iter().map(|(node, released)| (NodeUid(node), Some(released))).collect(),
         })
     }
 }

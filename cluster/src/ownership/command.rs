@@ -63,6 +63,14 @@ pub enum Command {
         /// Whose.
         session: SessionId,
     },
+    /// A node leaves for good: what it is called never takes part again. It owns nothing any more. First the leader is told (`released` is
+    /// not set), and sees that the node votes no more; then it says so.
+    RetireNode {
+        /// Which.
+        node: NodeUid,
+        /// Whether nothing depends on it any more, and its process may end.
+        released: bool,
+    },
     /// Raises the version that all agree to speak. It never falls.
     SetClusterVersion {
         /// One that every live session knows.

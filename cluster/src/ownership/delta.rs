@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use chappe_schema::id::{Partition, SessionId};
+use chappe_schema::id::{NodeUid, Partition, SessionId};
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterGeneration, ClusterId, Ended, Map, Plan, PlanId, Row, Session, map::Contents};
@@ -23,6 +23,7 @@ pub struct Delta {
     pub(super) ended: BTreeMap<SessionId, Option<Ended>>,
     pub(super) rows: BTreeMap<Partition, Row>,
     pub(super) plans: BTreeMap<PlanId, Option<Plan>>,
+    pub(super) retired: BTreeMap<NodeUid, Option<bool>>,
 }
 
 /// A delta that does not begin at the version at hand. The reader asks for a whole map.
@@ -90,6 +91,7 @@ impl Delta {
         self.sessions.extend(later.sessions.clone());
         self.ended.extend(later.ended.clone());
         self.plans.extend(later.plans.clone());
+        self.retired.extend(later.retired.clone());
         self.rows.extend(later.rows.clone());
         self.rows.retain(|partition, _| u32::from(partition.0) < later.partitions);
         Ok(Self {
@@ -120,6 +122,7 @@ impl Map {
             ended: differences(&old.ended, &new.ended),
             rows: rows.map(|(partition, row)| (partition, row.clone())).collect(),
             plans: differences(&old.plans, &new.plans),
+            retired: differences(&old.retired, &new.retired),
         }
     }
 
@@ -132,7 +135,8 @@ impl Map {
             return Err(Mismatch { from: delta.from, at: self.0.version });
         }
         let contents = Arc::make_mut(&mut self.0);
-        let Contents { version, identity, cluster_version, sessions, ended, rows, plans, last_plan } = contents;
+        let Contents { version, identity, cluster_version, sessions, ended, rows, plans, retired, last_plan } =
+            contents;
         *version = delta.to;
         *identity = delta.identity;
         *cluster_version = delta.cluster_version;
@@ -140,6 +144,7 @@ impl Map {
         follow(sessions, &delta.sessions);
         follow(ended, &delta.ended);
         follow(plans, &delta.plans);
+        follow(retired, &delta.retired);
         rows.resize(delta.partitions as usize, Row::EMPTY);
         for (partition, row) in &delta.rows {
             if let Some(place) = rows.get_mut(usize::from(partition.0)) {

@@ -32,6 +32,8 @@ pub(super) struct Contents {
     /// By number of the partition.
     pub(super) rows: Vec<Row>,
     pub(super) plans: BTreeMap<PlanId, Plan>,
+    /// Nodes that left for good, and whether they were released.
+    pub(super) retired: BTreeMap<NodeUid, bool>,
     /// The highest number that a plan ever had.
     pub(super) last_plan: PlanId,
 }
@@ -186,6 +188,17 @@ impl Map {
         self.sessions().find(|(_, session)| session.node == node).map(|(id, _)| id)
     }
 
+    /// Nodes that left for good, or are about to, and whether nothing depends on them any more.
+    pub fn retired(&self) -> impl Iterator<Item = (NodeUid, bool)> {
+        self.0.retired.iter().map(|(node, released)| (*node, *released))
+    }
+
+    /// Whether a node left for good, or is about to; then, whether nothing depends on it any more.
+    #[must_use]
+    pub fn retirement(&self, node: NodeUid) -> Option<bool> {
+        self.0.retired.get(&node).copied()
+    }
+
     /// The session that holds the drain slot.
     #[must_use]
     pub fn draining(&self) -> Option<SessionId> {
@@ -196,6 +209,12 @@ impl Map {
     #[must_use]
     pub fn ended(&self, session: SessionId) -> Option<&Ended> {
         self.0.ended.get(&session)
+    }
+
+    /// Whether a life of a node is remembered that is over.
+    #[must_use]
+    pub fn has_ended(&self, node: NodeUid) -> bool {
+        self.0.ended.values().any(|ended| ended.node == node)
     }
 
     /// What every new owner fences, all of it, before it reads a log.

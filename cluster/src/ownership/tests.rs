@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use chappe_schema::{
     id::{Epoch, NodeUid, Partition, SessionId},
-    limit::{FENCED_MAX, FORMER_OWNERS_MAX, NODES_MAX, PARTITIONS_MAX, PLAN_MOVES_MAX, WEIGHT_MAX, ZONE_BYTES_MAX},
+    limit::{
+        FENCED_MAX, FORMER_OWNERS_MAX, NODES_MAX, PARTITIONS_MAX, PLAN_MOVES_MAX, RETIRED_MAX, WEIGHT_MAX,
+        ZONE_BYTES_MAX,
+    },
 };
 use proptest::prelude::*;
 
@@ -158,6 +161,45 @@ fn check(before: &Ownership, after: &Ownership, command: &Command, accepted: boo
     assert!(new.sessions().filter(|(_, session)| session.drain).count() <= 1);
     let nodes: std::collections::BTreeSet<NodeUid> = new.sessions().map(|(_, session)| session.node).collect();
     assert_eq!(nodes.len(), new.sessions().len(), "a node lives twice");
+    assert!(!new.retired().any(|(node, _)| nodes.contains(&node)), "who left for good lives");
+    let kept = |(node, released): (NodeUid, bool)| new.retirement(node).is_some_and(|now| now >= released);
+    assert!(old.retired().all(kept), "who left for good was forgotten");
+}
+
+// === Leaving ===
+
+#[test]
+fn who_owns_something_does_not_leave_and_who_left_does_not_come_back() {
+    let (mut log, sessions) = Log::dealt(4, 2);
+    let leave = |released| Command::RetireNode { node: NodeUid(1), released };
+    assert_eq!(log.apply(&leave(false)), Err(Refused::Owns(2)));
+    let plan = log.planned(sessions[0], sessions[1], &[0, 2]);
+    log.ok(&Command::CommitMoves { plan, from: sessions[0], partitions: parts(&[0, 2]) });
+    // What is about to come to it does not.
+    log.planned(sessions[1], sessions[0], &[1]);
+    assert_eq!(log.ok(&leave(false)), Applied::Retired);
+    assert_eq!((log.map().session_of(NodeUid(1)), log.map().plans().len()), (None, 0));
+    assert_eq!(log.map().unfenced().map(|(id, _)| id).collect::<Vec<_>>(), [sessions[0]], "its fence is owed");
+    assert_eq!(log.map().retirement(NodeUid(1)), Some(false));
+    assert_eq!(log.apply(&Command::RegisterSession(new_session(1))), Err(Refused::Retired));
+    assert_eq!(log.ok(&leave(true)), Applied::Retired);
+    assert_eq!(log.ok(&leave(false)), Applied::Retired, "once more is once");
+    assert_eq!(log.map().retired().collect::<Vec<_>>(), [(NodeUid(1), true)]);
+    assert_eq!(log.map().orphans().count(), 0);
+    // A node that is dead, or was never there, needs not live for it.
+    assert_eq!(log.ok(&Command::RetireNode { node: NodeUid(8), released: false }), Applied::Retired);
+}
+
+#[test]
+fn those_who_left_are_counted() {
+    let mut log = Log::founded(1);
+    for node in 0..RETIRED_MAX as u64 {
+        log.state.apply(log.next, &Command::RetireNode { node: NodeUid(node), released: false }).unwrap();
+        log.next += 1;
+    }
+    let more = |node| Command::RetireNode { node: NodeUid(node), released: true };
+    assert_eq!(log.apply(&more(RETIRED_MAX as u64)), Err(Refused::RetiredFull));
+    assert_eq!(log.ok(&more(0)), Applied::Retired);
 }
 
 // === Founding ===
@@ -648,6 +690,11 @@ fn command_from(map: &Map, dice: &[u16; 6]) -> Command {
         17 => Command::SetDrain { session: any(a), slot: b % 2 == 0 },
         18 if a % 8 == 0 => Command::SplitPartitions { count: map.partitions() << (b % 3) },
         18 => Command::SetClusterVersion { version: (3 + b % 6) as u16 },
+        // Those who live can come to leave, but not so soon that nobody is left.
+        19 if a % 4 == 0 => {
+            let node = if b % 16 == 0 { c % 5 } else { 100 + c % 50 };
+            Command::RetireNode { node: NodeUid(node as u64), released: d % 2 == 0 }
+        }
         _ => Command::Found(Founding { cluster: ClusterId(9), generation: 9, partitions: 4, version: 5 }),
     }
 }
@@ -738,6 +785,7 @@ fn random_commands_are_often_accepted() {
         ("SetDrain", 5),
         ("SplitPartitions", 1),
         ("SetClusterVersion", 5),
+        ("RetireNode", 5),
     ] {
         assert!(accepted[name] >= least, "{name}: {accepted:?}");
     }

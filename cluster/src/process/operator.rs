@@ -7,6 +7,7 @@
 //! | `GET /cluster/owner?conversation=ID` or `?user=ID` | who owns it |
 //! | `POST /cluster/drain?node=UID` | its partitions move away, one node at a time; again: nothing more |
 //! | `POST /cluster/undrain?node=UID` | it takes partitions again |
+//! | `POST /cluster/decommission?node=UID` | it owns nothing, and leaves for good: others get its vote, and it is never taken in again |
 //!
 //! What a node knows may be a moment old; what is asked for is decided by the cluster, and 503 says that it could not be.
 
@@ -107,6 +108,10 @@ pub struct Overview {
     pub unfenced: usize,
     /// All nodes with a session, in the order of their ordinals.
     pub nodes: Vec<Node>,
+    /// Nodes that leave for good, and may not end yet.
+    pub leaving: Vec<String>,
+    /// Nodes that left for good.
+    pub left: Vec<String>,
     /// All gateways that answer.
     pub gateways: Vec<Member>,
 }
@@ -194,6 +199,7 @@ impl Desk {
             .route("/cluster/owner", get(owner))
             .route("/cluster/drain", post(|desk, asked| set_drain(desk, asked, true)))
             .route("/cluster/undrain", post(|desk, asked| set_drain(desk, asked, false)))
+            .route("/cluster/decommission", post(decommission))
             .with_state(self.clone())
     }
 
@@ -236,6 +242,8 @@ async fn overview(State(desk): State<Desk>) -> Answer<Json<Overview>> {
         moves: map.plans().map(|(_, plan)| plan.moves.len()).sum(),
         unfenced: map.unfenced().count(),
         nodes,
+        leaving: retired(&map, false),
+        left: retired(&map, true),
         gateways: members.into_iter().filter(|member| member.role == "gateway").collect(),
     }))
 }
@@ -300,7 +308,30 @@ async fn set_drain(State(desk): State<Desk>, Query(whose): Query<Whose>, slot: b
     if map.session(session).is_some_and(|session| session.drain == slot) {
         return Ok(StatusCode::NO_CONTENT);
     }
-    match propose(plane, Command::SetDrain { session, slot }).await {
+    decided(propose(plane, Command::SetDrain { session, slot }).await)
+}
+
+async fn decommission(State(desk): State<Desk>, Query(whose): Query<Whose>) -> Answer<StatusCode> {
+    let plane = &desk.shown()?.plane;
+    let node = whose.node.parse::<NodeUid>().map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let map = plane.map();
+    if map.retirement(node).is_some() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    // A slip of the pen is not remembered for ever.
+    let votes = || plane.vitals().is_some_and(|vitals| vitals.voters.contains(&node));
+    if map.session_of(node).is_none() && !map.has_ended(node) && !votes() {
+        return Err(Refusal(StatusCode::NOT_FOUND, "no node of this uid is known to the cluster".to_owned()));
+    }
+    decided(propose(plane, Command::RetireNode { node, released: false }).await)
+}
+
+fn retired(map: &Map, released: bool) -> Vec<String> {
+    map.retired().filter(|(_, is)| *is == released).map(|(node, _)| node.to_string()).collect()
+}
+
+fn decided(decided: Decided) -> Answer<StatusCode> {
+    match decided {
         Decided::Done => Ok(StatusCode::NO_CONTENT),
         Decided::Refused(why) => Err(Refusal(StatusCode::CONFLICT, why.to_string())),
         Decided::Undecided => {

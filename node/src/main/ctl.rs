@@ -47,6 +47,15 @@ pub(super) enum Ctl {
         #[arg(long, value_name = "SECS", default_value_t = 120)]
         wait: u64,
     },
+    /// Let a node leave for good: drain it, give its vote to another, and never take it in again under this uid. Its process ends by
+    /// itself then. One that is dead already is only struck off. Ends with 1 when it takes longer than --wait; asked again, it goes on.
+    Decommission {
+        /// The node's uid, as `members` shows it.
+        node: String,
+        /// Seconds to wait, first until it owns nothing, then until nobody needs its vote.
+        #[arg(long, value_name = "SECS", default_value_t = 120)]
+        wait: u64,
+    },
     /// Let a node take partitions again.
     Undrain {
         /// The node's uid, as `members` shows it.
@@ -152,6 +161,7 @@ impl Ctl {
                 post(admin, &format!("/cluster/drain?node={}", escaped(node))).await?;
                 drained(admin, node, Duration::from_secs(*wait)).await
             }
+            Self::Decommission { node, wait } => decommission(admin, node, Duration::from_secs(*wait)).await,
             Self::Undrain { node } => {
                 post(admin, &format!("/cluster/undrain?node={}", escaped(node))).await?;
                 print(&format!("{node} takes partitions again\n"));
@@ -174,6 +184,34 @@ async fn drained(admin: SocketAddr, node: &str, wait: Duration) -> anyhow::Resul
         if begin.elapsed() >= wait {
             print(&format!("{node} drains, and owns {owns} partitions yet\n"));
             return Ok(if wait.is_zero() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Empties a node, and waits until it may end.
+async fn decommission(admin: SocketAddr, node: &str, wait: Duration) -> anyhow::Result<ExitCode> {
+    let (overview, _) = get::<Overview>(admin, "/cluster").await?;
+    if overview.node == node {
+        bail!("{node} cannot say how its own leaving ended; ask another node (--admin)");
+    }
+    if overview.nodes.iter().any(|found| found.uid == node) {
+        post(admin, &format!("/cluster/drain?node={}", escaped(node))).await?;
+        if drained(admin, node, wait).await? != ExitCode::SUCCESS {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    post(admin, &format!("/cluster/decommission?node={}", escaped(node))).await?;
+    let begin = Instant::now();
+    loop {
+        let (overview, _) = get::<Overview>(admin, "/cluster").await?;
+        if overview.left.iter().any(|left| left == node) {
+            print(&format!("{node} has left for good; its data directory is not needed any more\n"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        if begin.elapsed() >= wait {
+            print(&format!("{node} leaves; its vote has not been given to another yet\n"));
+            return Ok(ExitCode::FAILURE);
         }
         sleep(LOOK).await;
     }
@@ -240,7 +278,9 @@ fn members(overview: &Overview) -> String {
         )
     };
     let gateway = |gateway: &operator::Member| format!("gateway {}  {}  up\n", gateway.uid, gateway.addr);
-    overview.nodes.iter().map(node).chain(overview.gateways.iter().map(gateway)).collect()
+    let leaving = |uid: &String| format!("node {uid}  leaves for good\n");
+    let nodes = overview.nodes.iter().map(node).chain(overview.leaving.iter().map(leaving));
+    nodes.chain(overview.gateways.iter().map(gateway)).collect()
 }
 
 fn print(text: &str) {

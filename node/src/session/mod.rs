@@ -84,7 +84,7 @@ pub(crate) enum Effect {
     Send(SessionId, Handover),
     /// These partitions have other owners than before: for shards, links and gateways.
     Moved(Vec<(Partition, Owner)>),
-    /// The store's history is another than the one this node was started with: the process must end.
+    /// The process must end: the store's history is another than the one this node was started with, or the node has left for good.
     Refuse(String),
 }
 
@@ -130,8 +130,15 @@ impl Sessions {
         self.now = now;
         let mut effects = Vec::new();
         let is_due = |since: Option<Millis>, patience| since.is_none_or(|since| now >= since + patience);
+        // Who left for good is never taken in again. Its process stays until nothing depends on it: others may wait for its vote.
+        let left = self.map.retirement(self.me.node);
         match &mut self.stage {
             // A session of an earlier life, or of a proposal whose answer was lost, ends with the registration of the next.
+            Stage::Unregistered { .. } if left == Some(true) => effects.push(Effect::Refuse(
+                "this node was decommissioned, and its work here is done; with an empty data directory it joins as a new one"
+                    .to_owned(),
+            )),
+            Stage::Unregistered { .. } if left.is_some() => {}
             Stage::Unregistered { proposed } if self.map.cluster().is_some() && is_due(*proposed, 10 * AGAIN_MS) => {
                 *proposed = Some(now);
                 effects.push(Effect::Propose(Command::RegisterSession(self.me.clone())));

@@ -159,6 +159,14 @@ impl Voters {
         }
     }
 
+    /// As an operator asks for it, at any of the others.
+    fn decommission(&self, ordinal: u32, at: u32) -> Outcome {
+        let (told, tell) = mpsc::channel();
+        let command = Command::RetireNode { node: self.uids[&ordinal], released: false };
+        self.lives[&at].consensus.propose(command, Box::new(move |outcome| told.send(outcome).unwrap()));
+        tell.recv().unwrap()
+    }
+
     /// All who live come to the same map, and nothing acknowledged is missing from it.
     fn agree(&mut self) {
         self.await_leader(None);
@@ -275,4 +283,36 @@ fn a_new_leader_is_known_within_a_second_or_two() {
     println!("a new leader after ms: {times:?}");
     // A busy machine may hold anybody up; the figures are printed.
     assert!(times[0] < 2_000, "{times:?}");
+}
+
+/// The leader and then a follower, of whom one has an heir and one has none.
+#[test]
+fn who_is_decommissioned_hands_its_vote_over_before_it_may_end() {
+    let mut voters = Voters::start(3);
+    voters.restart(3);
+    for ordinal in 0..4 {
+        assert!((0..50).any(|_| voters.propose(ordinal)), "node {ordinal} has no session");
+    }
+    for who in ["the leader", "another"] {
+        let (leader, _) = voters.await_leader(None);
+        let other = *voters.lives.keys().find(|ordinal| **ordinal != leader).unwrap();
+        let (leaves, asked) = if who == "the leader" { (leader, other) } else { (other, leader) };
+        let uid = voters.uids[&leaves];
+        let outcome = voters.decommission(leaves, asked);
+        assert!(matches!(&outcome, Outcome::Answered(answer) if answer.result == Ok(Applied::Retired)), "{outcome:?}");
+
+        // Its process learns, too, that it may end.
+        let until = Instant::now() + Duration::from_secs(60);
+        while !voters.lives.values().all(|life| life.consensus.map().retirement(uid) == Some(true)) {
+            let vitals: Vec<_> = voters.lives.iter().map(|(n, life)| (n, life.consensus.vitals())).collect();
+            assert!(Instant::now() < until, "{who}, node {leaves}, may not end: {vitals:#?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        voters.kill(leaves);
+        voters.agree();
+        let (leader, _) = voters.await_leader(None);
+        let votes = voters.lives[&leader].consensus.vitals().unwrap().voters;
+        assert!(!votes.contains(&uid), "{votes:?}");
+        assert_eq!(votes.len(), if who == "the leader" { 3 } else { 1 }, "of two nodes one votes");
+    }
 }
