@@ -1,6 +1,6 @@
 //! How the map is followed by whoever Raft does not tell of changes: a gateway, a node without a vote, and one that had a vote
-//! and missed that it has it no more. Two streams, each asking one voter after the other for what is newer: a voter that is cut
-//! off from the rest holds up one question of one stream.
+//! and missed that it has it no more. Two streams, each asking one voter after the other for what is newer, and never both the same: a
+//! voter that is dead, or cut off from the rest, holds up one of them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -52,23 +52,47 @@ pub(super) async fn observe(view: Arc<View>, number: usize) {
     }
 }
 
+/// A question that is under way.
+struct Question<'a> {
+    view: &'a View,
+    to: NodeUid,
+}
+
+impl<'a> Question<'a> {
+    /// To the next of these, in turn, of whom nothing is being asked.
+    fn begin(view: &'a View, all: &[NodeUid], turn: usize, not: Option<NodeUid>) -> Option<Self> {
+        let mut asked = view.asked.lock();
+        let next = turn % all.len().max(1);
+        let free = |node: &&NodeUid| Some(**node) != not && !asked.contains(node);
+        let to = *all[next..].iter().chain(&all[..next]).find(free)?;
+        asked.insert(to);
+        Some(Self { view, to })
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.view.asked.lock().remove(&self.to);
+    }
+}
+
 impl View {
     /// Asks the next node for a newer map, and pauses if there is none to ask. Returns a group that is later than this one.
     async fn ask_next(&self, turn: usize, not: Option<NodeUid>) -> Option<Group> {
         let known = self.rumour.lock().voters.clone();
         // Now and then whoever is there: voters that are all gone, their disks too, name no others.
         let asked = if known.is_empty() || turn % STRANGERS == STRANGERS - 1 { self.transport.peers() } else { known };
-        let node = asked.get(turn % asked.len().max(1)).copied().filter(|node| Some(*node) != not);
-        let Some(node) = node else {
+        let Some(question) = Question::begin(self, &asked, turn, not) else {
             sleep(PAUSE).await;
             return None;
         };
+        let node = question.to;
         let request = Request { group: self.group(), ask: Ask::MapSince(self.board.version()) };
         match timeout(HELD + LATE, self.transport.ask(node, request)).await {
             Ok(Ok(Reply(Say::Map { update, status }))) => {
                 self.hear(&status);
                 if let Some(update) = update {
-                    self.board.follow(update);
+                    self.board.follow(*update);
                 }
                 None
             }
@@ -95,5 +119,27 @@ impl View {
         };
         let later = |ours: Group| ours.cluster == theirs.cluster && ours.generation < theirs.generation;
         self.group().is_none_or(later).then_some(theirs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consensus::memory::Hub;
+
+    #[test]
+    fn two_streams_never_ask_the_same() {
+        let view = View::new(Arc::new(Hub::new(1).port(NodeUid(9))));
+        let all: Vec<NodeUid> = (1..=3).map(NodeUid).collect();
+        let ask = |turn, not| Question::begin(&view, &all, turn, not);
+        let first = ask(1, None).unwrap();
+        assert_eq!(first.to, NodeUid(2));
+        let second = ask(1, None).unwrap();
+        assert_eq!(second.to, NodeUid(3), "the one after it");
+        assert!(ask(0, Some(NodeUid(1))).is_none(), "who asks does not ask itself");
+        drop(first);
+        assert_eq!(ask(2, None).unwrap().to, NodeUid(1));
+        assert_eq!(ask(4, None).unwrap().to, NodeUid(2), "it is free again");
+        assert!(Question::begin(&view, &[], 7, None).is_none());
     }
 }

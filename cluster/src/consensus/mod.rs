@@ -399,7 +399,7 @@ impl Shared {
             }
             Ask::MapSince(version) => {
                 let _ = tokio::time::timeout(follow::HELD, self.view.board.newer(version)).await;
-                Say::Map { update: self.view.board.since(version), status: self.status() }
+                Say::Map { update: self.view.board.since(version).map(Box::new), status: self.status() }
             }
             Ask::Status => Say::Status(self.status()),
         }

@@ -1,7 +1,10 @@
 //! What a process knows of a cluster in which it takes no part itself: the newest map, who leads, who votes. A node falls back
 //! on it while Raft tells it nothing; a gateway has nothing else.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
 use chappe_schema::id::NodeUid;
 use parking_lot::Mutex;
@@ -12,6 +15,8 @@ pub(super) struct View {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) board: Arc<Board>,
     pub(super) rumour: Mutex<Rumour>,
+    /// Of whom a newer map is being asked.
+    pub(super) asked: Mutex<BTreeSet<NodeUid>>,
     /// The group whose map this is.
     group: Mutex<Option<Group>>,
     /// A later founding of the cluster, in which this process has no part.
@@ -32,6 +37,7 @@ impl View {
             transport,
             board: Arc::default(),
             rumour: Mutex::default(),
+            asked: Mutex::default(),
             group: Mutex::default(),
             superseded: OnceLock::new(),
         }

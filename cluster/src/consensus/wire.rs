@@ -57,7 +57,7 @@ pub(super) enum Say {
     NotLeader(Option<NodeUid>),
     Heard,
     Map {
-        update: Option<Update>,
+        update: Option<Box<Update>>,
         status: Status,
     },
     Status(Status),
@@ -185,9 +185,10 @@ impl Reply {
             Say::Unknown => SayBytes::Unknown(true),
             Say::NotLeader(leader) => SayBytes::NotLeader(LeaderBytes { node: leader.map(|node| node.0) }),
             Say::Heard => SayBytes::Heard(true),
-            Say::Map { update, status } => {
-                SayBytes::Map(MapBytes { update: update.as_ref().map(Update::to_bytes), status: Some(status.into()) })
-            }
+            Say::Map { update, status } => SayBytes::Map(MapBytes {
+                update: update.as_ref().map(|update| update.to_bytes()),
+                status: Some(status.into()),
+            }),
             Say::Status(status) => SayBytes::Status(status.into()),
             Say::Elsewhere => SayBytes::Elsewhere(true),
         };
@@ -220,7 +221,7 @@ impl Reply {
             SayBytes::Map(MapBytes { update, status }) => {
                 let update = update.map(|update| Update::from_bytes(&update)).transpose();
                 let status = status.unwrap_or_default().try_into()?;
-                Say::Map { update: update.map_err(|error| wrong(&error))?, status }
+                Say::Map { update: update.map_err(|error| wrong(&error))?.map(Box::new), status }
             }
             SayBytes::Status(status) => Say::Status(status.try_into()?),
             SayBytes::Elsewhere(_) => Say::Elsewhere,

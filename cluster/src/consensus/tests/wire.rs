@@ -75,8 +75,8 @@ fn replies() -> Vec<Reply> {
         Say::NotLeader(Some(NodeUid(3))),
         Say::Heard,
         Say::Map { update: None, status: Status::default() },
-        Say::Map { update: Some(Update::Whole(map())), status: status.clone() },
-        Say::Map { update: Some(Update::Changes(map().diff(&Map::default()))), status: status.clone() },
+        Say::Map { update: Some(Box::new(Update::Whole(map()))), status: status.clone() },
+        Say::Map { update: Some(Box::new(Update::Changes(map().diff(&Map::default())))), status: status.clone() },
         Say::Status(status),
         Say::Elsewhere,
     ];
