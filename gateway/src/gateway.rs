@@ -11,7 +11,7 @@ use chappe_schema::{
     command::Command,
     error::{Code, Error},
     frame,
-    id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, Generation, Partition, SessionId},
+    id::{CommandId, ConnectionSlot, ConversationId, EntityId, GatewayId, Generation, Partition, Seq, SessionId},
     inbox::Cursor,
     limit::COMMAND_DEADLINE_MS,
     operation::Op,
@@ -137,7 +137,10 @@ impl Gateway {
 
     /// Registers a connection at its user's entity; the answer is what `resuming` gets.
     pub(crate) fn connect(&self, actor: Actor, connection: ConnectionSlot, resuming: Resuming) {
-        let positions = resuming.positions.iter().map(|(conversation, ..)| *conversation).collect();
+        let ours = Some(self.link.generation());
+        let position =
+            |(conversation, theirs, seq): &(_, _, Seq)| (*conversation, if *theirs == ours { *seq } else { 0 });
+        let positions = resuming.positions.iter().map(position).collect();
         let cursor = resuming.cursor;
         let pending = Pending::Connect(connection, Box::new(resuming));
         let at_once = self.register(pending, actor, connection, positions, cursor);
@@ -150,7 +153,7 @@ impl Gateway {
         pending: Pending,
         actor: Actor,
         connection: ConnectionSlot,
-        positions: Vec<ConversationId>,
+        positions: Vec<(ConversationId, Seq)>,
         cursor: Option<Cursor>,
     ) -> AtOnce {
         let partition = actor.user.partition();

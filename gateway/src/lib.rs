@@ -21,7 +21,7 @@
 //! - `supervise`: what happens when a task of the gateway panics
 //! - [`tls`]: TLS on the port for clients
 //! - `meters`: the metrics' handles
-//! - `simulation`: a gateway that is driven by hand
+//! - `simulation`: a gateway that is driven by hand; `pace`: what is different then
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -39,6 +39,10 @@ pub mod http;
 pub mod limiter;
 mod listeners;
 mod meters;
+#[cfg(feature = "simulation")]
+pub mod pace;
+#[cfg(not(feature = "simulation"))]
+mod pace;
 mod presence;
 mod rejoin;
 mod resume;

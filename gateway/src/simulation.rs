@@ -72,7 +72,12 @@ struct Ends {
     to_client: Vec<u8>,
     /// The client is gone.
     cut: bool,
+    /// Who waits for room in `to_client`.
+    writer: Option<Waker>,
 }
+
+/// What lies between a gateway and a client that does not read: two or three events.
+const PIPE_BYTES: usize = 1_024;
 
 /// Everybody may do everything.
 struct Unlimited;
@@ -158,7 +163,12 @@ impl Stepped {
     /// Bytes for a client.
     #[must_use]
     pub fn read(&self, line: u64) -> Vec<u8> {
-        self.lines.get(&line).map(|line| std::mem::take(&mut line.pipe.ends().to_client)).unwrap_or_default()
+        let Some(line) = self.lines.get(&line) else { return Vec::new() };
+        let mut ends = line.pipe.ends();
+        if let Some(writer) = ends.writer.take() {
+            writer.wake();
+        }
+        std::mem::take(&mut ends.to_client)
     }
 
     /// Whether a connection is still there.
@@ -261,11 +271,17 @@ impl AsyncRead for Pipe {
 }
 
 impl AsyncWrite for Pipe {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut ends = self.ends();
         if ends.cut {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        let room = PIPE_BYTES.saturating_sub(ends.to_client.len());
+        if room == 0 {
+            ends.writer = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let bytes = &bytes[..bytes.len().min(room)];
         ends.to_client.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }

@@ -145,8 +145,9 @@ pub struct Connecting {
     pub actor: Actor,
     /// Where events for this connection go.
     pub connection: ConnectionSlot,
-    /// The conversations in which the client holds a position.
-    pub positions: Vec<ConversationId>,
+    /// The conversations in which the client holds a position, and up to where it says that it has them; 0 where that is of another
+    /// history.
+    pub positions: Vec<(ConversationId, Seq)>,
     /// Up to where it knows the inbox.
     pub cursor: Option<Cursor>,
     /// It is registered already, with another owner, or with this one before the way broke: it has been told of things that

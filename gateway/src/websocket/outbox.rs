@@ -16,9 +16,7 @@ use chappe_schema::{
     frame::{self, RequestId},
     id::{Change, ConversationId, Generation, Seq},
     inbox::Cursor,
-    limit::{
-        CONNECTION_IN_FLIGHT_MAX, OPEN_CONVERSATIONS_MAX, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, OUTBOX_OWN_BYTES_MAX,
-    },
+    limit::{CONNECTION_IN_FLIGHT_MAX, OPEN_CONVERSATIONS_MAX, OUTBOX_BYTES_MAX, OUTBOX_OWN_BYTES_MAX},
     proto::frame::Answer,
     receipt::Receipts,
 };
@@ -29,6 +27,7 @@ use super::{
 };
 use crate::{
     meters::{Cause, Reason},
+    pace,
     resume::CatchUp,
 };
 
@@ -320,7 +319,7 @@ impl Outbox {
     fn has_room(&self, bytes: usize) -> bool {
         let frames = self.queued.frames + self.taken.frames;
         let total = self.queued.bytes as usize + self.taken.bytes as usize + bytes;
-        (frames as usize) < OUTBOX_FRAMES_MAX && total <= OUTBOX_BYTES_MAX
+        (frames as usize) < pace::outbox_frames() && total <= OUTBOX_BYTES_MAX
     }
 
     fn note_dropped(&mut self, conversation: ConversationId, seq: Seq, cause: Cause) {
@@ -434,7 +433,7 @@ impl Outbox {
     /// Whether a page may be fetched: less than half full.
     pub(crate) fn has_room_for_a_page(&self) -> bool {
         let frames = (self.queued.frames + self.taken.frames) as usize;
-        self.own_bytes() < OUTBOX_OWN_BYTES_MAX / 2 && frames < OUTBOX_FRAMES_MAX / 2
+        self.own_bytes() < OUTBOX_OWN_BYTES_MAX / 2 && frames < pace::outbox_frames() / 2
     }
 
     fn own_bytes(&self) -> usize {
@@ -520,6 +519,7 @@ mod tests {
         body::Body,
         event::{Event, Fact},
         id::{CommandId, UserId},
+        limit::OUTBOX_FRAMES_MAX,
     };
     use std::task::Wake;
     use uuid::Uuid;

@@ -249,9 +249,10 @@ impl Node {
                         .filter(|found| found.members.contains_key(&user))
                         .map(Conversation::head)
                 };
-                let positions: Vec<_> = connecting.positions.iter().map(|id| (*id, head(id))).collect();
+                let positions: Vec<_> = connecting.positions.iter().map(|(id, _)| (*id, head(id))).collect();
                 let others = state.conversations.iter().filter(|(id, conversation)| {
-                    conversation.members.contains_key(&user) && !connecting.positions.contains(id)
+                    conversation.members.contains_key(&user)
+                        && connecting.positions.iter().all(|(position, _)| position != *id)
                 });
                 let heads = Heads {
                     doubtful: Vec::new(),

@@ -1,4 +1,4 @@
-//! A user's WebSocket: connects, resumes where it was, and sees events, without gaps unless it is told to fetch.
+//! One of a user's WebSockets: connects, resumes where it was, and sees events, without gaps unless it is told to fetch.
 //!
 //! It notes for the oracle whatever arrives. By itself it judges one thing: when everything is quiet it must have heard of
 //! everything ([`Device::position`]).
@@ -24,6 +24,10 @@ const PAGE: usize = 20;
 pub struct Device {
     pub user: User,
     token: String,
+    /// What it calls itself.
+    name: String,
+    /// It reads nothing.
+    pub asleep: bool,
     /// The gateway and its connection there.
     pub line: Option<(usize, u64)>,
     /// Not before then another try.
@@ -74,11 +78,13 @@ pub struct Sight<'a> {
 }
 
 impl Device {
-    pub fn new(user: User, token: String, conversations: &[(ConversationId, Conversation)]) -> Self {
+    pub fn new(user: User, token: String, name: String, conversations: &[(ConversationId, Conversation)]) -> Self {
         let track = |named| Track { named, position: 0, held: BTreeSet::new(), filling: false, told: 0 };
         Self {
             user,
             token,
+            name,
+            asleep: false,
             line: None,
             back_at: 0,
             connection: Connection(0),
@@ -206,8 +212,9 @@ impl Device {
             .iter()
             .map(|(id, track)| format!(r#""{id}":["{}",{}]"#, self.generation, track.position))
             .collect();
-        let (token, positions) = (&self.token, positions.join(","));
-        let connect = format!(r#"{{"id":0,"connect":{{"token":"{token}","device":"d","positions":{{{positions}}}}}}}"#);
+        let (token, name, positions) = (&self.token, &self.name, positions.join(","));
+        let connect =
+            format!(r#"{{"id":0,"connect":{{"token":"{token}","device":"{name}","positions":{{{positions}}}}}}}"#);
         self.say(now, &connect);
         self.phase = Phase::Introduced;
     }

@@ -2,7 +2,7 @@
 
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
-use super::world::{GATEWAYS, NODES};
+use super::world::{DEVICES, GATEWAYS, NODES};
 
 /// Something that happens to the world.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,6 +44,8 @@ pub enum Fault {
     Tempest(u64),
     /// The handling of some entity panics.
     Stumble(usize, bool),
+    /// A device reads nothing of what it is sent.
+    Asleep(usize, u64),
 }
 
 /// What troubles a move, after so many milliseconds.
@@ -62,7 +64,7 @@ pub enum Trouble {
 }
 
 /// How many there are to choose from, some twice.
-const KINDS: u32 = 24;
+const KINDS: u32 = 26;
 
 /// The faults of a run that lasts so many milliseconds, by time.
 pub fn draw(rng: &mut StdRng, lasts: u64) -> Vec<(u64, Fault)> {
@@ -117,6 +119,7 @@ fn one(rng: &mut StdRng, kind: u32) -> Fault {
             })
         }
         22 => Fault::Tempest(rng.random_range(2_000..6_000)),
-        _ => Fault::Stumble(rng.random_range(0..60), rng.random_bool(0.5)),
+        23 => Fault::Stumble(rng.random_range(0..60), rng.random_bool(0.5)),
+        _ => Fault::Asleep(rng.random_range(0..DEVICES), long),
     }
 }

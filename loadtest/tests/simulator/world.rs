@@ -54,6 +54,8 @@ use super::{
 pub const NODES: usize = 3;
 pub const GATEWAYS: usize = 2;
 const CLIENTS: usize = 4;
+/// The first users have two each.
+pub const DEVICES: usize = 6;
 pub const CONVERSATIONS: usize = 3;
 /// Few, so that a partition holds more than one entity, and maps are short.
 pub const PARTITIONS: usize = 16;
@@ -236,7 +238,7 @@ pub struct World {
     /// What nodes have for gateways, until the turn is over.
     spoken: Spoken,
     pub clients: Vec<Client>,
-    /// The WebSocket of each of them.
+    /// Their WebSockets, the first of each and then the second.
     devices: Vec<Device>,
     connections: u32,
     /// Where conversations stand, as the last readings say.
@@ -270,6 +272,7 @@ impl GatewayPort for Port {
 /// Runs a seed from beginning to end.
 pub fn run(seed: u64, told: bool) -> Outcomes {
     chappe_node::pace::shorten(true);
+    chappe_gateway::pace::shorten(true);
     // In some worlds a handful of members are very many.
     chappe_node::pace::crowd(seed.is_multiple_of(4));
     // What an earlier run of this thread has planted is not this one's.
@@ -317,7 +320,10 @@ impl World {
                 (ConversationId(id.into_uuid()), Conversation(index as u32))
             })
             .collect();
-        let device = |index: usize| Device::new(User(index as u32), token(&user(index)), &conversations);
+        let device = |index: usize| {
+            let who = index % CLIENTS;
+            Device::new(User(who as u32), token(&user(who)), format!("d{}", index / CLIENTS), &conversations)
+        };
         Self {
             rng: StdRng::seed_from_u64(seed),
             now: 0,
@@ -333,7 +339,7 @@ impl World {
             words: BTreeMap::new(),
             spoken: Arc::default(),
             clients: (0..CLIENTS).map(|index| Client::new(user(index), User(index as u32))).collect(),
-            devices: (0..CLIENTS).map(device).collect(),
+            devices: (0..DEVICES).map(device).collect(),
             connections: 0,
             heads: vec![0; CONVERSATIONS],
             conversations,
@@ -503,7 +509,7 @@ impl World {
         while !self.is_level() && self.now < end {
             self.step();
         }
-        for (device, client) in self.devices.iter().zip(&self.clients) {
+        for (device, client) in self.devices.iter().zip(self.clients.iter().cycle()) {
             for ((id, _), head) in self.conversations.iter().zip(&self.heads) {
                 let position = device.position(*id);
                 if position != *head {
@@ -838,7 +844,7 @@ impl World {
                 gateway.resume_lanes();
             });
         }
-        for device in 0..CLIENTS {
+        for device in 0..DEVICES {
             self.device_goes_on(device);
         }
         for client in 0..CLIENTS {
@@ -1011,21 +1017,21 @@ impl World {
                 let gateway = if self.rng.random_bool(0.9) { index % GATEWAYS } else { (index + 1) % GATEWAYS };
                 let Some(line) = self.gateways[gateway].gateway.as_mut().and_then(Gateway::open) else { return };
                 self.with_device(index, |device, sight| device.up(gateway, line, sight));
-                self.say(|| format!("      user{index} connects at gateway {gateway}"));
+                self.say(|| format!("      device {index} connects at gateway {gateway}"));
             }
             return;
         };
         let is_there = self.gateways[gateway].gateway.as_ref().is_some_and(|stepped| stepped.has(line));
-        let breaks = self.clients[index].active && self.rng.random_bool(BREAKS);
+        let breaks = self.clients[index % CLIENTS].active && self.rng.random_bool(BREAKS);
         if !is_there || breaks || self.devices[index].is_overdue(now) {
-            self.say(|| format!("      user{index} lost the connection"));
+            self.say(|| format!("      device {index} lost the connection"));
             let pause = self.rng.random_range(50..2_000);
             self.devices[index].down(now + pause);
             self.gateway_does(gateway, |gateway| gateway.cut(line));
             return;
         }
         // Not every turn: what is on its way when a connection breaks is lost.
-        if self.rng.random_bool(0.7) {
+        if !self.devices[index].asleep && self.rng.random_bool(0.7) {
             let bytes = self.gateways[gateway].gateway.as_ref().map(|stepped| stepped.read(line)).unwrap_or_default();
             self.with_device(index, |device, sight| device.hear(bytes, sight));
         }
@@ -1042,7 +1048,7 @@ impl World {
         let mut sight = Sight { now, connections, reads, notes: Vec::new(), wrong: Vec::new() };
         act(&mut self.devices[index], &mut sight);
         let Sight { notes, wrong, .. } = sight;
-        self.wrong.extend(wrong.into_iter().map(|wrong| format!("user{index}: {wrong}")));
+        self.wrong.extend(wrong.into_iter().map(|wrong| format!("device {index}: {wrong}")));
         for what in notes {
             self.note(what);
         }
@@ -1244,6 +1250,10 @@ impl World {
                 self.plan_moves();
                 0
             }
+            Fault::Asleep(device, ms) => {
+                self.devices[device].asleep = true;
+                ms
+            }
             Fault::Drain(node) => {
                 let session = self.nodes[node].node.as_ref().and_then(Stepped::alive);
                 if let Some((session, _)) = session {
@@ -1402,6 +1412,7 @@ impl World {
                 }
             }
             Fault::NoLeader(_) | Fault::Moves | Fault::Stumble(..) => {}
+            Fault::Asleep(device, _) => self.devices[device].asleep = false,
             Fault::Zombie(node, gateway, ..) => {
                 self.nodes[node].no_plane = false;
                 self.nodes.iter().for_each(|host| host.store.set_way(Way::Open));

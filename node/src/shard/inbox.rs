@@ -92,6 +92,17 @@ impl Shard {
         self.guarded_for(Some(request), || id.clone().into(), wait);
     }
 
+    /// A client has more of a conversation than is known here. Where there are several owners that is no wonder: they read it from its
+    /// owner, whose news of it was lost on the way. It is asked before anybody is told that the server has lost something.
+    pub(super) fn doubt_heads(&mut self, id: &UserId, connecting: &Connecting) {
+        let Some(user) = self.users.get_mut(id).and_then(|slot| slot.slot.ready()) else { return };
+        for (conversation, seq) in &connecting.positions {
+            if user.head(conversation).is_some_and(|head| *seq > head.seq) {
+                user.question(*conversation);
+            }
+        }
+    }
+
     /// The conversations that a new connection is told of must have said where they stand: all, if they are asked at
     /// once, else what stands first as far as anybody knows.
     pub(super) fn heads_for_connection(&self, id: &UserId, connecting: &Connecting) -> Vec<ConversationId> {
@@ -101,7 +112,8 @@ impl Shard {
             1..=HEADS_ASKED_MAX => user.unverified(),
             _ => user.first(CONNECT_INBOX_MAX).collect(),
         };
-        needs.extend(connecting.positions.iter().filter(|position| user.head(position).is_some()));
+        let positions = connecting.positions.iter().map(|(conversation, _)| *conversation);
+        needs.extend(positions.filter(|position| user.head(position).is_some()));
         needs
     }
 
@@ -485,7 +497,8 @@ impl Shard {
         let Phase::Ready(user) = &slot.slot.phase else { return Heads::default() };
         let generation = self.store.session().generation;
         let latest = Change { epoch: slot.epoch, count: self.changes };
-        let positions = &connecting.positions;
+        let positions: Vec<ConversationId> =
+            connecting.positions.iter().map(|(conversation, _)| *conversation).collect();
         // One may have been joined since it was looked what must be asked. And where there are several owners the word that
         // the user has joined may be on its way still.
         let may_come = |id: &ConversationId| !self.confirms_at_once && !user.has_heard_of(id);

@@ -338,6 +338,7 @@ impl Shard {
         let Some(Parked::Connect(from, connecting)) = self.user_or_park(id, Parked::Connect(from, connecting)) else {
             return;
         };
+        self.doubt_heads(id, &connecting);
         let needs = self.heads_for_connection(id, &connecting);
         self.wait_for_heads(id, needs, false, Parked::Connect(from, connecting));
     }

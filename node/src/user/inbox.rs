@@ -122,7 +122,7 @@ impl User {
     }
 
     /// The conversation must be asked where it stands.
-    pub(super) fn question(&mut self, conversation: ConversationId) {
+    pub fn question(&mut self, conversation: ConversationId) {
         if let Some(known) = self.conversations.get_mut(&conversation)
             && known.joined
             && !known.knowledge.is_open()

@@ -87,7 +87,7 @@ fn questions() -> Vec<ToNode> {
         correlation: Correlation(2),
         actor: Actor { by: By::Key("key".into()), ..actor() },
         connection: ConnectionSlot(4),
-        positions: vec![CONVERSATION],
+        positions: vec![(CONVERSATION, 7)],
         cursor: Some(Cursor { generation: Generation(1), change: Change { epoch: 2, count: 3 } }),
         again: true,
     };
