@@ -3,18 +3,20 @@
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use chappe_schema::{
     archive,
     error::Code,
-    id::{GatewayId, NodeUid, SessionId},
+    id::{GatewayId, Millis, NodeUid, SessionId},
+    limit::COMMAND_DEADLINE_MS,
     wire::{ToGateway, ToNode, Turn},
 };
 use parking_lot::Mutex;
 
-use super::{BETWEEN, SETTLES, TO_NODE, send_turn};
+use super::{BETWEEN, SETTLES, TO_NODE, send_turn, skew::Skew};
 use crate::link::{
     GatewayPort, NodePort,
     quic::{Answer, Connection, Handler, Role},
@@ -31,18 +33,25 @@ pub trait PeerPort: Send + Sync + 'static {
 
 /// See the module's documentation. It is shut until there is a node behind it: whoever comes earlier waits, is told that nothing
 /// lives here, and comes again when it opens.
-#[derive(Default)]
 pub struct Door {
+    began: Instant,
     behind: OnceLock<Behind>,
     early: Mutex<Vec<Arc<Connection>>>,
     /// Gateways by their connections.
-    gateways: Mutex<HashMap<u64, GatewayId>>,
+    gateways: Mutex<HashMap<u64, Known>>,
 }
 
 /// The number by which nodes, and its clients, name a gateway.
 #[must_use]
 pub const fn gateway_id(uid: u64) -> GatewayId {
     GatewayId(uid as u32)
+}
+
+/// A gateway that is connected.
+struct Known {
+    id: GatewayId,
+    /// None: it has asked nothing yet.
+    skew: Option<Skew>,
 }
 
 struct Behind {
@@ -58,6 +67,16 @@ const TURNS: u8 = 0;
 
 /// Said in place of a session.
 const NOBODY: SessionId = 0;
+
+impl Default for Door {
+    fn default() -> Self {
+        Self { began: Instant::now(), behind: OnceLock::new(), early: Mutex::default(), gateways: Mutex::default() }
+    }
+}
+
+fn wall_clock() -> Millis {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
+}
 
 impl Door {
     /// There is a node behind it from now on.
@@ -81,7 +100,20 @@ impl Door {
     }
 
     fn gateway(&self, connection: &Connection) -> Option<GatewayId> {
-        self.gateways.lock().get(&connection.number()).copied()
+        self.gateways.lock().get(&connection.number()).map(|known| known.id)
+    }
+
+    /// A question's deadline is by its gateway's clock; it is put into ours.
+    fn set_by_our_clock(&self, connection: &Connection, message: &mut ToNode) {
+        let ToNode::Command(_, asked) = message else { return };
+        // Nobody else has it yet.
+        let Some(asked) = Arc::get_mut(asked) else { return };
+        let (passed, ours) = (self.began.elapsed().as_millis() as Millis, wall_clock());
+        let theirs = asked.deadline.saturating_sub(COMMAND_DEADLINE_MS);
+        let mut gateways = self.gateways.lock();
+        let Some(known) = gateways.get_mut(&connection.number()) else { return };
+        let skew = known.skew.get_or_insert_with(|| Skew::begin(passed, ours, theirs)).see(passed, ours, theirs);
+        asked.deadline = asked.deadline.saturating_add_signed(skew);
     }
 }
 
@@ -95,7 +127,7 @@ impl Handler for Door {
             Role::Gateway if !connection.dialled() => {
                 let id = gateway_id(connection.peer().uid);
                 let mut gateways = self.gateways.lock();
-                if gateways.values().any(|known| *known == id) {
+                if gateways.values().any(|known| known.id == id) {
                     // Two random numbers that are alike in half their bits: one of the two has to take another.
                     drop(gateways);
                     tracing::error!(
@@ -105,7 +137,7 @@ impl Handler for Door {
                     );
                     return connection.close();
                 }
-                gateways.insert(connection.number(), id);
+                gateways.insert(connection.number(), Known { id, skew: None });
                 drop(gateways);
                 node.attach(id, Arc::new(RemoteGateway(Arc::clone(connection))));
             }
@@ -131,7 +163,8 @@ impl Handler for Door {
             return;
         };
         let is_read = match (kind, self.gateway(from)) {
-            (TO_NODE, Some(gateway)) => archive::from_bytes::<ToNode>(&frame).is_ok_and(|message| {
+            (TO_NODE, Some(gateway)) => archive::from_bytes::<ToNode>(&frame).is_ok_and(|mut message| {
+                self.set_by_our_clock(from, &mut message);
                 let asked = message.lane();
                 let mut batch = node.receive(gateway, message);
                 if let (Some(lane), true) = (asked, batch.iter().any(goes_away)) {
@@ -160,7 +193,7 @@ impl Handler for Door {
 
     fn lost(&self, connection: &Arc<Connection>) {
         let gateway = self.gateways.lock().remove(&connection.number());
-        if let (Some(id), Some(Behind { node, .. })) = (gateway, self.behind.get()) {
+        if let (Some(Known { id, .. }), Some(Behind { node, .. })) = (gateway, self.behind.get()) {
             node.detach(id);
         }
     }

@@ -24,6 +24,7 @@ use crate::ownership::Map;
 pub mod control;
 pub mod door;
 pub mod gateway;
+mod skew;
 
 /// From a gateway to a node: one [`ToNode`](chappe_schema::wire::ToNode).
 const TO_NODE: u16 = 1;
