@@ -12,7 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use chappe_cluster::process::operator::{self, Method, Overview};
+pub use chappe_cluster::process::operator::Overview;
+use chappe_cluster::process::operator::{self, Method};
 use clap::Args;
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
@@ -28,7 +29,11 @@ use crate::{
         token::{SECRET_FILE, Signer},
     },
     metrics::Metrics,
-    weather::{network::Network, relay::Relay},
+    weather::{
+        clock::Clock,
+        network::Network,
+        relay::{Relay, Way},
+    },
 };
 
 /// How long a start or an announced end may take. The first start makes the tables.
@@ -82,6 +87,12 @@ pub struct Plan {
     /// clients, are at its first address there, the CQL server at [`STORE`].
     #[arg(skip)]
     pub network: Option<Arc<Network>>,
+    /// Whether the nodes reach the CQL server by a way that can be [troubled](Cluster::set_store). In a network they do in any case.
+    #[arg(skip)]
+    pub relay: bool,
+    /// Whether the processes' clocks can be [set wrong](Cluster::set_clock).
+    #[arg(skip)]
+    pub clocks: bool,
 }
 
 /// Which of this process's addresses in a network the CQL server is at.
@@ -95,8 +106,8 @@ pub struct Cluster {
     cql: String,
     nodes: Vec<Process>,
     gateways: Vec<Process>,
-    /// The CQL server's port in the network.
-    _store: Option<Relay>,
+    /// The way to the CQL server.
+    store: Option<Relay>,
     /// Last: the network, if nobody else holds it, ends after the processes in it.
     plan: Plan,
 }
@@ -108,6 +119,7 @@ struct Process {
     child: Option<Child>,
     log: PathBuf,
     admin: SocketAddr,
+    clock: Option<Clock>,
 }
 
 /// Which process.
@@ -140,14 +152,16 @@ impl Cluster {
         fs::create_dir_all(&plan.dir).with_context(|| format!("cannot create {}", plan.dir.display()))?;
         let keyspace = keyspace(&plan.dir)?;
         let (mut cql, mut store) = (cql, None);
-        if let Some(network) = &plan.network {
-            let relay = Relay::open(network.here(STORE), &cql).await?;
+        if plan.relay || plan.network.is_some() {
+            let at = plan.network.as_ref().map_or(Ipv4Addr::LOCALHOST, |network| network.here(STORE));
+            let relay = Relay::open(at, &cql).await?;
             cql = relay.address().to_string();
             store = Some(relay);
+        }
+        if plan.network.is_some() {
             secret(&plan.dir.join(GATEWAYS))?;
         }
-        let mut cluster =
-            Self { binaries, keyspace, cql, nodes: Vec::new(), gateways: Vec::new(), _store: store, plan };
+        let mut cluster = Self { binaries, keyspace, cql, nodes: Vec::new(), gateways: Vec::new(), store, plan };
         for ordinal in 0..usize::from(cluster.plan.nodes) {
             let process = cluster.process(Which::Node(ordinal));
             cluster.nodes.push(process);
@@ -198,7 +212,8 @@ impl Cluster {
             Which::Gateway(number) => format!("gateway-{number}"),
         };
         let admin = self.port(which, ADMIN);
-        Process { log: self.plan.dir.join(format!("{name}.log")), name, child: None, admin }
+        let log = self.plan.dir.join(format!("{name}.log"));
+        Process { log, name, child: None, admin, clock: None }
     }
 
     fn of(&mut self, which: Which) -> anyhow::Result<&mut Process> {
@@ -218,7 +233,56 @@ impl Cluster {
         self.of(which)?.wait_ready().await
     }
 
+    /// Starts processes side by side, and waits until all take part.
+    ///
+    /// # Errors
+    /// With the last words of whoever does not.
+    pub async fn restart_all(&mut self, all: &[Which]) -> anyhow::Result<()> {
+        for which in all {
+            self.launch(*which).await?;
+        }
+        for which in all {
+            self.of(*which)?.wait_ready().await?;
+        }
+        Ok(())
+    }
+
     async fn launch(&mut self, which: Which) -> anyhow::Result<()> {
+        self.launch_with(which, &[]).await
+    }
+
+    /// Has a node that has ended begin the cluster anew, after a majority of the voters lost what they knew.
+    ///
+    /// # Errors
+    /// With its last words.
+    pub async fn found_anew(&mut self, ordinal: usize, founding: u16) -> anyhow::Result<()> {
+        self.launch_with(Which::Node(ordinal), &[format!("--force-new-cluster={founding}")]).await?;
+        self.of(Which::Node(ordinal))?.wait_ready().await
+    }
+
+    /// A node that has ended loses its data directory.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn lose(&self, ordinal: usize) -> anyhow::Result<()> {
+        let dir = self.plan.dir.join(format!("node-{ordinal}"));
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
+    }
+
+    /// Runs `chappe-node ctl` against the admin port of a node: whether it ended with 0, and what it said.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn ctl(&self, ordinal: usize, words: &[&str]) -> anyhow::Result<(bool, String)> {
+        let admin = self.nodes.get(ordinal).context("there is no such node")?.admin;
+        let mut command = Command::new(self.binaries.join("chappe-node"));
+        command.args(["ctl".to_owned(), "--set".to_owned(), format!("server.admin={admin}")]).args(words);
+        let output = command.kill_on_drop(true).output().await?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    async fn launch_with(&mut self, which: Which, arguments: &[String]) -> anyhow::Result<()> {
         let dir = std::path::absolute(&self.plan.dir)?;
         let seeds: Vec<String> = (0..usize::from(self.plan.nodes))
             .map(|node| format!("{:?}", self.port(Which::Node(node), 0).to_string()))
@@ -258,7 +322,11 @@ impl Cluster {
         let program = self.binaries.join(program);
         let place = self.place(which);
         let on = self.plan.network.as_ref().map(|network| network.on(place));
+        let clock = self.plan.clocks.then(|| dir.join(format!("place-{place}.clock")));
         let process = self.of(which)?;
+        if let (Some(file), None) = (&clock, &process.clock) {
+            process.clock = Some(Clock::new(file)?);
+        }
         if process.child.is_some() {
             process.signal(Signal::KILL)?;
             process.ended().await?;
@@ -272,8 +340,10 @@ impl Cluster {
             }
             None => Command::new(&program),
         };
+        command.envs(process.clock.iter().flat_map(Clock::environment));
         command.args(sets.iter().flat_map(|set| ["--set", set]));
         command.args(if unlimited { &UNLIMITED[..] } else { &[] });
+        command.args(arguments);
         // Ctrl-C is for us: they are told one after the other.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
@@ -287,6 +357,24 @@ impl Cluster {
     /// When it does not run.
     pub fn signal(&mut self, which: Which, signal: Signal) -> anyhow::Result<()> {
         self.of(which)?.signal(signal)
+    }
+
+    /// From now on the nodes' way to the CQL server is like this.
+    ///
+    /// # Errors
+    /// When the plan did not ask for a relay.
+    pub fn set_store(&self, way: Way) -> anyhow::Result<()> {
+        self.store.as_ref().context("the plan leaves the way to the store alone")?.set(way);
+        Ok(())
+    }
+
+    /// From now on a process's wall clock is wrong by so many seconds.
+    ///
+    /// # Errors
+    /// When the plan did not say that clocks can be.
+    pub fn set_clock(&mut self, which: Which, seconds: i64) -> anyhow::Result<()> {
+        let clock = self.of(which)?.clock.as_ref().context("the plan leaves clocks alone")?;
+        Ok(clock.set(seconds)?)
     }
 
     /// Waits until a process has ended.
@@ -480,6 +568,7 @@ impl Process {
             if let Some(child) = &mut self.child
                 && let Some(status) = child.try_wait()?
             {
+                self.child = None;
                 bail!("{} ended ({status}) before it was ready:\n{}", self.name, self.last_words());
             }
             if begin.elapsed() > PATIENCE {

@@ -142,6 +142,8 @@ impl World {
             binaries: std::env::current_exe().unwrap().ancestors().nth(2).map(Into::into),
             node_sets: Vec::new(),
             network: Some(Arc::clone(&network)),
+            relay: true,
+            clocks: false,
         };
         let cluster = Cluster::start(plan).await.unwrap();
         let signer = cluster.signer().unwrap();

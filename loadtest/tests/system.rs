@@ -30,6 +30,8 @@ mod reactions;
 mod receipts;
 #[path = "system/slow.rs"]
 mod slow;
+#[path = "system/weather.rs"]
+mod weather;
 #[path = "system/workflow.rs"]
 mod workflow;
 

@@ -230,6 +230,8 @@ impl Plan {
             binaries: self.server.as_deref().and_then(Path::parent).map(Path::to_owned),
             node_sets: Vec::new(),
             network: None,
+            clocks: false,
+            relay: false,
         })
         .await?;
         Ok((home, cluster))

@@ -49,11 +49,9 @@ pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     if counters.resyncs + counters.gaps + counters.retries > 0 {
         row.notes.push(format!("{} resyncs, {} gaps, {} retries", counters.resyncs, counters.gaps, counters.retries));
     }
-    if on_cql {
-        let tables = after.since_by_label(&before, "chappe_store_rows_written_total");
-        let tables: Vec<String> = tables.into_iter().map(|(table, rows)| format!("{table} {rows:.0}")).collect();
-        row.notes.push(format!("rows by table, for {events:.0} events: {}", tables.join(", ")));
-    }
+    let tables = after.since_by_label(&before, "chappe_store_rows_written_total");
+    let tables: Vec<String> = tables.into_iter().map(|(table, rows)| format!("{table} {rows:.0}")).collect();
+    row.notes.push(format!("rows by table, for {events:.0} events: {}", tables.join(", ")));
     server.terminate().await?;
     // What stands beside it is for servers that sync their own disk.
     if !plan.no_peers && !on_cql {

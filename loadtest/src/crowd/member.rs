@@ -95,6 +95,8 @@ pub struct Member {
     /// At whom it looks.
     watch: Option<String>,
     sent: u64,
+    /// Messages of ours that were acknowledged.
+    pub(crate) acked: u64,
     body: Vec<u8>,
     /// What has reached us since we said so.
     unsaid: HashMap<Uuid, u64>,
@@ -130,6 +132,7 @@ impl Member {
             flaps: 0,
             watch: None,
             sent: 0,
+            acked: 0,
             body,
             unsaid: HashMap::new(),
             is_saying: false,
@@ -309,6 +312,7 @@ impl Handler for Member {
         self.shared.score.in_flight.fetch_sub(1, Relaxed);
         match result {
             Ok(_) => {
+                self.acked += 1;
                 self.failures_in_row = 0;
                 self.shared.score.note_ack(sent.tag);
             }

@@ -375,6 +375,49 @@ impl Crowd {
         Ok(now)
     }
 
+    /// Waits until every member who sends has had a message accepted that was sent after this was asked, and returns how long that
+    /// took.
+    ///
+    /// # Errors
+    /// When somebody's is not within `patience`.
+    pub async fn goes_on(&self, patience: Duration) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        let before = self.acked().await;
+        // One may have been on its way.
+        let goes_on = |now: &[u64]| now.iter().zip(&before).all(|(now, before)| *now > before + 1);
+        loop {
+            let now = self.acked().await;
+            if goes_on(&now) {
+                return Ok(began.elapsed());
+            }
+            if began.elapsed() > patience {
+                let stuck = now.iter().zip(&before).filter(|(now, before)| *now <= &(*before + 1)).count();
+                bail!("{stuck} of {} clients had no message accepted for {patience:?}", now.len());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn acked(&self) -> Vec<u64> {
+        let mut acked = Vec::with_capacity(self.members.len());
+        for member in &self.members {
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            member.call(move |member, _| _ = answer.send(member.acked));
+            acked.push(answered.await.unwrap_or_default());
+        }
+        acked
+    }
+
+    /// The longest that anybody waited for an acknowledgement that came, since this was asked last.
+    pub fn longest_wait(&self) -> Duration {
+        Duration::from_micros(self.shared.score.longest_us.swap(0, Relaxed))
+    }
+
+    /// Acknowledged messages so far.
+    pub fn acks(&self) -> u64 {
+        self.shared.score.acks.load(Relaxed)
+    }
+
     /// Everybody ceases to send; waits until nothing is under way.
     pub async fn rest(&self) -> anyhow::Result<()> {
         for member in &self.members {

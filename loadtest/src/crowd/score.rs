@@ -25,6 +25,8 @@ pub(crate) struct Score {
     /// Conversations of which members said how far they have got, and words of others' that they heard.
     pub(crate) receipts: AtomicU64,
     pub(crate) receipts_heard: AtomicU64,
+    /// The longest that an acknowledgement took, since somebody asked last.
+    pub(crate) longest_us: AtomicU64,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) chores: AtomicUsize,
     /// Latencies are noted only while this is set.
@@ -65,6 +67,7 @@ impl Score {
             deliveries: AtomicU64::new(0),
             receipts: AtomicU64::new(0),
             receipts_heard: AtomicU64::new(0),
+            longest_us: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             chores: AtomicUsize::new(0),
             measuring: AtomicBool::new(false),
@@ -82,8 +85,10 @@ impl Score {
 
     pub(crate) fn note_ack(&self, began_us: u64) {
         self.acks.fetch_add(1, Relaxed);
+        let took = self.now_us().saturating_sub(began_us);
+        self.longest_us.fetch_max(took, Relaxed);
         if self.measuring.load(Relaxed) {
-            self.ack_us.lock().saturating_record(self.now_us().saturating_sub(began_us));
+            self.ack_us.lock().saturating_record(took);
         }
     }
 

@@ -4,17 +4,23 @@
 //! - [`power`] — that disk as a FUSE file system, whose power can be cut.
 //! - [`volume`] — a small real file system (tmpfs) that can be filled.
 //! - [`trace`] — system calls of a running process, delayed or failed by strace.
+//! - [`clock`] — a process's wall clock, which jumps.
+//! - [`fault`] — all of it by name, with what undoes it; [`stage`] — what it happens to; [`run`] — the command `weather`.
 //! - [`network`] — a network of namespaces, whose ways can be cut.
 //! - [`relay`] — a CQL server's port in such a network.
 //! - [`dice`] — seeded chance: every run prints the seed that repeats it.
 //!
 //! Signals (SIGKILL, SIGSTOP) are sent by [`Server`](crate::server::Server) itself.
 
+pub mod clock;
 pub mod dice;
 pub mod disk;
+pub mod fault;
 pub mod network;
 pub mod power;
 pub mod relay;
+pub mod run;
+pub mod stage;
 pub mod trace;
 pub mod volume;
 

@@ -1,5 +1,7 @@
 //! A port of this process behind which a CQL server is, for hosts of a [`network`](super::network) that cannot see the server itself.
 //!
+//! The way can be troubled: nothing passes, or every connection breaks and none is accepted.
+//!
 //! It is not quite a wire: a server tells its clients at which address it is to be asked, and here they are told the relay's.
 //! It stands for one server, whose protocol is read as far as it must be: version 4, not compressed, without TLS.
 
@@ -14,6 +16,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    sync::watch,
     task::JoinSet,
 };
 
@@ -33,7 +36,20 @@ const FOUR: [u8; 4] = 4_u32.to_be_bytes();
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
+    way: watch::Sender<Way>,
     _lines: JoinSet<()>,
+}
+
+/// How the way to the server is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// Everything passes.
+    #[default]
+    Open,
+    /// Nothing passes, and nobody is told; it arrives later.
+    Hangs,
+    /// Connections break, and no other is to be had.
+    Gone,
 }
 
 impl Relay {
@@ -47,15 +63,17 @@ impl Relay {
         };
         let listener = TcpListener::bind((at, 0)).await?;
         let (address, mut lines) = (listener.local_addr()?, JoinSet::new());
+        let (way, seen) = watch::channel(Way::Open);
         lines.spawn(async move {
             let mut open = JoinSet::new();
             loop {
                 let Ok((near, _)) = listener.accept().await else { continue };
-                open.spawn(async move { drop(carry(near, server, at).await) });
+                let way = seen.clone();
+                open.spawn(async move { drop(carry(near, server, at, way).await) });
                 while open.try_join_next().is_some() {}
             }
         });
-        Ok(Self { address, _lines: lines })
+        Ok(Self { address, way, _lines: lines })
     }
 
     /// Where it is.
@@ -63,22 +81,56 @@ impl Relay {
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// From now on the way is like this.
+    pub fn set(&self, way: Way) {
+        self.way.send_replace(way);
+    }
 }
 
-/// One connection. It ends when either side does.
-async fn carry(near: TcpStream, server: SocketAddr, at: Ipv4Addr) -> io::Result<()> {
+/// One connection. It ends when either side does, or the way.
+async fn carry(near: TcpStream, server: SocketAddr, at: Ipv4Addr, way: watch::Receiver<Way>) -> io::Result<()> {
+    if *way.borrow() == Way::Gone {
+        return Ok(());
+    }
     let far = TcpStream::connect(server).await?;
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
-    let ((mut asks, answers), (answered, mut asked)) = (near.into_split(), far.into_split());
+    let ((asks, answers), (answered, asked)) = (near.into_split(), far.into_split());
+    let mut gone = way.clone();
     tokio::select! {
-        copied = tokio::io::copy(&mut asks, &mut asked) => copied.map(drop),
-        answered = answer(answered, answers, server.ip(), at) => answered,
+        copied = ask(asks, asked, way.clone()) => copied,
+        answered = answer(answered, answers, server.ip(), at, way) => answered,
+        _ = gone.wait_for(|way| *way == Way::Gone) => Ok(()),
+    }
+}
+
+/// Waits while nothing passes.
+async fn passes(way: &mut watch::Receiver<Way>) -> io::Result<()> {
+    way.wait_for(|way| *way != Way::Hangs).await.map(drop).map_err(io::Error::other)
+}
+
+/// Hands on what is asked.
+async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::Receiver<Way>) -> io::Result<()> {
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        let count = from.read(&mut bytes).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        passes(&mut way).await?;
+        to.write_all(&bytes[..count]).await?;
     }
 }
 
 /// Hands on what a server says, frame by frame.
-async fn answer(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, server: IpAddr, at: Ipv4Addr) -> io::Result<()> {
+async fn answer(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    server: IpAddr,
+    at: Ipv4Addr,
+    mut way: watch::Receiver<Way>,
+) -> io::Result<()> {
     loop {
         let mut frame = vec![0; HEAD];
         from.read_exact(&mut frame).await?;
@@ -91,6 +143,7 @@ async fn answer(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, server: IpAddr,
         if let IpAddr::V4(server) = server {
             rename(&mut frame[HEAD..], server, at);
         }
+        passes(&mut way).await?;
         to.write_all(&frame).await?;
     }
 }
@@ -143,5 +196,26 @@ mod tests {
         assert_eq!(found, heard);
         drop(far);
         assert_eq!(near.read(&mut bytes).await.unwrap(), 0, "its end is passed on");
+    }
+
+    #[tokio::test]
+    async fn a_way_hangs_and_breaks() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let relay = Relay::open(Ipv4Addr::LOCALHOST, &server.local_addr().unwrap().to_string()).await.unwrap();
+        let mut near = TcpStream::connect(relay.address()).await.unwrap();
+        let (mut far, _) = server.accept().await.unwrap();
+        relay.set(Way::Hangs);
+        far.write_all(&frame(b"late")).await.unwrap();
+        let mut late = vec![0; HEAD + 4];
+        let early = tokio::time::timeout(std::time::Duration::from_millis(50), near.peek(&mut late)).await;
+        assert!(early.is_err(), "nothing passes");
+        relay.set(Way::Open);
+        near.read_exact(&mut late).await.unwrap();
+        assert_eq!(late, frame(b"late"));
+
+        relay.set(Way::Gone);
+        assert_eq!(near.read(&mut late).await.unwrap(), 0, "it breaks");
+        let mut again = TcpStream::connect(relay.address()).await.unwrap();
+        assert_eq!(again.read(&mut late).await.unwrap_or(0), 0, "no other is to be had");
     }
 }
