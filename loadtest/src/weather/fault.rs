@@ -217,7 +217,7 @@ impl Fault {
         let gateway = dice.below(gateways as u64) as usize;
         let owner = async |many: &Many, dice: &mut Dice| many.owner(dice).await.map(Which::Node);
         let leader = async |many: &Many| many.leader().await.map(Which::Node);
-        let hit: Vec<Which> = match self {
+        let mut hit: Vec<Which> = match self {
             Self::Kill | Self::Pause | Self::Restart | Self::Drain | Self::Clock => vec![owner(many, dice).await?],
             Self::CutOff | Self::CutFromNodes | Self::Flapping | Self::NoStore => vec![owner(many, dice).await?],
             Self::KillLeader | Self::PauseLeader | Self::LeaderDeaf | Self::LeaderMute | Self::Bridge => {
@@ -234,6 +234,10 @@ impl Fault {
             Self::StoreHangs | Self::StoreGone => Vec::new(),
             Self::SlowSync | Self::FailedSync => anyhow::bail!("{} is for one server", self.name()),
         };
+        // During another fault some may be gone already.
+        let is_of_store = hit.is_empty();
+        hit.retain(|which| many.cluster.pid(*which).is_some());
+        anyhow::ensure!(is_of_store || !hit.is_empty(), "nobody is there whom it could hit");
         let words = match &hit[..] {
             [] => "the store".to_owned(),
             some => some.iter().map(|which| many.name(*which)).collect::<Vec<_>>().join(", "),
@@ -317,7 +321,8 @@ impl Undo {
     /// When a process does not come back, with its last words.
     pub async fn undo(self, stage: &mut Stage) -> anyhow::Result<()> {
         match (self, stage) {
-            (Self::Trace(trace), _) => drop(trace.detach()?),
+            // Whom it held up may have been killed meanwhile.
+            (Self::Trace(trace), _) => drop(trace.detach()),
             (Self::Start(_), Stage::One(one)) => one.server.restart().await?,
             (Self::Continue(_), Stage::One(one)) => one.server.signal(Signal::CONT)?,
             (Self::Clock(_), Stage::One(one)) => {

@@ -246,7 +246,7 @@ async fn play(
             sleep(dice.within(lasts)).await;
             let second = *dice.pick(faults);
             // What needs somebody who is gone by then cannot be done, and does not happen.
-            if let Ok(Ok((whom, undo))) = tokio::time::timeout(longest, second.begin(stage, dice)).await {
+            if let Ok((whom, undo)) = second.begin(stage, dice).await {
                 note(second, true);
                 println!("          and {} ({whom})", second.name());
                 hit.push((second, whom));
