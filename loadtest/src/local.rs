@@ -3,11 +3,14 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -93,6 +96,35 @@ pub struct Plan {
     /// Whether the processes' clocks can be [set wrong](Cluster::set_clock).
     #[arg(skip)]
     pub clocks: bool,
+}
+
+/// Where the search for free ports begins and ends: above those of servers that people run, below those that the system gives out by
+/// itself.
+const FREE_PORTS: std::ops::Range<u16> = 12_000..28_000;
+
+/// Ports of one cluster, at most.
+const BLOCK: u16 = 100;
+
+/// The first of enough neighbouring ports for a cluster of so many processes: nobody uses them at the moment, and this process has not
+/// given them to another cluster.
+///
+/// # Errors
+/// When all are taken.
+pub fn free_ports(processes: u16) -> anyhow::Result<u16> {
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+    let is_free =
+        |port: u16| UdpSocket::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let blocks = FREE_PORTS.len() / usize::from(BLOCK);
+    // Processes that look at the same time begin in different places.
+    let begin = std::process::id() as usize * 7;
+    for _ in 0..blocks {
+        let block = (begin + TAKEN.fetch_add(1, Relaxed)) % blocks;
+        let first = FREE_PORTS.start + BLOCK * block as u16;
+        if (first..first + STRIDE * processes).all(is_free) {
+            return Ok(first);
+        }
+    }
+    bail!("all ports from {} to {} are taken", FREE_PORTS.start, FREE_PORTS.end)
 }
 
 /// Which of this process's addresses in a network the CQL server is at.
@@ -523,6 +555,15 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+}
+
+/// A test that fails says what the processes said.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_words());
+        }
     }
 }
 

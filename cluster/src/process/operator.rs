@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpStream, sync::oneshot, time::timeout};
 
 use crate::{
-    consensus::Consensus,
+    consensus::{Consensus, voters},
     control::{ControlPlane, Outcome},
     ownership::{Command, Map, Refused},
     swim::{
@@ -117,10 +117,12 @@ pub struct Overview {
 }
 
 impl Overview {
-    /// Whether every partition is owned, and none is on its way.
+    /// Whether every partition is owned, none is on its way, and as many vote as a cluster of this size wants: before that, the end
+    /// of one node may leave nobody to decide on what it owned.
     #[must_use]
-    pub const fn is_settled(&self) -> bool {
-        self.partitions > 0 && self.orphans == 0 && self.moves == 0
+    pub fn is_settled(&self) -> bool {
+        let stay = self.nodes.iter().filter(|node| !node.drains).count();
+        self.partitions > 0 && self.orphans == 0 && self.moves == 0 && self.voters.len() >= voters::wanted(stay)
     }
 }
 

@@ -13,9 +13,6 @@ use crate::{
     server::{Server, Setup},
 };
 
-/// The first port of the processes of a cluster.
-const PORT: u16 = 18_400;
-
 /// Nodes and gateways of a cluster.
 const NODES: u16 = 3;
 const GATEWAYS: u16 = 2;
@@ -87,7 +84,7 @@ impl Stage {
             gateways: GATEWAYS,
             cql: Some(plan.cql.clone().context("a cluster needs a CQL server (--cql)")?),
             dir: home.path().to_owned(),
-            port: PORT,
+            port: local::free_ports(NODES + GATEWAYS)?,
             unlimited: true,
             binaries: plan.binaries.clone(),
             node_sets: Vec::new(),

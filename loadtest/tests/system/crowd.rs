@@ -51,6 +51,8 @@ pub(super) struct Crowd {
     acked: Arc<Vec<AtomicU64>>,
     over: Arc<AtomicBool>,
     senders: JoinSet<Result<(), Failure>>,
+    /// Why somebody stopped talking, who must not.
+    failures: Arc<Mutex<Vec<String>>>,
     /// The longest that anybody waited for an acknowledgement, in milliseconds, since it was asked last.
     pub(super) longest: Arc<AtomicU64>,
 }
@@ -173,6 +175,7 @@ impl Crowd {
             history,
             over: Arc::default(),
             senders: JoinSet::new(),
+            failures: Arc::default(),
             longest: Arc::default(),
         }
     }
@@ -185,6 +188,7 @@ impl Crowd {
             let (lanes, groups, began) = (Arc::clone(&self.lanes), self.groups.clone(), self.began);
             let (acked, over, longest) = (Arc::clone(&self.acked), Arc::clone(&self.over), Arc::clone(&self.longest));
             let (client, arrivals) = (Arc::clone(&self.clients[lanes[index].client]), Arc::clone(&self.arrivals));
+            let failures = Arc::clone(&self.failures);
             self.senders.spawn(async move {
                 let lane = &lanes[index];
                 for number in 0.. {
@@ -194,7 +198,8 @@ impl Crowd {
                     let place = lane.places[number % lane.places.len()];
                     let asked = began.elapsed().as_millis() as u64;
                     lane.asked.store(asked.max(1), Relaxed);
-                    let ack = client.send(groups[place], &json!({ "text": format!("{index} {number}") })).await?;
+                    let sent = client.send(groups[place], &json!({ "text": format!("{index} {number}") })).await;
+                    let ack = sent.inspect_err(|why| failures.lock().push(format!("{index} in {place}: {why:?}")))?;
                     arrivals.acked.lock().insert((groups[place], ack.seq), Instant::now());
                     let took = began.elapsed().as_millis() as u64 - asked;
                     lane.asked.store(0, Relaxed);
@@ -263,8 +268,25 @@ impl Crowd {
     pub(super) async fn progress(&self, messages: u64) -> Duration {
         let (began, before) = (Instant::now(), self.acked());
         let arrived = || self.acked().iter().zip(&before).all(|(now, before)| *now >= before + messages);
-        wait("every group goes on", arrived).await;
+        while !arrived() {
+            assert!(began.elapsed() < PATIENCE, "some groups do not go on; before: {before:?}, {}", self.describe());
+            sleep(Duration::from_millis(5)).await;
+        }
         began.elapsed()
+    }
+
+    /// Who waits where.
+    fn describe(&self) -> String {
+        let now = self.began.elapsed().as_millis() as u64;
+        let lane = |lane: &Lane| match lane.asked.load(Relaxed) {
+            0 => "rests".to_owned(),
+            asked => {
+                let place = lane.places[lane.acked.load(Relaxed) as usize % lane.places.len()];
+                format!("client {} waits in {place} for {} ms", lane.client, now.saturating_sub(asked))
+            }
+        };
+        let lanes: Vec<String> = self.lanes.iter().map(lane).collect();
+        format!("acknowledged: {:?}, lanes: {lanes:#?}, failures: {:#?}", self.acked(), self.failures.lock())
     }
 
     /// Everybody stops, then reads everything, and the oracle judges.

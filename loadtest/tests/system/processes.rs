@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use chappe_cluster::process::operator::Overview;
 use chappe_loadtest::{
-    local::{Cluster, Plan, Which},
+    local::{self, Cluster, Plan, Which},
     weather::{self, clock::Clock},
 };
 use chappe_node::store::cql::real;
@@ -23,7 +23,7 @@ async fn cluster(dir: &TempDir, nodes: u16, gateways: u16, clocks: bool) -> Opti
         gateways,
         cql: config.contact_points.first().cloned(),
         dir: dir.path().to_owned(),
-        port: free_ports(nodes + gateways),
+        port: local::free_ports(nodes + gateways).unwrap(),
         unlimited: true,
         binaries: super::binary().parent().map(Into::into),
         node_sets: Vec::new(),
@@ -32,17 +32,6 @@ async fn cluster(dir: &TempDir, nodes: u16, gateways: u16, clocks: bool) -> Opti
         relay: false,
     };
     Some(Cluster::start(plan).await.unwrap())
-}
-
-/// The first of enough ports that nobody uses at the moment: away from those that the system gives out by itself.
-fn free_ports(processes: u16) -> u16 {
-    let is_free = |port: u16| {
-        std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok()
-            && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
-    };
-    let first = 12_000 + (std::process::id() % 80) as u16 * 100;
-    let found = (first..28_000).step_by(100).find(|first| (*first..first + 10 * processes).all(is_free));
-    found.expect("there are free ports")
 }
 
 /// Goal: whatever ends, pauses or leaves, conversations are accepted again on another node within seconds, and nothing is lost or
