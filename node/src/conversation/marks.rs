@@ -103,6 +103,10 @@ impl Marks {
         let lowest = members.present().map(|member| member.read_n).min().unwrap_or(u64::MAX);
         let unread = lists.deleted.partition_point(|(_, last)| *last <= lowest);
         lists.deleted.drain(..unread);
+        // The read part of a run too: what is kept does not depend on when somebody was last asked to forget.
+        if let Some((first, _)) = lists.deleted.first_mut() {
+            *first = (*first).max(lowest.saturating_add(1));
+        }
         let read = |n: u64, user: &UserId| members.get(user).is_none_or(|member| member.read_n >= n);
         // Whoever joins later has nothing to read of what was written before.
         lists
@@ -243,14 +247,17 @@ mod tests {
         let mut marks = Marks::default();
         marks.delete(2);
         marks.delete(7);
+        marks.delete(8);
         marks.mention(3, &mentions(&["bob", "nobody"], false));
         marks.mention(4, &mentions(&["eve"], false));
         marks.mention(5, &mentions(&[], true));
         marks.prune(&members(&[("bob", 5), ("eve", 2)]));
         let lists = marks.0.as_ref().unwrap();
-        assert_eq!(lists.deleted, [(7, 7)]);
+        assert_eq!(lists.deleted, [(7, 8)]);
         assert_eq!(lists.mentions.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [4, 5]);
         marks.prune(&members(&[("bob", 7), ("eve", 9)]));
+        assert_eq!(marks.0.as_ref().unwrap().deleted, [(8, 8)]);
+        marks.prune(&members(&[("bob", 8), ("eve", 9)]));
         assert_eq!(marks, Marks::default());
     }
 
