@@ -18,7 +18,9 @@ use parking_lot::Mutex;
 use super::Config;
 
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/services")
+    // Of the checkout in which a test runs: cargo may have compiled it in another with the same target directory.
+    let ours = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    ours.join("../scripts/services")
 }
 
 /// Whether tests that need servers are to be left out; says so.
