@@ -128,7 +128,8 @@ fn main() -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("chappe-gateway: {error:#}");
+            // Not eprintln, which panics where nothing can be written.
+            let _ = writeln!(std::io::stderr(), "chappe-gateway: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -9,6 +9,7 @@
 //! - [`server`] — a real server as a child process, for tests and benches.
 //! - [`process`] — what a process costs: CPU and memory; [`metrics`] — what the server says of itself.
 //! - [`crowd`] — `run`: many clients, figures, a verdict, a report ([`report`]).
+//!   What a crowd does is a flag or two, or a file ([`crowd::scenario`]); [`compare`] puts two reports side by side.
 //! - [`raw`] — peers without logic, for comparisons like with like.
 //! - [`bench`] — `bench`: the project's figures as ratios.
 //! - [`weather`] — faults: power cuts, full disks, slow and failing syncs.
@@ -19,6 +20,7 @@
 
 pub mod bench;
 pub mod client;
+pub mod compare;
 pub mod crowd;
 pub mod history;
 pub mod local;

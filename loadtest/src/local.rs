@@ -68,9 +68,12 @@ pub struct Plan {
     /// Processes that clients connect to.
     #[arg(long, default_value_t = 2)]
     pub gateways: u16,
-    /// A CQL server. Without one `scripts/services up cql` finds or starts it.
+    /// A CQL server, or several of one ring with commas between them. Without one `scripts/services up cql` finds or starts it.
     #[arg(long, value_name = "HOST:PORT", env = "CHAPPE_TEST_CQL")]
     pub cql: Option<String>,
+    /// Copies of every row there.
+    #[arg(long, default_value_t = 1)]
+    pub replicas: u16,
     /// Where everything of it lives that is not in the CQL server. What is there goes on, where --cql says in which server.
     #[arg(long, value_name = "DIR", default_value = "chappe-cluster")]
     pub dir: PathBuf,
@@ -330,9 +333,9 @@ impl Cluster {
                 sets.extend([
                     format!("server.data_dir={}", dir.join(format!("node-{ordinal}")).display()),
                     "server.store=cql".to_owned(),
-                    format!("cql.contact_points=[{:?}]", self.cql),
+                    format!("cql.contact_points={:?}", self.cql.split(',').collect::<Vec<_>>()),
                     format!("cql.keyspace={}", self.keyspace),
-                    "cql.replication_factor=1".to_owned(),
+                    format!("cql.replication_factor={}", self.plan.replicas),
                     format!("member.ordinal={ordinal}"),
                 ]);
                 sets.extend(self.plan.node_sets.iter().cloned());

@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Instant};
 
 use anyhow::Context;
-use chappe_loadtest::{bench, crowd, history, local, model, oracle::Oracle, raw, weather};
+use chappe_loadtest::{bench, compare, crowd, history, local, model, oracle::Oracle, raw, weather};
 use clap::{Parser, Subcommand};
 
 /// The tester shares its machine with the server it measures.
@@ -29,6 +29,8 @@ enum Command {
     Run(Box<crowd::run::Plan>),
     /// The project's figures, as ratios to peers without logic.
     Bench(bench::Plan),
+    /// Two reports of `run` or `bench`, figure by figure.
+    Compare(compare::Plan),
     /// The protocol of ownership in a small world, every state of it: a table of checks and verdicts.
     Model(model::command::Plan),
     /// Faults, one after the other or at the same time, while people talk: availability, and a verdict of the oracle.
@@ -88,6 +90,7 @@ fn main() -> anyhow::Result<()> {
         Command::Run(plan) => runtime.block_on(until_interrupted(crowd::run::run(*plan))),
         Command::Bench(plan) => runtime.block_on(until_interrupted(bench::run(plan))),
         Command::Weather(plan) => runtime.block_on(until_interrupted(weather::run::run(plan))),
+        Command::Compare(plan) => compare::run(&plan),
         Command::Model(plan) => model::command::run(&plan),
         Command::Cluster(plan) => runtime.block_on(local::run(plan)),
         Command::Judge { file } => judge(&file),

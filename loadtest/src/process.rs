@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The kernel's unit of time in `/proc/PID/stat`, fixed for user space on every architecture.
 const TICK: Duration = Duration::from_millis(10);
@@ -40,7 +40,7 @@ fn fine_cpu(pid: u32) -> io::Result<Duration> {
 }
 
 /// Memory of a process.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// Resident bytes.
     pub rss: u64,
@@ -56,6 +56,13 @@ pub fn memory(pid: u32) -> io::Result<Memory> {
         line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
     };
     Ok(Memory { rss: bytes("Rss:"), pss: bytes("Pss:") })
+}
+
+/// Resident bytes of a process now; cheaper than [`memory`], which walks through all of it.
+pub fn resident(pid: u32) -> io::Result<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    Ok(pages * rustix::param::page_size() as u64)
 }
 
 /// CPUs of this machine that we may use.

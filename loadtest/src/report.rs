@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::anyhow;
 use plotters::prelude::*;
 
-use crate::crowd::{Latency, run::Outcome};
+use crate::crowd::{Latency, Second, run::Outcome, scenario::Sends};
 
 const SIZE: (u32, u32) = (860, 300);
 
@@ -20,14 +20,13 @@ pub fn page(outcome: &Outcome) -> anyhow::Result<String> {
          svg{display:block;max-width:100%;height:auto;margin:1em 0}pre{white-space:pre-wrap;overflow-wrap:anywhere}</style>\
          <h1>Chappe load test</h1>",
     );
-    let plan = &outcome.plan;
-    let load = plan
-        .rate
-        .map_or_else(|| format!("{} in flight each", plan.window), |rate| format!("{rate} messages per second in all"));
     write!(
         page,
-        "<p>{} clients in groups of {}, {} byte bodies, {load}, {:.1} s, seed {}, {} cores.</p>",
-        plan.clients, plan.group, plan.body, m.seconds, outcome.seed, outcome.cores
+        "<p>{}: {:.1} s, seed {}, {} cores.</p>",
+        escaped(&outcome.scenario.title),
+        m.seconds,
+        outcome.seed,
+        outcome.cores
     )?;
     page += "<table><tr><th><th>per second<th>p50 ms<th>p90<th>p99<th>p99.9<th>max";
     row(&mut page, "acknowledgements", m.acks_per_s, &m.ack_ms)?;
@@ -47,13 +46,35 @@ pub fn page(outcome: &Outcome) -> anyhow::Result<String> {
         outcome.counters.retries,
         outcome.counters.resyncs
     )?;
-    let acks: Vec<_> = m.timeline.iter().map(|(at, acks, _)| (*at, *acks)).collect();
-    let deliveries: Vec<_> = m.timeline.iter().map(|(at, _, deliveries)| (*at, *deliveries)).collect();
-    page += &plot("Acknowledgements per second", Axis::Seconds, &[("acks", &acks)])?;
-    page += &plot("Deliveries per second", Axis::Seconds, &[("deliveries", &deliveries)])?;
+    crowd(&mut page, outcome)?;
+    let over_time =
+        |of: fn(&Second) -> f64| m.timeline.iter().map(|second| (second.at, of(second))).collect::<Vec<_>>();
+    page += &plot("Acknowledgements per second", Axis::Seconds, &[("acks", &over_time(|second| second.acks_per_s))])?;
+    page +=
+        &plot("Deliveries per second", Axis::Seconds, &[("deliveries", &over_time(|second| second.deliveries_per_s))])?;
+    page += &plot(
+        "Latency in ms, second by second",
+        Axis::Seconds,
+        &[
+            ("acknowledgement p50", &over_time(|second| second.ack_p50_ms)),
+            ("acknowledgement p99", &over_time(|second| second.ack_p99_ms)),
+            ("delivery p99", &over_time(|second| second.delivery_p99_ms)),
+        ],
+    )?;
+    page += &plot(
+        "Cores in use",
+        Axis::Seconds,
+        &[("servers", &over_time(|second| second.server_cores)), ("tester", &over_time(|second| second.tester_cores))],
+    )?;
+    page += &plot(
+        "Servers' memory in MiB",
+        Axis::Seconds,
+        &[("resident", &over_time(|second| second.server_rss as f64 / 1_048_576.0))],
+    )?;
+    page += &plot("Connections", Axis::Seconds, &[("ready", &over_time(|second| second.connections as f64))])?;
     // Nines on the x axis, so that the tail has as much room as the rest: 1 is p90, 2 is p99.
     let nines = |curve: &[(f64, f64)]| curve.iter().map(|(q, ms)| (-(1.0 - q).log10(), *ms)).collect::<Vec<_>>();
-    let (ack, delivery) = (nines(&m.ack_curve), nines(&m.delivery_curve));
+    let [ack, delivery] = m.curves().map(|curve| nines(&curve));
     page += &plot("Latency in ms by percentile", Axis::Nines, &[("acknowledgement", &ack), ("delivery", &delivery)])?;
     match &outcome.verdict {
         Some(verdict) => {
@@ -63,6 +84,55 @@ pub fn page(outcome: &Outcome) -> anyhow::Result<String> {
         None => page += "<p>The oracle was not asked.</p>",
     }
     Ok(page)
+}
+
+/// Who was there, and how each phase went.
+fn crowd(page: &mut String, outcome: &Outcome) -> std::fmt::Result {
+    page.push_str("<table><tr><th>population<th>clients<th>groups of<th>writes<th>does");
+    for population in &outcome.scenario.populations {
+        let groups = &population.groups;
+        let sizes = match groups.largest {
+            Some(largest) => format!("{} to {largest}, {} each", groups.smallest, groups.per_client),
+            None => format!("{}, {} each", groups.smallest, groups.per_client),
+        };
+        let writes = match &population.sends {
+            Some(Sends { in_flight: Some(in_flight), .. }) => format!("{in_flight} in flight"),
+            Some(Sends { rate: Some(rate), .. }) => format!("{rate} per second"),
+            _ => "never".to_owned(),
+        };
+        let does = [
+            (population.types, "types"),
+            (population.receipts, "receipts"),
+            (population.reacts > 0.0, "reacts"),
+            (population.watches > 0, "watches"),
+            (population.slow.is_some(), "reads slowly"),
+            (population.flaps.is_some(), "flaps"),
+        ];
+        let does: Vec<&str> = does.iter().filter(|(does, _)| *does).map(|(_, name)| *name).collect();
+        let (name, clients, does) = (escaped(&population.name), population.clients, does.join(", "));
+        write!(page, "<tr><td>{name}<td>{}<td>{sizes}<td>{writes}<td>{does}", grouped(clients as f64))?;
+    }
+    page.push_str("</table>");
+    if outcome.phases.len() > 1 {
+        page.push_str(
+            "<table><tr><th>phase<th>from s<th>acks per second<th>deliveries<th>worst second's p99 ms<th>of deliveries",
+        );
+        for phase in &outcome.phases {
+            let (name, at) = (escaped(&phase.name), phase.at);
+            let (acks, deliveries) = (grouped(phase.acks_per_s), grouped(phase.deliveries_per_s));
+            let (ack, delivery) = (phase.worst_ack_p99_ms, phase.worst_delivery_p99_ms);
+            write!(page, "<tr><td>{name}<td>{at:.0}<td>{acks}<td>{deliveries}<td>{ack:.1}<td>{delivery:.1}")?;
+        }
+        page.push_str("</table>");
+    }
+    if let Some(returns) = &outcome.returns {
+        let Latency { count, p50, p99, max, .. } = returns;
+        write!(
+            page,
+            "<p>Storms broke {count} connections; they were back after {p50:.0} ms (p50), {p99:.0} (p99), {max:.0} (all).</p>"
+        )?;
+    }
+    Ok(())
 }
 
 fn row(page: &mut String, name: &str, rate: f64, latency: &Latency) -> std::fmt::Result {
@@ -155,7 +225,9 @@ fn draw(
     mesh.x_desc(x.name()).light_line_style(WHITE).bold_line_style(grey).axis_style(RGBColor(120, 120, 120));
     mesh.x_labels(ticks).y_labels(6).label_style(("sans-serif", 13));
     mesh.x_label_formatter(&|at| x.label(*at)).y_label_formatter(&value).draw()?;
-    for ((name, points), colour) in lines.iter().zip([RGBColor(31, 90, 166), RGBColor(200, 80, 20)]) {
+    for ((name, points), colour) in
+        lines.iter().zip([RGBColor(31, 90, 166), RGBColor(200, 80, 20), RGBColor(27, 110, 53)])
+    {
         let series = chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
         series.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
     }

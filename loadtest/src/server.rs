@@ -193,6 +193,16 @@ impl Server {
         self.ended().await
     }
 
+    /// Whether it has ended, by itself or because it was killed.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        if let Some(child) = &mut self.child
+            && child.try_wait()?.is_some()
+        {
+            self.child = None;
+        }
+        Ok(self.child.is_none())
+    }
+
     /// Waits until it ends by itself.
     pub async fn ended(&mut self) -> anyhow::Result<ExitStatus> {
         let child = self.child.as_mut().context("the server does not run")?;

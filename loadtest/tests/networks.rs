@@ -140,6 +140,7 @@ impl World {
             port: 7400,
             unlimited: true,
             binaries: std::env::current_exe().unwrap().ancestors().nth(2).map(Into::into),
+            replicas: 1,
             node_sets: Vec::new(),
             network: Some(Arc::clone(&network)),
             relay: true,

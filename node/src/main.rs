@@ -181,7 +181,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("chappe-node: {error:#}");
+            let _ = writeln!(std::io::stderr(), "chappe-node: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -505,7 +505,8 @@ async fn open_log(data_dir: &Path, config: embedded::Config) -> anyhow::Result<A
 /// Durability or ownership is gone: no answer may leave any more, so the process ends at once.
 fn end_process(why: String) -> ! {
     tracing::error!(event = "process_ended", why);
-    eprintln!("chappe-node: {why}");
+    // Not eprintln, which panics where nothing can be written: a log on the full disk that is why.
+    let _ = writeln!(std::io::stderr(), "chappe-node: {why}");
     std::process::exit(1);
 }
 

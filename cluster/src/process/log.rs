@@ -61,6 +61,9 @@ pub enum Error {
 pub fn init(log: &Log) -> Result<(), Error> {
     let filter = log.filter_with(std::env::var("RUST_LOG").ok())?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be written is lost. By default that is complained about on standard error, which panics when that is what cannot be
+    // written: a log on a full disk ended the server.
+    let builder = builder.log_internal_errors(false);
     let result = match log.format {
         Format::Json => builder.fmt_fields(JsonFields::new()).event_format(JsonLine).try_init(),
         Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Plan, Row, sends::work};
 use crate::{
     client::Target,
-    crowd::{Crowd, Manner, Measured, Pace, Person},
+    crowd::{Crowd, Habits, Manner, Measured, Pace, Person},
     process,
     server::Server,
 };
@@ -31,8 +31,12 @@ pub(super) async fn typing(plan: &Plan) -> anyhow::Result<Row> {
     let mut runs = Vec::new();
     for types in [false, true] {
         let (mut server, _home) = plan.server().await?;
-        let (crowd, homes) =
-            gather(&server, groups, Manner { body_bytes: BODY_BYTES, types, ..Manner::default() }).await?;
+        let (crowd, homes) = gather(
+            &server,
+            groups,
+            Manner { habits: Habits { body_bytes: BODY_BYTES, types, ..Habits::default() }, ..Manner::default() },
+        )
+        .await?;
         let everybody = || (0..crowd.len()).map(|member| (member, homes[member / GROUP]));
         crowd.open_each(everybody()).await;
         everybody().for_each(|(member, home)| crowd.assign(member, vec![home], Pace::Open(MESSAGE_EVERY)));
@@ -123,7 +127,7 @@ async fn gather(server: &Server, groups: usize, manner: Manner) -> anyhow::Resul
     let mut people = Vec::with_capacity(groups * GROUP);
     for index in 0..groups * GROUP {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target) });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), encoding: None });
     }
     let crowd = Crowd::connect(people, manner, |_| {}).await?;
     let shape: Vec<Vec<usize>> = (0..groups).map(|group| (group * GROUP..(group + 1) * GROUP).collect()).collect();

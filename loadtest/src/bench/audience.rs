@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{Plan, Row};
 use crate::{
     client::{Client, Failure, Options, Target},
-    crowd::{Crowd, Manner, Measured, Pace, Person},
+    crowd::{Crowd, Habits, Manner, Measured, Pace, Person},
     process::memory,
     server::Server,
 };
@@ -89,7 +89,7 @@ async fn at(plan: &Plan, members: usize) -> anyhow::Result<Run> {
     let mut people = Vec::with_capacity(LISTENERS + 1);
     for index in 0..=LISTENERS {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target) });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), encoding: None });
     }
     let began = Instant::now();
     let channel = gather(&server, &people, members).await?;
@@ -107,7 +107,7 @@ async fn at(plan: &Plan, members: usize) -> anyhow::Result<Run> {
     let bytes = memory(pid)?.rss.saturating_sub(before);
     owner.stop().await;
     ensure!(shown["conversation"]["members"] == members, "there are other members than were added: {shown}");
-    let manner = Manner { body_bytes: BODY_BYTES, ..Manner::default() };
+    let manner = Manner { habits: Habits { body_bytes: BODY_BYTES, ..Habits::default() }, ..Manner::default() };
     let crowd = Crowd::connect(people.clone(), manner, |_| {}).await?;
     crowd.open(channel, 1..=LISTENERS).await;
     crowd.assign(0, vec![channel], Pace::Closed(WINDOW));

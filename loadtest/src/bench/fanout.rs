@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Plan, Row, peer::RawPeer};
 use crate::{
     client::{Client, Counters, Options, Target},
-    crowd::{Crowd, Manner, Measured, Pace, Person},
+    crowd::{Crowd, Habits, Manner, Measured, Pace, Person},
     raw,
     server::Server,
 };
@@ -59,7 +59,8 @@ pub(super) async fn measure(plan: &Plan, name: &str, window: usize) -> anyhow::R
 }
 
 fn manner(listeners: usize) -> Manner {
-    Manner { body_bytes: BODY_BYTES, sample: 64, fanout_listeners: Some(listeners as u64), ..Manner::default() }
+    let habits = Habits { body_bytes: BODY_BYTES, ..Habits::default() };
+    Manner { habits, sample: 64, fanout_listeners: Some(listeners as u64), ..Manner::default() }
 }
 
 async fn ours(plan: &Plan, listeners: usize, window: usize, server: &Server) -> anyhow::Result<(Measured, Counters)> {
@@ -68,7 +69,7 @@ async fn ours(plan: &Plan, listeners: usize, window: usize, server: &Server) -> 
     let mut people = Vec::with_capacity(listeners + 1);
     for index in 0..=listeners {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target) });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), encoding: None });
     }
     let group = gather(server, &people).await?;
     let crowd = Crowd::connect(people, manner(listeners), |_| {}).await?;

@@ -228,6 +228,7 @@ impl Plan {
             port,
             unlimited: true,
             binaries: self.server.as_deref().and_then(Path::parent).map(Path::to_owned),
+            replicas: 1,
             node_sets: Vec::new(),
             network: None,
             clocks: false,

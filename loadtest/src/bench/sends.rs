@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Plan, Row, peer::RawPeer, store};
 use crate::{
     client::{Counters, Target, token::Signer},
-    crowd::{Crowd, Manner, Measured, Pace, Person},
+    crowd::{Crowd, Habits, Manner, Measured, Pace, Person},
     metrics::Metrics,
     raw::{self, append},
     server::Server,
@@ -151,8 +151,12 @@ pub(super) fn shape(plan: &Plan, name: &str) -> Shape {
     }
 }
 
+fn habits(receipts: bool) -> Habits {
+    Habits { body_bytes: BODY_BYTES, receipts, ..Habits::default() }
+}
+
 fn manner() -> Manner {
-    Manner { body_bytes: BODY_BYTES, ..Manner::default() }
+    Manner { habits: habits(false), ..Manner::default() }
 }
 
 /// The figures, what the clients counted, and the server's own counters before and after.
@@ -180,9 +184,9 @@ pub(super) async fn crowd(
     let mut people = Vec::with_capacity(shape.clients);
     for index in 0..shape.clients {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(target) });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(target), encoding: None });
     }
-    let crowd = Crowd::connect(people, Manner { receipts, ..manner() }, |_| {}).await?;
+    let crowd = Crowd::connect(people, Manner { habits: habits(receipts), ..manner() }, |_| {}).await?;
     let mut homes: Vec<Vec<Uuid>> = vec![Vec::new(); shape.clients];
     let groups = crowd.create_groups(&shape.groups, |_| {}).await?;
     for (members, group) in shape.groups.iter().zip(groups) {

@@ -143,7 +143,7 @@ impl<H: Handler> Driver<H> {
                 Down::Stopped => true,
                 Down::Closed(code, _) => *code >= CLOSE_FOR_GOOD,
                 Down::Refused(refusal) => !refusal.retryable,
-                Down::Lost(_) => false,
+                Down::Lost(_) | Down::Broken => false,
             } || !self.options.reconnect;
             self.handler.down(&mut self.session, &down, last);
             if last {
@@ -234,7 +234,11 @@ impl<H: Handler> Driver<H> {
             return Poll::Ready(Down::Stopped);
         }
         let now = Instant::now();
+        let is_deaf = self.session.is_deaf(now);
         for round in 0.. {
+            if is_deaf {
+                break;
+            }
             match self.poll_read(link, cx) {
                 Poll::Ready(Ok(())) => self.session.was_read(now),
                 Poll::Ready(Err(down)) => return Poll::Ready(down),

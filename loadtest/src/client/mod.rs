@@ -297,7 +297,7 @@ impl Client {
 
     /// Breaks the connection, as a network would.
     pub fn break_connection(&self) {
-        self.handle.call(|_, session| session.break_connection());
+        self.handle.call(|_, session| session.break_connection(Duration::ZERO));
     }
 
     /// What the client has counted.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::line::{self, Fields};
 
 /// How frames are written on a WebSocket.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// Lines of JSON.

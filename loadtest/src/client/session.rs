@@ -102,6 +102,8 @@ pub enum Failure {
 pub enum Down {
     /// It could not be opened, or broke.
     Lost(String),
+    /// The application broke it, to see what comes of it.
+    Broken,
     /// The server closed it with this code and reason.
     Closed(u16, String),
     /// The server refused the token, or the client itself.
@@ -180,6 +182,7 @@ pub struct Session {
     pub(super) out: Vec<u8>,
     /// The server asked us to leave; when to come back.
     pub(super) back_at: Option<Instant>,
+    deaf_until: Option<Instant>,
     /// The connection must end.
     pub(super) doom: Option<Down>,
     last_read: Instant,
@@ -217,6 +220,7 @@ impl Session {
             mask: rand::random::<u64>() | 1,
             out: Vec::new(),
             back_at: None,
+            deaf_until: None,
             doom: None,
             last_read: now,
             last_write: now,
@@ -380,9 +384,25 @@ impl Session {
         self.wake_at = Some(self.wake_at.map_or(when, |before| before.min(when)));
     }
 
-    /// Ends the connection, as a network would: the client comes back by itself.
-    pub fn break_connection(&mut self) {
-        self.doom = Some(Down::Lost("broken by the application".into()));
+    /// Ends the connection, as a network would; the client comes back by itself, not before `away` has passed.
+    pub fn break_connection(&mut self, away: Duration) {
+        self.doom = Some(Down::Broken);
+        self.back_at = (!away.is_zero()).then(|| Instant::now() + away);
+    }
+
+    /// Reads nothing until then, while the connection stays.
+    pub fn be_deaf_until(&mut self, until: Instant) {
+        self.deaf_until = Some(until);
+    }
+
+    /// Whether it reads nothing now.
+    pub(super) fn is_deaf(&mut self, now: Instant) -> bool {
+        let is_deaf = self.deaf_until.is_some_and(|until| now < until);
+        if !is_deaf && self.deaf_until.take().is_some() {
+            // Whatever was said meanwhile is about to be read.
+            self.last_read = now;
+        }
+        is_deaf
     }
 
     // === requests ===
@@ -451,6 +471,7 @@ impl Session {
         self.phase = Phase::Waiting;
         self.out.clear();
         self.back_at = None;
+        self.deaf_until = None;
         self.doom = None;
         if let Some(recorder) = &mut self.recorder {
             recorder.connection = recorder.history.connect(recorder.user);
@@ -485,7 +506,7 @@ impl Session {
     /// When [`Session::tick`] wants to be called, at the latest.
     pub(super) fn next_tick(&self, now: Instant) -> Instant {
         let lazy = if self.requests.is_empty() { self.heartbeat / 3 } else { Duration::from_secs(1) };
-        self.wake_at.map_or(now + lazy, |wake| wake.min(now + lazy))
+        [self.wake_at, self.deaf_until].into_iter().flatten().fold(now + lazy, Instant::min)
     }
 
     /// Time has passed: retries, heartbeats, giving up.
@@ -501,6 +522,9 @@ impl Session {
             if now.duration_since(self.last_write) >= self.heartbeat / 2 && self.out.is_empty() {
                 self.write(br#"{"heartbeat":{}}"#);
             }
+        }
+        if self.is_deaf(now) {
+            return handler.tick(self, now);
         }
         let silent = now.duration_since(self.last_read);
         if self.phase != Phase::Live && silent > self.options.answer_timeout {
@@ -1118,6 +1142,7 @@ impl fmt::Display for Down {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lost(why) => write!(f, "connection lost: {why}"),
+            Self::Broken => f.write_str("broken by the application"),
             Self::Closed(code, reason) => write!(f, "closed by the server with {code}: {reason}"),
             Self::Refused(refusal) => write!(f, "the server refused the connection: {refusal}"),
             Self::Stopped => f.write_str("stopped"),

@@ -13,7 +13,11 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::{RECEIPTS_TAG, SHOWN_TAG, score::Score};
+use super::{
+    RECEIPTS_TAG, SHOWN_TAG,
+    scenario::{cumulated, draw},
+    score::Score,
+};
 use crate::client::{Ack, Down, Event, Failure, Handle, Handler, Progress, Refusal, Sent, Session, line};
 
 /// Chores under way at the same time, below what the server allows per connection.
@@ -22,12 +26,52 @@ const CHORES_IN_FLIGHT_MAX: usize = 32;
 const FAILURES_IN_ROW_MAX: u32 = 200;
 /// One in so many changes of a flapping member is a broken connection.
 const FLAPS_PER_BREAK: u64 = 10;
+/// What members react with.
+const REACTION: &str = "👍";
+/// Later than any run.
+const NEVER_US: u64 = u64::MAX / 4;
 /// The tag of what is said of presence and typing: nobody waits for the answer.
 const SOFT_TAG: u64 = u64::MAX - 1;
 /// Conversations of which one word on receipts tells.
 const RECEIPTS_BATCH_MAX: usize = 200;
 /// Digits of the time that stands at the beginning of each body's text.
 const STAMP_DIGITS: usize = 16;
+
+/// What a member does besides sending.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Habits {
+    /// Bytes of each body.
+    pub body_bytes: usize,
+    /// It says that it is writing before it sends.
+    pub types: bool,
+    /// It says what has reached it and that it has read it.
+    pub receipts: bool,
+    /// The share of messages to which it reacts.
+    pub reacts: f64,
+    /// The k-th of its conversations is written to k to the power of this times less often than the first; 0: one after the other.
+    pub uneven: f64,
+    /// Whether an open loop sends by chance instead of at equal distances.
+    pub poisson: bool,
+    /// How often it stops reading, and for how long.
+    pub slow: Option<(Duration, Duration)>,
+    /// How often, on average, it loses its connection, and how long it stays away.
+    pub flaps: Option<(Duration, Duration)>,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 200,
+            types: false,
+            receipts: false,
+            reacts: 0.0,
+            uneven: 0.0,
+            poisson: false,
+            slow: None,
+            flaps: None,
+        }
+    }
+}
 
 /// When a member sends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,13 +103,9 @@ pub(crate) struct Shared {
     pub(crate) score: Score,
     /// Conversations that chores created, by the chore's tag.
     pub(crate) created: Mutex<HashMap<u64, Uuid>>,
-    pub(crate) body_bytes: usize,
-    pub(crate) types: bool,
     /// One in so many deliveries has its latency measured.
     pub(crate) sample: u64,
     pub(crate) fanout: Option<Fanout>,
-    /// Members say what has reached them and that they have read it.
-    pub(crate) receipts: bool,
 }
 
 /// A request to be done before the load.
@@ -80,16 +120,27 @@ pub(crate) struct Chore {
 #[derive(Debug)]
 pub struct Member {
     shared: Arc<Shared>,
+    habits: Habits,
     chores: VecDeque<Chore>,
     chores_in_flight: usize,
     conversations: Vec<Uuid>,
+    /// Running sums of how often each is written to; empty: one after the other.
+    shares: Vec<f64>,
     next: usize,
     pace: Pace,
+    /// Multiplies the rate of an open loop.
+    tempo: f64,
     in_flight: usize,
     failures_in_row: u32,
     running: bool,
     /// When an open loop sends next, in the score's microseconds.
     due_us: u64,
+    /// When its reading pauses next, and when it loses its connection next.
+    slow_us: u64,
+    flap_us: u64,
+    /// When a storm broke its connection, until it is back.
+    stormed_us: Option<u64>,
+    is_up: bool,
     /// Changes of a flapping member so far.
     flaps: u64,
     /// At whom it looks.
@@ -110,30 +161,30 @@ impl std::fmt::Debug for Handle<Member> {
 }
 
 impl Member {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let frame = br#"{"text":""}"#.len() + STAMP_DIGITS;
-        let mut body = br#"{"text":""#.to_vec();
-        body.extend([b'0'; STAMP_DIGITS]);
-        // Words compress like words: a store that compresses shall not find a run of one letter.
-        let words = b" the optical telegraph carried messages across France over a chain of towers".iter().cycle();
-        body.extend(words.take(shared.body_bytes.saturating_sub(frame)));
-        body.extend(br#""}"#);
+    pub(crate) fn new(shared: Arc<Shared>, habits: Habits) -> Self {
         Self {
+            body: body(habits.body_bytes),
             shared,
+            habits,
             chores: VecDeque::new(),
             chores_in_flight: 0,
             conversations: Vec::new(),
+            shares: Vec::new(),
             next: 0,
             pace: Pace::Listen,
+            tempo: 1.0,
             in_flight: 0,
             failures_in_row: 0,
             running: false,
             due_us: 0,
+            slow_us: NEVER_US,
+            flap_us: NEVER_US,
+            stormed_us: None,
+            is_up: false,
             flaps: 0,
             watch: None,
             sent: 0,
             acked: 0,
-            body,
             unsaid: HashMap::new(),
             is_saying: false,
         }
@@ -153,8 +204,16 @@ impl Member {
         }
     }
 
+    pub(crate) fn behave(&mut self, habits: Habits) {
+        self.body = body(habits.body_bytes);
+        self.habits = habits;
+    }
+
     pub(crate) fn assign(&mut self, conversations: Vec<Uuid>, pace: Pace) {
         (self.conversations, self.pace) = (conversations, pace);
+        let share = |rank: usize| ((rank + 1) as f64).powf(-self.habits.uneven);
+        let is_even = self.habits.uneven == 0.0 || self.conversations.is_empty();
+        self.shares = if is_even { Vec::new() } else { cumulated((0..self.conversations.len()).map(share)) };
     }
 
     pub(crate) fn start(&mut self, session: &mut Session) {
@@ -162,15 +221,63 @@ impl Member {
             return;
         }
         self.running = true;
+        let now = self.shared.score.now_us();
+        // Members begin anywhere within one interval, or they would all do the same at once.
+        let soon = |every: Duration| now + rand::random_range(0..=every.as_micros() as u64);
         if let Pace::Open(every) | Pace::Flap(every) = self.pace {
-            // Members begin anywhere within one interval, or they would all send at once.
-            self.due_us = self.shared.score.now_us() + rand::random_range(0..=every.as_micros() as u64);
+            self.due_us = now + (self.between(every) * rand::random_range(0.0..1.0)) as u64;
+        }
+        self.slow_us = self.habits.slow.map_or(NEVER_US, |(every, _)| soon(every));
+        self.flap_us = self.habits.flaps.map_or(NEVER_US, |(every, _)| soon(every * 2));
+        self.live(session);
+        self.go_on(session);
+    }
+
+    /// It sends nothing more, and stays from now on.
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+        (self.slow_us, self.flap_us) = (NEVER_US, NEVER_US);
+    }
+
+    /// Microseconds between two messages of an open loop that sends so often at tempo 1.
+    fn between(&self, every: Duration) -> f64 {
+        (every.as_micros().max(1) as f64 / self.tempo).min(NEVER_US as f64 / 4.0)
+    }
+
+    /// The rate of open loops is that many times what it was meant to be. What is left of a waiting time shrinks or grows with it.
+    pub(crate) fn set_tempo(&mut self, tempo: f64, session: &mut Session) {
+        let (now, before) = (self.shared.score.now_us(), self.tempo);
+        // Slower than anybody waits for, and still a number to divide by.
+        self.tempo = tempo.max(1e-9);
+        if matches!(self.pace, Pace::Open(_)) && self.due_us > now {
+            self.due_us = now + ((self.due_us - now) as f64 * before / self.tempo).min(NEVER_US as f64 / 4.0) as u64;
         }
         self.go_on(session);
     }
 
-    pub(crate) fn stop(&mut self) {
-        self.running = false;
+    /// A storm breaks its connection, if it has one.
+    pub(crate) fn storm(&mut self, session: &mut Session) {
+        if self.is_up {
+            self.stormed_us = Some(self.shared.score.now_us());
+            session.break_connection(Duration::ZERO);
+        }
+    }
+
+    /// Pauses and losses that are due.
+    fn live(&mut self, session: &mut Session) {
+        let now = self.shared.score.now_us();
+        if let (Some((every, pause)), true) = (self.habits.slow, self.slow_us <= now) {
+            self.slow_us = now + every.as_micros() as u64;
+            session.be_deaf_until(Instant::now() + pause);
+        }
+        if let (Some((every, away)), true) = (self.habits.flaps, self.flap_us <= now) {
+            self.flap_us = now + (every.as_micros() as f64 * rand::random_range(0.5..1.5)) as u64;
+            session.break_connection(away);
+        }
+        let next = self.slow_us.min(self.flap_us);
+        if next < NEVER_US {
+            session.wake_at(self.shared.score.began + Duration::from_micros(next));
+        }
     }
 
     /// Sends what may be sent now.
@@ -188,9 +295,15 @@ impl Member {
             }
             Pace::Open(every) => {
                 let now = self.shared.score.now_us();
+                // Whoever is away for reasons of their own writes nothing, and the server is not charged for it.
+                let writes = self.habits.flaps.is_none() || session.is_live();
                 while self.due_us <= now {
-                    self.send(session, self.due_us);
-                    self.due_us += every.as_micros().max(1) as u64;
+                    if writes {
+                        self.send(session, self.due_us);
+                    }
+                    let chance =
+                        if self.habits.poisson { -rand::random_range(f64::MIN_POSITIVE..1.0).ln() } else { 1.0 };
+                    self.due_us += ((self.between(every) * chance) as u64).max(1);
                 }
                 session.wake_at(self.shared.score.began + Duration::from_micros(self.due_us));
             }
@@ -221,7 +334,7 @@ impl Member {
     fn flap(&mut self, session: &mut Session) {
         self.flaps += 1;
         if self.flaps.is_multiple_of(FLAPS_PER_BREAK) {
-            return session.break_connection();
+            return session.break_connection(Duration::ZERO);
         }
         let args = if self.flaps % 2 == 1 { r#"{"away":true}"# } else { r#"{"away":false}"# };
         session.request("presence.away", args, SOFT_TAG);
@@ -250,16 +363,31 @@ impl Member {
             *digit = b"0123456789abcdef"[(rest & 15) as usize];
             rest >>= 4;
         }
+        if !self.shares.is_empty() {
+            self.next = draw(&self.shares, &mut rand::rng());
+        }
         let conversation = self.conversations[self.next];
         self.next = (self.next + 1) % self.conversations.len();
         self.in_flight += 1;
         self.sent += 1;
         self.shared.score.in_flight.fetch_add(1, Relaxed);
-        if self.shared.types {
+        if self.habits.types {
             session.request("typing.start", &format!(r#"{{"conversation":"{conversation}"}}"#), SOFT_TAG);
         }
         session.send(conversation, &self.body, began_us);
     }
+}
+
+/// A body of about so many bytes, with room for the time at its beginning.
+fn body(bytes: usize) -> Vec<u8> {
+    let frame = br#"{"text":""}"#.len() + STAMP_DIGITS;
+    let mut body = br#"{"text":""#.to_vec();
+    body.extend([b'0'; STAMP_DIGITS]);
+    // Words compress like words: a store that compresses shall not find a run of one letter.
+    let words = b" the optical telegraph carried messages across France over a chain of towers".iter().cycle();
+    body.extend(words.take(bytes.saturating_sub(frame)));
+    body.extend(br#""}"#);
+    body
 }
 
 /// The time at the beginning of a body's text.
@@ -272,6 +400,11 @@ fn stamp(body: &[u8]) -> Option<u64> {
 impl Handler for Member {
     fn ready(&mut self, session: &mut Session) {
         self.shared.score.ready.fetch_add(1, Relaxed);
+        self.shared.score.up.fetch_add(u64::from(!self.is_up), Relaxed);
+        self.is_up = true;
+        if let Some(at) = self.stormed_us.take() {
+            self.shared.score.note_return(at);
+        }
         // Requests that wait for their answer go out again by themselves; what a former connection was told does not.
         if let Some(args) = &self.watch {
             session.request("presence.watch", args, SOFT_TAG);
@@ -285,11 +418,18 @@ impl Handler for Member {
         if event.name != "message.new" {
             return;
         }
-        if self.shared.receipts
+        if self.habits.receipts
             && let (Ok(conversation), Some(n)) = (Uuid::try_parse(event.conversation), event.n())
         {
             self.unsaid.insert(conversation, n);
             self.say(session);
+        }
+        if self.habits.reacts > 0.0
+            && rand::random_bool(self.habits.reacts)
+            && let Ok(conversation) = Uuid::try_parse(event.conversation)
+        {
+            self.shared.score.reactions.fetch_add(1, Relaxed);
+            session.react(conversation, event.seq, REACTION, true, SOFT_TAG);
         }
         let nth = self.shared.score.deliveries.fetch_add(1, Relaxed);
         if nth.is_multiple_of(self.shared.sample) {
@@ -374,13 +514,16 @@ impl Handler for Member {
     }
 
     fn tick(&mut self, session: &mut Session, _: Instant) {
+        self.live(session);
         if matches!(self.pace, Pace::Open(_) | Pace::Flap(_)) {
             self.go_on(session);
         }
     }
 
     fn down(&mut self, _: &mut Session, why: &Down, last: bool) {
-        if *why == Down::Stopped || (matches!(self.pace, Pace::Flap(_)) && !last) {
+        self.shared.score.up.fetch_sub(u64::from(std::mem::take(&mut self.is_up)), Relaxed);
+        let is_meant = *why == Down::Broken || matches!(self.pace, Pace::Flap(_));
+        if *why == Down::Stopped || (is_meant && !last) {
             return;
         }
         self.shared.score.lost.fetch_add(1, Relaxed);

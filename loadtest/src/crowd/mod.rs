@@ -2,7 +2,9 @@
 //! everything back.
 
 mod member;
+pub mod part;
 pub mod run;
+pub mod scenario;
 pub(crate) mod score;
 
 use std::{
@@ -13,20 +15,23 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{sync::Semaphore, time::sleep};
 use uuid::Uuid;
 
-pub use self::{member::Pace, score::Latency};
 use self::{
     member::{Chore, Fanout, Member, Shared},
     score::Score,
 };
+pub use self::{
+    member::{Habits, Pace},
+    score::{Counted, Latency},
+};
 use crate::{
     client::{Counters, Encoding, Handle, Options, Target, driver},
     history::{History, What},
-    process::Meter,
+    process::{self, Meter},
 };
 
 /// Connections from one source address; the kernel has some 28,000 ports for each.
@@ -55,6 +60,8 @@ pub struct Person {
     pub token: String,
     /// The server.
     pub target: Arc<Target>,
+    /// How frames are written; default: as the crowd's manner says.
+    pub encoding: Option<Encoding>,
 }
 
 /// How a crowd behaves.
@@ -62,30 +69,27 @@ pub struct Person {
 pub struct Manner {
     /// How frames are written.
     pub encoding: Encoding,
-    /// Bytes of each body.
-    pub body_bytes: usize,
+    /// What everybody does, unless something else is said of them.
+    pub habits: Habits,
     /// One in so many deliveries has its latency measured.
     pub sample: u64,
     /// Where everything is noted, to be judged.
     pub history: Option<Arc<History>>,
     /// The listeners of a fan-out, when one is to be measured.
     pub fanout_listeners: Option<u64>,
-    /// Whether members say that they are writing before they send.
-    pub types: bool,
-    /// Members say what has reached them and that they have read it.
-    pub receipts: bool,
+    /// Source addresses that other processes use: ours come after so many.
+    pub sources_before: u8,
 }
 
 impl Default for Manner {
     fn default() -> Self {
         Self {
             encoding: Encoding::default(),
-            body_bytes: 200,
+            habits: Habits::default(),
             sample: 8,
             history: None,
             fanout_listeners: None,
-            types: false,
-            receipts: false,
+            sources_before: 0,
         }
     }
 }
@@ -99,7 +103,7 @@ pub struct Crowd {
 }
 
 /// What was measured in one stretch of time.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Measured {
     /// How long.
     pub seconds: f64,
@@ -129,18 +133,110 @@ pub struct Measured {
     pub tester_cpu_s: f64,
     /// Our share of the whole machine's CPU.
     pub tester_share: f64,
-    /// Acknowledgements and deliveries of each second.
-    pub timeline: Vec<(f64, f64, f64)>,
+    /// Reactions that members sent.
+    pub reactions: u64,
+    /// What happened in each second.
+    pub timeline: Vec<Second>,
     /// Refusals that were repeated later, by their code.
     pub delayed: BTreeMap<String, u64>,
     /// The first failures in words.
     pub complaints: Vec<String>,
-    /// Latencies of acknowledgements by quantile, for a plot.
+    /// Latencies of acknowledgements.
     #[serde(skip)]
-    pub ack_curve: Vec<(f64, f64)>,
-    /// Latencies of deliveries by quantile, for a plot.
+    pub acks_us: Counted,
+    /// Latencies of deliveries.
     #[serde(skip)]
-    pub delivery_curve: Vec<(f64, f64)>,
+    pub deliveries_us: Counted,
+}
+
+/// One second of a measurement.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Second {
+    /// Seconds after measuring began, at its end.
+    pub at: f64,
+    /// Acknowledged sends per second.
+    pub acks_per_s: f64,
+    /// Deliveries per second.
+    pub deliveries_per_s: f64,
+    /// From the (intended) sending to the acknowledgement, half are below.
+    pub ack_p50_ms: f64,
+    /// 99 of 100 are below.
+    pub ack_p99_ms: f64,
+    /// From the (intended) sending to the delivery, 99 of 100 are below.
+    pub delivery_p99_ms: f64,
+    /// Connections that are ready.
+    pub connections: u64,
+    /// Cores that the servers use.
+    pub server_cores: f64,
+    /// Cores that we use.
+    pub tester_cores: f64,
+    /// Resident bytes of the servers.
+    pub server_rss: u64,
+}
+
+impl Second {
+    /// The same second of two crowds: their sums; of percentiles the higher one.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            at: self.at.max(other.at),
+            acks_per_s: self.acks_per_s + other.acks_per_s,
+            deliveries_per_s: self.deliveries_per_s + other.deliveries_per_s,
+            ack_p50_ms: self.ack_p50_ms.max(other.ack_p50_ms),
+            ack_p99_ms: self.ack_p99_ms.max(other.ack_p99_ms),
+            delivery_p99_ms: self.delivery_p99_ms.max(other.delivery_p99_ms),
+            connections: self.connections + other.connections,
+            server_cores: self.server_cores + other.server_cores,
+            tester_cores: self.tester_cores + other.tester_cores,
+            server_rss: self.server_rss + other.server_rss,
+        }
+    }
+}
+
+impl std::fmt::Display for Second {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.0} acks/s, p99 {:.1} ms, {:.0} deliveries/s, {} connections",
+            self.acks_per_s, self.ack_p99_ms, self.deliveries_per_s, self.connections
+        )
+    }
+}
+
+impl Measured {
+    /// What two crowds measured in the same time. Which seconds were how is for whoever heard of both to say.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.seconds = self.seconds.max(other.seconds);
+        self.acks += other.acks;
+        self.deliveries += other.deliveries;
+        self.receipts += other.receipts;
+        self.receipts_heard += other.receipts_heard;
+        self.reactions += other.reactions;
+        self.failures += other.failures;
+        self.lost += other.lost;
+        self.acks_per_s += other.acks_per_s;
+        self.deliveries_per_s += other.deliveries_per_s;
+        self.tester_cpu_s += other.tester_cpu_s;
+        self.tester_share += other.tester_share;
+        self.server_cpu_s += other.server_cpu_s;
+        for (code, count) in other.delayed {
+            *self.delayed.entry(code).or_default() += count;
+        }
+        self.complaints.extend(other.complaints);
+        self.count(self.acks_us.clone().and(other.acks_us), self.deliveries_us.clone().and(other.deliveries_us));
+        self
+    }
+
+    fn count(&mut self, acks_us: Counted, deliveries_us: Counted) {
+        (self.ack_ms, self.delivery_ms) = (Latency::of(&acks_us.histogram()), Latency::of(&deliveries_us.histogram()));
+        (self.acks_us, self.deliveries_us) = (acks_us, deliveries_us);
+    }
+
+    /// Latencies of acknowledgements and of deliveries by quantile, for a plot.
+    pub(crate) fn curves(&self) -> [Vec<(f64, f64)>; 2] {
+        [&self.acks_us, &self.deliveries_us].map(|counted| score::curve(&counted.histogram()))
+    }
 }
 
 impl Crowd {
@@ -150,25 +246,29 @@ impl Crowd {
         let shared = Arc::new(Shared {
             score: Score::new(),
             created: parking_lot::Mutex::default(),
-            body_bytes: manner.body_bytes,
-            types: manner.types,
             sample: manner.sample.max(1),
             fanout,
-            receipts: manner.receipts,
         });
         let gate = Some(Arc::new(Semaphore::new(CONNECTING_MAX)));
         let options =
             Options { encoding: manner.encoding, history: manner.history.clone(), gate, ..Options::default() };
+        // One for each encoding: they are shared by all who speak it.
+        let other = match manner.encoding {
+            Encoding::Json => Encoding::Protobuf,
+            Encoding::Protobuf => Encoding::Json,
+        };
+        let other = Arc::new(Options { encoding: other, ..options.clone() });
         let options = Arc::new(options);
         let mut crowd = Self { shared, people, members: Vec::new(), history: manner.history };
         for (index, person) in crowd.people.iter().enumerate() {
-            let host = 1 + (index / PORTS_PER_SOURCE) as u8;
+            let host = 1 + manner.sources_before + (index / PORTS_PER_SOURCE) as u8;
             let source = (host > 1 && person.target.address.ip().is_loopback())
                 .then_some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)));
-            let member = Member::new(Arc::clone(&crowd.shared));
+            let member = Member::new(Arc::clone(&crowd.shared), manner.habits.clone());
+            let is_other = person.encoding.is_some_and(|encoding| encoding == other.encoding);
             let handle = driver::start(
                 Arc::clone(&person.target),
-                Arc::clone(&options),
+                Arc::clone(if is_other { &other } else { &options }),
                 &person.user,
                 &person.token,
                 source,
@@ -190,6 +290,11 @@ impl Crowd {
     /// How many members there are.
     pub fn len(&self) -> usize {
         self.members.len()
+    }
+
+    /// The name of a member, by index.
+    pub fn user(&self, member: usize) -> &str {
+        &self.people[member].user
     }
 
     /// Whether nobody is here.
@@ -301,6 +406,30 @@ impl Crowd {
         self.members[member].call(move |member, _| member.assign(conversations, pace));
     }
 
+    /// From now on a member, by index, does this besides sending.
+    pub fn behave(&self, member: usize, habits: Habits) {
+        self.members[member].call(move |member, _| member.behave(habits));
+    }
+
+    /// The rates of open loops are so many times what they were meant to be, from now on.
+    pub fn set_tempo(&self, tempo: f64) {
+        for member in &self.members {
+            member.call(move |member, session| member.set_tempo(tempo, session));
+        }
+    }
+
+    /// Breaks the connections of members, by index, in this moment.
+    pub fn storm(&self, members: impl Iterator<Item = usize>) {
+        for member in members {
+            self.members[member].call(Member::storm);
+        }
+    }
+
+    /// How long those whose connections storms broke took to come back, so far.
+    pub fn returns(&self) -> Counted {
+        Counted::of(&self.shared.score.return_us.lock())
+    }
+
     /// Everybody begins to send.
     pub fn start(&self) {
         for member in &self.members {
@@ -308,48 +437,51 @@ impl Crowd {
         }
     }
 
-    /// Measures for a while. `each` is told the time that has passed, several times a second.
+    /// Measures for a while. `each` is told the time that has passed, several times a second. `servers` are the processes whose CPU and
+    /// memory are theirs.
     pub async fn measure(
         &self,
         time: Duration,
-        server: Option<u32>,
-        each: impl Fn(Duration, &Measured),
+        servers: impl IntoIterator<Item = u32>,
+        mut each: impl FnMut(Duration, &Measured),
     ) -> anyhow::Result<Measured> {
         let score = &self.shared.score;
-        let counts = || {
-            (
-                score.acks.load(Relaxed),
-                score.deliveries.load(Relaxed),
-                score.failures.load(Relaxed),
-                score.lost.load(Relaxed),
-                score.receipts.load(Relaxed),
-                score.receipts_heard.load(Relaxed),
-            )
-        };
+        let counts = || Counts::of(score);
         score.ack_us.lock().reset();
         score.delivery_us.lock().reset();
         score.delayed.lock().clear();
         score.measuring.store(true, Relaxed);
-        let ours = Meter::of_self()?;
-        let theirs = server.map(Meter::start).transpose().context("the server's process is not there")?;
+        let costs = Costs::start(servers)?;
         let (first, began) = (counts(), Instant::now());
         let mut now = Measured::default();
-        let mut second = (0.0, first.0, first.1);
+        let (mut acks, mut deliveries) = (score::histogram(), score::histogram());
+        let mut second = (0.0, first, costs.read());
         loop {
             let passed = began.elapsed();
             let counted = counts();
             now.seconds = passed.as_secs_f64();
-            (now.acks, now.deliveries) = (counted.0 - first.0, counted.1 - first.1);
-            (now.failures, now.lost) = (counted.2 - first.2, counted.3 - first.3);
-            (now.receipts, now.receipts_heard) = (counted.4 - first.4, counted.5 - first.5);
-            if now.seconds - second.0 >= 1.0 {
-                let span = now.seconds - second.0;
-                now.timeline.push((
-                    now.seconds,
-                    (counted.0 - second.1) as f64 / span,
-                    (counted.1 - second.2) as f64 / span,
-                ));
-                second = (now.seconds, counted.0, counted.1);
+            (now.acks, now.deliveries) = (counted.acks - first.acks, counted.deliveries - first.deliveries);
+            (now.failures, now.lost) = (counted.failures - first.failures, counted.lost - first.lost);
+            (now.receipts, now.receipts_heard) =
+                (counted.receipts - first.receipts, counted.receipts_heard - first.receipts_heard);
+            now.reactions = counted.reactions - first.reactions;
+            let span = now.seconds - second.0;
+            if span >= 1.0 {
+                let (ack, delivery) = (gather(&score.ack_us, &mut acks), gather(&score.delivery_us, &mut deliveries));
+                let (before, cost) = (second.2, costs.read());
+                now.timeline.push(Second {
+                    at: now.seconds,
+                    acks_per_s: (counted.acks - second.1.acks) as f64 / span,
+                    deliveries_per_s: (counted.deliveries - second.1.deliveries) as f64 / span,
+                    ack_p50_ms: ack.p50,
+                    ack_p99_ms: ack.p99,
+                    delivery_p99_ms: delivery.p99,
+                    connections: score.up.load(Relaxed),
+                    server_cores: (cost.servers - before.servers).max(0.0) / span,
+                    tester_cores: (cost.ours - before.ours).max(0.0) / span,
+                    server_rss: cost.rss,
+                });
+                second = (now.seconds, counted, cost);
             }
             if passed >= time {
                 break;
@@ -357,19 +489,14 @@ impl Crowd {
             each(passed, &now);
             sleep((time - passed).min(Duration::from_millis(100))).await;
         }
-        now.tester_cpu_s = ours.cpu()?.as_secs_f64();
-        now.tester_share = ours.share()?;
-        if let Some(theirs) = theirs {
-            // A server that died under the load is told by failures; its CPU is then unknown.
-            now.server_cpu_s = theirs.cpu().unwrap_or_default().as_secs_f64();
-        }
+        (now.tester_cpu_s, now.tester_share) = (costs.ours.cpu()?.as_secs_f64(), costs.ours.share()?);
+        // A server that died under the load is told by failures; its CPU is then unknown.
+        now.server_cpu_s = costs.read().servers;
         score.measuring.store(false, Relaxed);
         (now.acks_per_s, now.deliveries_per_s) = (now.acks as f64 / now.seconds, now.deliveries as f64 / now.seconds);
-        {
-            let (acks, deliveries) = (score.ack_us.lock(), score.delivery_us.lock());
-            (now.ack_ms, now.ack_curve) = (Latency::of(&acks), score::curve(&acks));
-            (now.delivery_ms, now.delivery_curve) = (Latency::of(&deliveries), score::curve(&deliveries));
-        }
+        gather(&score.ack_us, &mut acks);
+        gather(&score.delivery_us, &mut deliveries);
+        now.count(Counted::of(&acks), Counted::of(&deliveries));
         now.complaints = std::mem::take(&mut *score.complaints.lock());
         now.delayed = std::mem::take(&mut *score.delayed.lock());
         Ok(now)
@@ -539,6 +666,79 @@ impl Crowd {
     }
 }
 
+/// What is counted, at one moment.
+#[derive(Clone, Copy)]
+struct Counts {
+    acks: u64,
+    deliveries: u64,
+    failures: u64,
+    lost: u64,
+    receipts: u64,
+    receipts_heard: u64,
+    reactions: u64,
+}
+
+impl Counts {
+    fn of(score: &Score) -> Self {
+        Self {
+            acks: score.acks.load(Relaxed),
+            deliveries: score.deliveries.load(Relaxed),
+            failures: score.failures.load(Relaxed),
+            lost: score.lost.load(Relaxed),
+            receipts: score.receipts.load(Relaxed),
+            receipts_heard: score.receipts_heard.load(Relaxed),
+            reactions: score.reactions.load(Relaxed),
+        }
+    }
+}
+
+/// What processes have used since a measurement began.
+struct Costs {
+    ours: Meter,
+    servers: Vec<(u32, Meter)>,
+}
+
+/// The same, at one moment.
+#[derive(Clone, Copy)]
+struct Cost {
+    /// CPU seconds.
+    ours: f64,
+    /// CPU seconds of those that still run.
+    servers: f64,
+    /// Bytes.
+    rss: u64,
+}
+
+impl Costs {
+    fn start(servers: impl IntoIterator<Item = u32>) -> anyhow::Result<Self> {
+        let meter = |pid| Ok((pid, Meter::start(pid).with_context(|| format!("there is no process {pid}"))?));
+        Ok(Self { ours: Meter::of_self()?, servers: servers.into_iter().map(meter).collect::<anyhow::Result<_>>()? })
+    }
+
+    fn read(&self) -> Cost {
+        let cpu = |meter: &Meter| meter.cpu().unwrap_or_default().as_secs_f64();
+        Cost {
+            ours: cpu(&self.ours),
+            servers: self.servers.iter().map(|(_, meter)| cpu(meter)).sum(),
+            rss: self.servers.iter().map(|(pid, _)| process::resident(*pid).unwrap_or(0)).sum(),
+        }
+    }
+}
+
+/// What one stretch of time measured, which is added to the whole.
+fn gather(
+    stretch: &parking_lot::Mutex<hdrhistogram::Histogram<u64>>,
+    whole: &mut hdrhistogram::Histogram<u64>,
+) -> Latency {
+    let mut stretch = stretch.lock();
+    let latency = Latency::of(&stretch);
+    // Both have the same bounds.
+    let added = whole.add(&*stretch);
+    debug_assert!(added.is_ok());
+    stretch.reset();
+    latency
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -557,7 +757,12 @@ mod tests {
         let mut people = Vec::new();
         for index in 0..groups * size {
             let target = Target::resolve(&format!("http://{address}/raw/{}", index / size)).await.unwrap();
-            people.push(Person { user: format!("user-{index}"), token: "t".into(), target: Arc::new(target) });
+            people.push(Person {
+                user: format!("user-{index}"),
+                token: "t".into(),
+                target: Arc::new(target),
+                encoding: None,
+            });
         }
         Crowd::connect(people, manner, |_| {}).await.unwrap()
     }

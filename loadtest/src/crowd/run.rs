@@ -1,4 +1,5 @@
-//! `run`: a crowd in groups against a server, with figures, a verdict and a report.
+//! `run`: a crowd against a server, with figures, a verdict and a report. What it does is said by a [`Scenario`], or by a few flags
+//! for one population in groups of one size.
 
 use std::{
     collections::BTreeMap,
@@ -11,11 +12,14 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Crowd, Manner, Measured, Pace, Person};
+use super::{
+    Counted, Crowd, Habits, Latency, Manner, Measured, Person, Second,
+    part::{self, Part, Place},
+    scenario::{Cast, Groups, Phase, Population, Scenario, Sends, Storm},
+};
 use crate::{
     client::{Counters, Encoding, Target, http::Http, token::Signer},
     history::History,
@@ -28,18 +32,24 @@ use crate::{
 /// Load with figures and a verdict.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Plan {
-    /// The server, as http://host:port; starts one of its own if absent.
+    /// What the crowd does, as a file; in place of --clients, --group, --body, --window, --rate, --secs, --warmup, --encoding and --receipts.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["clients", "group", "body", "window", "rate", "secs", "warmup", "encoding", "receipts"])]
+    pub scenario: Option<PathBuf>,
+    /// Multiplies the clients and the rates of a scenario, to try it out.
+    #[arg(long, default_value_t = 1.0, requires = "scenario")]
+    pub scale: f64,
+    /// The server, as http://host:port; several, and clients connect to one after the other; starts one of its own if absent.
     #[arg(long)]
-    pub url: Option<String>,
+    pub url: Vec<String>,
     /// The server's binary, when one is started; default: chappe-node beside this binary.
     #[arg(long)]
     pub server: Option<PathBuf>,
     /// An argument for the server that is started; may be given several times.
     #[arg(long = "server-arg", allow_hyphen_values = true)]
     pub server_args: Vec<String>,
-    /// The server's process, for its CPU and memory, when it is not ours.
+    /// The servers' processes, for their CPU and memory, when they are not ours.
     #[arg(long)]
-    pub pid: Option<u32>,
+    pub pid: Vec<u32>,
     /// The server's data directory, whose secret signs tokens; without it they are asked for one by one.
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
@@ -73,6 +83,12 @@ pub struct Plan {
     /// Members say what has reached them and that they have read it.
     #[arg(long)]
     pub receipts: bool,
+    /// Processes that the clients are in: one has no more connections than it may open files.
+    #[arg(long, default_value_t = 1)]
+    pub testers: usize,
+    /// Which of those this is; they are started by the one that was asked for.
+    #[arg(long, hide = true)]
+    pub part: Option<Part>,
     /// One in so many deliveries has its latency measured.
     #[arg(long, default_value_t = 4)]
     pub sample: u64,
@@ -100,10 +116,16 @@ pub struct Outcome {
     pub plan: Plan,
     /// The seed that was used.
     pub seed: u64,
+    /// What the crowd did.
+    pub scenario: Scenario,
     /// CPUs of the machine.
     pub cores: usize,
     /// What was measured.
     pub measured: Measured,
+    /// Of each phase.
+    pub phases: Vec<Stretch>,
+    /// How long those whose connections storms broke took to come back; none if there was no storm.
+    pub returns: Option<Latency>,
     /// What the clients counted, over the whole run.
     pub counters: ClientCounts,
     /// Refusals outside the measurement that were repeated later, by their code.
@@ -120,8 +142,25 @@ pub struct Outcome {
     pub verdict: Option<Verdict>,
 }
 
+/// A phase, as it was.
+#[derive(Debug, Serialize)]
+pub struct Stretch {
+    /// Its name.
+    pub name: String,
+    /// When it began, in seconds after measuring did.
+    pub at: f64,
+    /// Acknowledged sends per second.
+    pub acks_per_s: f64,
+    /// Deliveries per second.
+    pub deliveries_per_s: f64,
+    /// The highest 99th percentile of acknowledgements of one of its seconds, in milliseconds.
+    pub worst_ack_p99_ms: f64,
+    /// Of deliveries.
+    pub worst_delivery_p99_ms: f64,
+}
+
 /// The clients' own counts.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct ClientCounts {
     /// Connections that became ready.
     pub connects: u64,
@@ -135,6 +174,18 @@ pub struct ClientCounts {
     pub resyncs: u64,
 }
 
+impl ClientCounts {
+    fn and(&self, other: &Self) -> Self {
+        Self {
+            connects: self.connects + other.connects,
+            retries: self.retries + other.retries,
+            gaps: self.gaps + other.gaps,
+            repeats: self.repeats + other.repeats,
+            resyncs: self.resyncs + other.resyncs,
+        }
+    }
+}
+
 impl From<Counters> for ClientCounts {
     fn from(counters: Counters) -> Self {
         let Counters { connects, retries, gaps, repeats, resyncs, .. } = counters;
@@ -142,13 +193,29 @@ impl From<Counters> for ClientCounts {
     }
 }
 
+/// Above so many members a conversation is heard only where it is open, and nobody is shown what others have read.
+const SMALL_MEMBERS_MAX: usize = 256;
+
+/// Between two changes of the pace.
+const PACE_SECS: f64 = 0.5;
+
 /// Runs the plan; prints, writes the reports, and fails if a promise was broken.
+///
+/// # Errors
+/// When the scenario is none, something does not start, or a promise was broken.
 pub async fn run(plan: Plan) -> anyhow::Result<()> {
-    if plan.clients == 0 || plan.group == 0 {
-        bail!("a crowd needs clients and groups need members");
-    }
+    let scenario = match &plan.scenario {
+        Some(path) => Scenario::read(path)?.scaled(plan.scale)?,
+        None => plan.flags()?,
+    };
     process::raise_file_limit();
-    let outcome = carry_out(plan).await?;
+    if let Some(part) = plan.part {
+        let seed = seed(&plan);
+        let cast = scenario.cast(seed)?;
+        let place = Place { urls: &plan.url, pids: &[], data_dir: plan.data_dir.as_deref() };
+        return part::conclude(work(&plan, &scenario, &cast, &place, seed, Some(part)).await?);
+    }
+    let outcome = carry_out(plan, scenario).await?;
     print(&outcome);
     if let Some(path) = &outcome.plan.json {
         serde_json::to_writer_pretty(File::create(path).with_context(|| path.display().to_string())?, &outcome)?;
@@ -162,12 +229,90 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
     }
 }
 
-async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
-    let seed = plan.seed.unwrap_or_else(rand::random);
+impl Plan {
+    /// What the flags say.
+    fn flags(&self) -> anyhow::Result<Scenario> {
+        if self.clients == 0 || self.group == 0 {
+            bail!("a crowd needs clients and groups need members");
+        }
+        let sends = match self.rate {
+            Some(_) => Sends { rate: self.rate, ..Sends::default() },
+            None => Sends { in_flight: Some(self.window), ..Sends::default() },
+        };
+        let population = Population {
+            name: "clients".into(),
+            clients: self.clients,
+            groups: Groups { per_client: 1.0, smallest: self.group, largest: None, exponent: 1.0, direct: false },
+            sends: Some(sends),
+            uneven: 0.0,
+            body_bytes: self.body,
+            encoding: self.encoding,
+            types: false,
+            receipts: self.receipts,
+            reacts: 0.0,
+            watches: 0,
+            slow: None,
+            flaps: None,
+        };
+        let load = self
+            .rate
+            .map_or_else(|| format!("{} in flight each", self.window), |rate| format!("{rate} messages per second"));
+        Ok(Scenario {
+            title: format!("{} clients in groups of {}, {} byte bodies, {load}", self.clients, self.group, self.body),
+            warmup_secs: self.warmup,
+            populations: vec![population],
+            phases: vec![Phase { name: "steady".into(), secs: self.secs, pace: 1.0, from: None }],
+            storms: Vec::new(),
+        })
+    }
+}
+
+/// What was found by one process, or by several together.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Found {
+    pub(super) measured: Measured,
+    acks_us: Counted,
+    deliveries_us: Counted,
+    returns_us: Counted,
+    counters: ClientCounts,
+    delayed_otherwise: BTreeMap<String, u64>,
+    server_memory: Option<Memory>,
+    verdict: Option<Verdict>,
+}
+
+impl Found {
+    /// What two processes found that had nothing to do with each other's conversations.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.measured = self.measured.and(other.measured);
+        self.acks_us = self.acks_us.and(other.acks_us);
+        self.deliveries_us = self.deliveries_us.and(other.deliveries_us);
+        self.returns_us = self.returns_us.and(other.returns_us);
+        self.counters = self.counters.and(&other.counters);
+        for (code, count) in other.delayed_otherwise {
+            *self.delayed_otherwise.entry(code).or_default() += count;
+        }
+        self.verdict = match (self.verdict, other.verdict) {
+            (Some(one), Some(another)) => Some(one.and(another)),
+            (one, another) => one.or(another),
+        };
+        self
+    }
+}
+
+fn seed(plan: &Plan) -> u64 {
+    plan.seed.unwrap_or_else(rand::random)
+}
+
+/// Runs a scenario.
+///
+/// # Errors
+/// When something does not start, or somebody cannot connect.
+pub async fn carry_out(plan: Plan, scenario: Scenario) -> anyhow::Result<Outcome> {
+    let seed = seed(&plan);
     println!("seed {seed}");
-    let ours = match &plan.url {
-        Some(_) => None,
-        None => {
+    let ours = match plan.url[..] {
+        [_, ..] => None,
+        [] => {
             let setup = Setup {
                 binary: plan.server.clone(),
                 data_dir: plan.data_dir.clone(),
@@ -180,87 +325,171 @@ async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
             Some(server)
         }
     };
-    let url = ours.as_ref().map_or_else(|| plan.url.clone().unwrap_or_default(), Server::url);
-    let pid = plan.pid.or_else(|| ours.as_ref().and_then(Server::pid));
+    let urls = ours.as_ref().map_or_else(|| plan.url.clone(), |server| vec![server.url()]);
+    let pids: Vec<u32> = plan.pid.iter().copied().chain(ours.as_ref().and_then(Server::pid)).collect();
     let data_dir = ours.as_ref().map(|server| server.data_dir().to_owned()).or_else(|| plan.data_dir.clone());
-    let people = people(&plan, seed, &url, data_dir.as_deref()).await?;
-
-    let history = if plan.unjudged { None } else { Some(history(&plan)?) };
-    let manner = Manner {
-        encoding: plan.encoding,
-        body_bytes: plan.body,
-        sample: plan.sample,
-        history: history.clone(),
-        fanout_listeners: None,
-        types: false,
-        receipts: plan.receipts,
+    let place = Place { urls: &urls, pids: &pids, data_dir: data_dir.as_deref() };
+    let mut found = match plan.testers {
+        0 | 1 => work(&plan, &scenario, &scenario.cast(seed)?, &place, seed, None).await?,
+        _ => part::run(&plan, &scenario, seed, &place).await?,
     };
-    let bar = bar("connecting", plan.clients as u64);
-    let crowd = Crowd::connect(people, manner, |done| bar.set_position(done)).await?;
-    let groups = groups(plan.clients, plan.group, seed);
-    let conversations = crowd.create_groups(&groups, |_| {}).await?;
-    bar.finish_and_clear();
-    for (group, conversation) in groups.iter().zip(&conversations) {
-        for member in group {
-            let pace = plan.rate.map_or(Pace::Closed(plan.window), |rate| {
-                Pace::Open(Duration::from_secs_f64(plan.clients as f64 / rate))
-            });
-            crowd.assign(*member, vec![*conversation], pace);
-        }
-    }
-    crowd.start();
-    tokio::time::sleep(Duration::from_secs_f64(plan.warmup)).await;
-    let measured = watch(&crowd, &plan, pid).await?;
-    crowd.rest().await?;
-    let server_memory = pid.and_then(|pid| process::memory(pid).ok());
-    let verdict = match &history {
-        Some(history) => Some(judge(&crowd, &groups, &conversations, history).await?),
-        None => None,
-    };
-    let counters = crowd.counters().await.into();
-    let delayed_otherwise = crowd.delayed();
-    crowd.leave().await;
+    found.measured.count(found.acks_us, found.deliveries_us);
+    // Of several parts, the servers' memory is ours to see.
+    let server_memory = found.server_memory.or_else(|| memory(&pids));
     if let Some(mut server) = ours {
         server.terminate().await?;
     }
+    let measured = found.measured;
     Ok(Outcome {
         seed,
         cores: process::cores(),
-        counters,
-        delayed_otherwise,
+        counters: found.counters,
+        delayed_otherwise: found.delayed_otherwise,
         server_memory,
         server_cpu_us_per_send: measured.server_cpu_s * 1e6 / (measured.acks as f64).max(1.0),
         server_cpu_us_per_delivery: measured.server_cpu_s * 1e6 / (measured.deliveries as f64).max(1.0),
         tester_bound: measured.tester_share > 0.5,
+        phases: stretches(&scenario, &measured),
+        returns: (!scenario.storms.is_empty()).then(|| Latency::of(&found.returns_us.histogram())),
+        scenario,
         measured,
-        verdict,
+        verdict: found.verdict,
         plan,
     })
 }
 
-async fn people(plan: &Plan, seed: u64, url: &str, data_dir: Option<&std::path::Path>) -> anyhow::Result<Vec<Person>> {
-    let target = Arc::new(Target::resolve(url).await?);
-    let signer = data_dir.map(Signer::of_data_dir).transpose()?;
-    let http = Http::new(url);
+/// What one process does: all of it, or a part that waits for the others before it begins.
+async fn work(
+    plan: &Plan,
+    scenario: &Scenario,
+    cast: &Cast,
+    place: &Place<'_>,
+    seed: u64,
+    part: Option<Part>,
+) -> anyhow::Result<Found> {
+    let people = people(scenario, cast, part, seed, place).await?;
+    let history = if plan.unjudged { None } else { Some(history(plan)?) };
+    // Each process has its addresses: ports of one address end at some 28,000, too.
+    let sources_before = part.map_or(0, |part| 10 * part.number as u8);
+    let manner = Manner { sample: plan.sample, history: history.clone(), sources_before, ..Manner::default() };
+    let bar = bar("connecting", people.len() as u64);
+    let crowd = Crowd::connect(people, manner, |done| bar.set_position(done)).await?;
+    bar.finish_and_clear();
+    let conversations = settle(&crowd, scenario, cast).await?;
+    crowd.set_tempo(scenario.pace(0.0).0);
+    if part.is_some() {
+        part::wait_for_go().await?;
+    }
+    crowd.start();
+    tokio::time::sleep(Duration::from_secs_f64(scenario.warmup_secs)).await;
+    let measured = watch(&crowd, scenario, cast, place.pids, part).await?;
+    crowd.rest().await?;
+    let server_memory = memory(place.pids);
+    let verdict = match &history {
+        Some(history) => Some(judge(&crowd, cast, &conversations, history).await?),
+        None => None,
+    };
+    let counters = crowd.counters().await.into();
+    let (delayed_otherwise, returns_us) = (crowd.delayed(), crowd.returns());
+    crowd.leave().await;
+    let (acks_us, deliveries_us) = (measured.acks_us.clone(), measured.deliveries_us.clone());
+    Ok(Found { measured, acks_us, deliveries_us, returns_us, counters, delayed_otherwise, server_memory, verdict })
+}
+
+/// Makes the conversations, and says to everybody what they do.
+async fn settle(crowd: &Crowd, scenario: &Scenario, cast: &Cast) -> anyhow::Result<Vec<Uuid>> {
+    let bar = bar("meeting", cast.conversations.len() as u64);
+    let of_kind = |direct: bool| {
+        let all = cast.conversations.iter().enumerate();
+        all.filter(move |(_, each)| each.direct == direct).map(|(index, each)| (index, each.members.clone()))
+    };
+    let (group_indices, groups): (Vec<usize>, Vec<Vec<usize>>) = of_kind(false).unzip();
+    let (direct_indices, pairs): (Vec<usize>, Vec<Vec<usize>>) = of_kind(true).unzip();
+    let made = crowd.create_groups(&groups, |done| bar.set_position(done)).await?;
+    let pairs: Vec<(usize, String)> = pairs.iter().map(|pair| (pair[0], crowd.user(pair[1]).to_owned())).collect();
+    let direct = crowd.create_directs(&pairs, |done| bar.set_position(done)).await?;
+    let mut conversations = vec![Uuid::nil(); cast.conversations.len()];
+    for (index, id) in group_indices.into_iter().zip(made).chain(direct_indices.into_iter().zip(direct)) {
+        conversations[index] = id;
+    }
+    // Who is in a large one hears it only where it is open.
+    let large =
+        cast.conversations.iter().zip(&conversations).filter(|(each, _)| each.members.len() > SMALL_MEMBERS_MAX);
+    crowd.open_each(large.flat_map(|(each, id)| each.members.iter().map(|member| (*member, *id)))).await;
+    let habits: Vec<Habits> = scenario.populations.iter().map(Population::habits).collect();
+    for (index, places) in cast.places.iter().enumerate() {
+        let population = cast.populations[index];
+        crowd.behave(index, habits[population].clone());
+        crowd.assign(index, places.iter().map(|place| conversations[*place]).collect(), cast.paces[index]);
+        let watches = scenario.populations[population].watches;
+        if let (Some(first), 1..) = (places.first(), watches) {
+            let others = cast.conversations[*first].members.iter().copied().filter(|member| *member != index);
+            crowd.watch(index, others.take(watches), conversations[*first]);
+        }
+    }
+    bar.finish_and_clear();
+    Ok(conversations)
+}
+
+/// The memory of processes together, if all are there.
+fn memory(pids: &[u32]) -> Option<Memory> {
+    let all = pids.iter().map(|pid| process::memory(*pid).ok()).collect::<Option<Vec<_>>>()?;
+    let sum = |of: fn(&Memory) -> u64| all.iter().map(of).sum();
+    (!all.is_empty()).then(|| Memory { rss: sum(|memory| memory.rss), pss: sum(|memory| memory.pss) })
+}
+
+/// The phases, by the seconds that lie in them.
+fn stretches(scenario: &Scenario, measured: &Measured) -> Vec<Stretch> {
+    let mut at = 0.0;
+    let of = |phase: &Phase| {
+        let (begin, end) = (at, at + phase.secs);
+        at = end;
+        let seconds: Vec<&Second> =
+            measured.timeline.iter().filter(|second| begin < second.at - 0.5 && second.at - 0.5 <= end).collect();
+        let mean =
+            |of: fn(&Second) -> f64| seconds.iter().map(|second| of(second)).sum::<f64>() / seconds.len().max(1) as f64;
+        let worst = |of: fn(&Second) -> f64| seconds.iter().map(|second| of(second)).fold(0.0, f64::max);
+        Stretch {
+            name: phase.name.clone(),
+            at: begin,
+            acks_per_s: mean(|second| second.acks_per_s),
+            deliveries_per_s: mean(|second| second.deliveries_per_s),
+            worst_ack_p99_ms: worst(|second| second.ack_p99_ms),
+            worst_delivery_p99_ms: worst(|second| second.delivery_p99_ms),
+        }
+    };
+    scenario.phases.iter().map(of).collect()
+}
+
+async fn people(
+    scenario: &Scenario,
+    cast: &Cast,
+    part: Option<Part>,
+    seed: u64,
+    place: &Place<'_>,
+) -> anyhow::Result<Vec<Person>> {
+    let mut targets = Vec::new();
+    for url in place.urls {
+        targets.push((Arc::new(Target::resolve(url).await?), Http::new(url)));
+    }
+    let signer = place.data_dir.map(Signer::of_data_dir).transpose()?;
     // Names are new in every run: a server that keeps its data knows the old ones.
     let run = seed ^ SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let mut people = Vec::with_capacity(plan.clients);
-    for index in 0..plan.clients {
-        let user = format!("load-{run:x}-{index}");
+    let mut people = Vec::with_capacity(cast.populations.len());
+    for (index, population) in cast.populations.iter().enumerate() {
+        let (target, http) = &targets[index % targets.len()];
+        let user = match part {
+            Some(part) => format!("load-{run:x}-{}-{index}", part.number),
+            None => format!("load-{run:x}-{index}"),
+        };
         let token = match &signer {
             Some(signer) => signer.sign(&user)?,
             None => http.token(&user).await?,
         };
-        people.push(Person { user, token, target: Arc::clone(&target) });
+        let encoding = Some(scenario.populations[*population].encoding);
+        people.push(Person { user, token, target: Arc::clone(target), encoding });
     }
     Ok(people)
-}
-
-/// Everybody into groups of about the same size, by chance.
-fn groups(clients: usize, size: usize, seed: u64) -> Vec<Vec<usize>> {
-    let mut all: Vec<usize> = (0..clients).collect();
-    all.shuffle(&mut SmallRng::seed_from_u64(seed));
-    all.chunks(size).map(<[usize]>::to_vec).collect()
 }
 
 fn history(plan: &Plan) -> anyhow::Result<Arc<History>> {
@@ -270,42 +499,58 @@ fn history(plan: &Plan) -> anyhow::Result<Arc<History>> {
     Ok(History::judged(Oracle::new(limits), file))
 }
 
-async fn watch(crowd: &Crowd, plan: &Plan, pid: Option<u32>) -> anyhow::Result<Measured> {
-    let bar = bar("measuring", (plan.secs * 10.0) as u64);
+async fn watch(
+    crowd: &Crowd,
+    scenario: &Scenario,
+    cast: &Cast,
+    pids: &[u32],
+    part: Option<Part>,
+) -> anyhow::Result<Measured> {
+    let bar = bar("measuring", (scenario.secs() * 10.0) as u64);
+    let (mut changed, mut pace, mut told) = (0.0, scenario.pace(0.0).0, 0);
+    let mut storms: Vec<&Storm> = scenario.storms.iter().collect();
+    storms.sort_by(|a, b| b.at_secs.total_cmp(&a.at_secs));
     let measured = crowd
-        .measure(Duration::from_secs_f64(plan.secs), pid, |passed, now| {
-            bar.set_position((passed.as_secs_f64() * 10.0) as u64);
-            let rate = |count: u64| count as f64 / now.seconds.max(0.001);
-            bar.set_message(format!(
-                "{:.0} acks/s, {:.0} deliveries/s, {} failures",
-                rate(now.acks),
-                rate(now.deliveries),
-                now.failures
-            ));
+        .measure(Duration::from_secs_f64(scenario.secs()), pids.iter().copied(), |passed, now| {
+            let at = passed.as_secs_f64();
+            let (wanted, phase) = scenario.pace(at);
+            if wanted != pace && at - changed >= PACE_SECS {
+                (pace, changed) = (wanted, at);
+                crowd.set_tempo(pace);
+            }
+            while let Some(storm) = storms.pop_if(|storm| storm.at_secs <= at) {
+                let is_of = |index: &usize| {
+                    let name = &scenario.populations[cast.populations[*index]].name;
+                    storm.population.as_ref().is_none_or(|wanted| wanted == name)
+                };
+                crowd.storm((0..crowd.len()).filter(is_of).filter(|_| rand::random_bool(storm.share)));
+            }
+            bar.set_position((at * 10.0) as u64);
+            let last = now.timeline.last().copied().unwrap_or_default();
+            if part.is_some() && now.timeline.len() > told {
+                told = now.timeline.len();
+                part::tell(last);
+            }
+            bar.set_message(format!("{}: {last}, {} failures", scenario.phases[phase].name, now.failures));
         })
         .await?;
     bar.finish_and_clear();
     Ok(measured)
 }
 
-async fn judge(
-    crowd: &Crowd,
-    groups: &[Vec<usize>],
-    conversations: &[Uuid],
-    history: &Arc<History>,
-) -> anyhow::Result<Verdict> {
-    let reads: Vec<_> =
-        groups.iter().zip(conversations).flat_map(|(group, id)| group.iter().map(|member| (*member, *id))).collect();
+async fn judge(crowd: &Crowd, cast: &Cast, conversations: &[Uuid], history: &Arc<History>) -> anyhow::Result<Verdict> {
+    let all = || cast.conversations.iter().zip(conversations);
+    let reads: Vec<_> = all().flat_map(|(each, id)| each.members.iter().map(|member| (*member, *id))).collect();
     let bar = bar("reading back", reads.len() as u64);
     crowd.read_all(&reads, |done| bar.set_position(done)).await?;
-    // One member of each group is shown what everybody has got.
-    let shown: Vec<_> = groups.iter().zip(conversations).map(|(group, id)| (group[0], *id)).collect();
-    crowd.read_receipts(&shown).await?;
+    // One member of each is shown what everybody has got; in large ones nobody is.
+    let shown = all().filter(|(each, _)| each.members.len() <= SMALL_MEMBERS_MAX);
+    crowd.read_receipts(&shown.map(|(each, id)| (each.members[0], *id)).collect::<Vec<_>>()).await?;
     bar.finish_and_clear();
     Ok(history.verdict()?)
 }
 
-fn bar(what: &'static str, length: u64) -> ProgressBar {
+pub(super) fn bar(what: &'static str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {percent:>3}% {elapsed} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length).with_style(style).with_prefix(what)
@@ -330,6 +575,27 @@ fn print(outcome: &Outcome) {
         "failures    {:>10}     lost connections {}, retries {}, resyncs {}, gaps {}, repeats {}",
         m.failures, m.lost, c.retries, c.resyncs, c.gaps, c.repeats
     );
+    if outcome.phases.len() > 1 {
+        for phase in &outcome.phases {
+            println!(
+                "{:<11} {:>10.0}/s   {:.0} deliveries/s; the worst second: p99 {:.2} ms, deliveries {:.2}",
+                phase.name,
+                phase.acks_per_s,
+                phase.deliveries_per_s,
+                phase.worst_ack_p99_ms,
+                phase.worst_delivery_p99_ms
+            );
+        }
+    }
+    if let Some(returns) = &outcome.returns {
+        println!(
+            "storms      {:>10} connections broken; back after p50 {:.0} ms, p99 {:.0}, max {:.0}",
+            returns.count, returns.p50, returns.p99, returns.max
+        );
+    }
+    if m.reactions > 0 {
+        println!("reactions   {:>10.0}/s", m.reactions as f64 / m.seconds);
+    }
     if m.receipts > 0 {
         println!(
             "receipts    {:>10.0}/s   {:.0} words of others' per second",
@@ -367,15 +633,46 @@ fn print(outcome: &Outcome) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        plan: Plan,
+    }
+
     #[test]
-    fn everybody_is_in_one_group() {
-        let groups = groups(103, 10, 1);
-        let mut all: Vec<_> = groups.concat();
+    fn flags_put_everybody_into_one_group() {
+        let plan = Flags::parse_from(["run", "--clients", "103", "--group", "10", "--window", "3"]).plan;
+        let cast = plan.flags().unwrap().cast(1).unwrap();
+        let mut all: Vec<_> = cast.conversations.iter().flat_map(|each| each.members.clone()).collect();
         all.sort_unstable();
         assert_eq!(all, (0..103).collect::<Vec<_>>());
-        assert_eq!(groups.len(), 11);
+        assert_eq!((cast.conversations.len(), cast.paces[0]), (11, super::super::Pace::Closed(3)));
+        assert!(cast.conversations.iter().all(|each| !each.direct));
+    }
+
+    #[test]
+    fn seconds_belong_to_the_phase_in_which_most_of_them_lies() {
+        let phase = |name: &str, secs| Phase { name: name.into(), secs, pace: 1.0, from: None };
+        let scenario = Scenario {
+            title: String::new(),
+            warmup_secs: 0.0,
+            populations: Vec::new(),
+            phases: vec![phase("slow", 2.0), phase("fast", 3.0)],
+            storms: Vec::new(),
+        };
+        let second =
+            |at: f64, acks_per_s: f64| Second { at, acks_per_s, ack_p99_ms: acks_per_s / 10.0, ..Second::default() };
+        let timeline = vec![second(1.03, 10.0), second(2.06, 20.0), second(3.1, 100.0), second(4.1, 200.0)];
+        let measured = Measured { timeline, ..Measured::default() };
+        let found = stretches(&scenario, &measured);
+        let found: Vec<_> =
+            found.iter().map(|each| (each.name.as_str(), each.acks_per_s, each.worst_ack_p99_ms)).collect();
+        assert_eq!(found, [("slow", 15.0, 2.0), ("fast", 150.0, 20.0)]);
     }
 }

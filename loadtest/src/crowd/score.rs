@@ -8,7 +8,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The longest latency told apart, in microseconds.
 const LATENCY_US_MAX: u64 = 120_000_000;
@@ -17,7 +17,9 @@ const LATENCY_US_MAX: u64 = 120_000_000;
 #[derive(Debug)]
 pub(crate) struct Score {
     pub(crate) began: Instant,
+    /// Connections that became ready, ever, and those that are.
     pub(crate) ready: AtomicUsize,
+    pub(crate) up: AtomicU64,
     pub(crate) lost: AtomicU64,
     pub(crate) acks: AtomicU64,
     pub(crate) failures: AtomicU64,
@@ -25,6 +27,8 @@ pub(crate) struct Score {
     /// Conversations of which members said how far they have got, and words of others' that they heard.
     pub(crate) receipts: AtomicU64,
     pub(crate) receipts_heard: AtomicU64,
+    /// Reactions that members sent.
+    pub(crate) reactions: AtomicU64,
     /// The longest that an acknowledgement took, since somebody asked last.
     pub(crate) longest_us: AtomicU64,
     pub(crate) in_flight: AtomicUsize,
@@ -33,6 +37,8 @@ pub(crate) struct Score {
     pub(crate) measuring: AtomicBool,
     pub(crate) ack_us: Mutex<Histogram<u64>>,
     pub(crate) delivery_us: Mutex<Histogram<u64>>,
+    /// From a storm until those whose connections it broke were back.
+    pub(crate) return_us: Mutex<Histogram<u64>>,
     /// Refusals that were repeated, by their code.
     pub(crate) delayed: Mutex<BTreeMap<String, u64>>,
     /// The first few failures in words.
@@ -40,7 +46,7 @@ pub(crate) struct Score {
 }
 
 /// Latencies in milliseconds.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Latency {
     /// How many were measured.
     pub count: u64,
@@ -61,6 +67,8 @@ impl Score {
         Self {
             began: Instant::now(),
             ready: AtomicUsize::new(0),
+            up: AtomicU64::new(0),
+            reactions: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             acks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -73,6 +81,7 @@ impl Score {
             measuring: AtomicBool::new(false),
             ack_us: Mutex::new(histogram()),
             delivery_us: Mutex::new(histogram()),
+            return_us: Mutex::new(histogram()),
             delayed: Mutex::default(),
             complaints: Mutex::new(Vec::new()),
         }
@@ -100,6 +109,11 @@ impl Score {
         }
     }
 
+    /// Somebody is back whose connection a storm broke at this time.
+    pub(crate) fn note_return(&self, broken_us: u64) {
+        self.return_us.lock().saturating_record(self.now_us().saturating_sub(broken_us));
+    }
+
     pub(crate) fn complain(&self, why: impl FnOnce() -> String) {
         self.failures.fetch_add(1, Relaxed);
         let mut complaints = self.complaints.lock();
@@ -109,7 +123,7 @@ impl Score {
     }
 }
 
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     match Histogram::new_with_bounds(1, LATENCY_US_MAX, 3) {
         Ok(histogram) => histogram,
         Err(error) => unreachable!("the bounds are constants: {error}"),
@@ -131,8 +145,50 @@ impl Latency {
     }
 }
 
+/// What a histogram has counted: microseconds, and how often. Several can be added up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted(Vec<(u64, u64)>);
+
+impl Counted {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
+        Self(histogram.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value())).collect())
+    }
+
+    /// Both together.
+    pub(crate) fn and(mut self, mut other: Self) -> Self {
+        self.0.append(&mut other.0);
+        self
+    }
+
+    pub(crate) fn histogram(&self) -> Histogram<u64> {
+        let mut histogram = histogram();
+        for (value, count) in &self.0 {
+            histogram.saturating_record_n(*value, *count);
+        }
+        histogram
+    }
+}
+
 /// A latency curve for a plot: (quantile, milliseconds).
 pub(crate) fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     let nines = (0..=60).map(|step| 1.0 - 10f64.powf(-f64::from(step) / 12.0));
     nines.map(|quantile| (quantile, histogram.value_at_quantile(quantile) as f64 / 1e3)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_several_are_those_of_one() {
+        let (mut one, mut other, mut both) = (histogram(), histogram(), histogram());
+        for value in 1..2_000u64 {
+            let half = if value % 3 == 0 { &mut one } else { &mut other };
+            half.saturating_record(value * 977);
+            both.saturating_record(value * 977);
+        }
+        let sum = Counted::of(&one).and(Counted::of(&other)).histogram();
+        assert_eq!(curve(&sum), curve(&both));
+        assert_eq!(sum.len(), both.len());
+    }
 }

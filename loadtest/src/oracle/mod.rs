@@ -30,7 +30,7 @@ mod view;
 use std::fmt;
 
 use hashbrown::HashMap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::history::{Connection, Conversation, Record, User, What};
@@ -39,7 +39,7 @@ use crate::history::{Connection, Conversation, Record, User, What};
 const TOLD_PER_RULE_MAX: usize = 20;
 
 /// A promise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Rule {
@@ -72,7 +72,7 @@ pub enum Rule {
 }
 
 /// One broken promise.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// Which.
     pub rule: Rule,
@@ -91,7 +91,7 @@ pub struct Limits {
 }
 
 /// What was judged.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Observations.
     pub records: u64,
@@ -122,7 +122,7 @@ pub struct Stats {
 }
 
 /// The judgement.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Broken promises; at most 20 of each rule are told.
     pub violations: Vec<Violation>,
@@ -132,7 +132,41 @@ pub struct Verdict {
     pub stats: Stats,
 }
 
+impl Stats {
+    fn and(self, other: Self) -> Self {
+        Self {
+            records: self.records + other.records,
+            conversations: self.conversations + other.conversations,
+            sends: self.sends + other.sends,
+            acked: self.acked + other.acked,
+            failed: self.failed + other.failed,
+            unknown: self.unknown + other.unknown,
+            unknown_found: self.unknown_found + other.unknown_found,
+            deliveries: self.deliveries + other.deliveries,
+            reads: self.reads + other.reads,
+            final_reads: self.final_reads + other.final_reads,
+            acked_unread: self.acked_unread + other.acked_unread,
+            resyncs: self.resyncs + other.resyncs,
+            unavailable_us: self.unavailable_us.max(other.unavailable_us),
+        }
+    }
+}
+
 impl Verdict {
+    /// The judgements of two histories that have nothing in common.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.violations.extend(other.violations);
+        for (rule, count) in other.counts {
+            match self.counts.iter_mut().find(|(known, _)| *known == rule) {
+                Some((_, known)) => *known += count,
+                None => self.counts.push((rule, count)),
+            }
+        }
+        self.stats = self.stats.and(other.stats);
+        self
+    }
+
     /// Whether every promise was kept.
     pub fn is_clean(&self) -> bool {
         self.counts.is_empty()
@@ -279,7 +313,7 @@ impl Oracle {
             What::PresenceSeen { observer, user, conversation, on } => {
                 self.presence.seen(at, observer, user, conversation, on)
             }
-            What::Fault { .. } => self.receipts.fault(),
+            What::Fault { begins, .. } => self.receipts.fault(begins),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Rule 9: receipts only rise, nobody reads what did not reach them, nobody is ahead of the conversation, and nobody is seen
 //! further than they said for others to see. In the end everybody is seen as far as they said.
 //!
-//! A server keeps receipts in memory for a while: a fault may take some back. So after a fault marks may begin lower, once,
-//! and only what was accepted since must stand in the end.
+//! A server keeps receipts in memory for a while: a fault may take some back. So while a fault lasts marks may fall, at its beginning
+//! and at its end all may begin lower, and only what was accepted since must stand in the end.
 
 use hashbrown::HashMap;
 
@@ -20,8 +20,10 @@ pub(super) struct Receipts {
     accepted: HashMap<(User, Conversation), Seen>,
     /// When members left who have not come back.
     left: HashMap<(User, Conversation), u64>,
-    /// Faults so far.
+    /// Beginnings and ends of faults so far.
     faults: u32,
+    /// Faults that last.
+    lasting: u32,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -33,14 +35,14 @@ struct Marks {
 #[derive(Debug, Default, Clone, Copy)]
 struct Seen {
     marks: Marks,
-    /// After so many faults.
+    /// After so many beginnings and ends of faults.
     faults: u32,
 }
 
 impl Receipts {
-    /// A fault has begun or ended.
-    pub(super) fn fault(&mut self) {
+    pub(super) fn fault(&mut self, begins: bool) {
         self.faults += 1;
+        self.lasting = if begins { self.lasting + 1 } else { self.lasting.saturating_sub(1) };
     }
 
     pub(super) fn joined(&mut self, user: User, conversation: Conversation) {
@@ -53,6 +55,15 @@ impl Receipts {
 }
 
 impl Marks {
+    /// Below this a mark may not be seen. Reading implies having received: a delivered mark below the read one is as wrong as a
+    /// falling one.
+    fn of(&self, mark: Mark) -> u64 {
+        match mark {
+            Mark::Delivered => self.delivered.max(self.read),
+            Mark::Read => self.read,
+        }
+    }
+
     fn raise(&mut self, delivered: u64, read: u64) {
         self.read = self.read.max(read);
         self.delivered = self.delivered.max(delivered).max(read);
@@ -93,11 +104,12 @@ impl Oracle {
             *seen = Seen { marks: Marks::default(), faults };
         }
         let marks = &mut seen.marks;
-        let before = match mark {
-            // Reading implies having received: a delivered mark below the read one is as wrong as a falling one.
-            Mark::Delivered => marks.delivered.max(marks.read),
-            Mark::Read => marks.read,
-        };
+        let mut before = marks.of(mark);
+        if upto < before && self.receipts.lasting > 0 {
+            // Whoever took over begins with what a row holds; that is one state, in which nothing is read that is not delivered.
+            *marks = Marks::default();
+            before = 0;
+        }
         match mark {
             Mark::Delivered => marks.delivered = before.max(upto),
             Mark::Read => marks.read = before.max(upto),

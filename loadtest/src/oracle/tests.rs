@@ -304,8 +304,8 @@ fn saw(history: &mut Vec<Record>, mark: Mark, upto: u64) {
     push(history, What::Receipt { connection: Connection(77), user: User(0), conversation: HOME, mark, upto });
 }
 
-fn fault(history: &mut Vec<Record>) {
-    push(history, What::Fault { name: "kill".into(), begins: true });
+fn fault(history: &mut Vec<Record>, begins: bool) {
+    push(history, What::Fault { name: "kill".into(), begins });
 }
 
 fn shown(history: &mut Vec<Record>, delivered: u64, read: u64) {
@@ -372,26 +372,62 @@ fn rule_9_more_than_was_said_is_seen() {
 #[test]
 fn rule_9_what_was_accepted_is_not_shown_in_the_end() {
     planted(Rule::Receipts, |history| {
-        fault(history);
+        fault(history, true);
+        fault(history, false);
         said(history, 2, 2);
         shown(history, 2, 1);
     });
 }
 
-/// A fault may take back what no row held; clients say it again.
+/// A fault may take back what no row held, at any moment while it lasts; clients say it again.
 #[test]
 fn a_fault_takes_receipts_back_and_they_heal() {
     let mut history = sample::clean(1, 600);
     said(&mut history, 2, 2);
     saw(&mut history, Mark::Delivered, 2);
     saw(&mut history, Mark::Read, 2);
-    fault(&mut history);
+    fault(&mut history, true);
+    for _ in 0..2 {
+        saw(&mut history, Mark::Delivered, 1);
+        saw(&mut history, Mark::Delivered, 2);
+        saw(&mut history, Mark::Read, 2);
+    }
+    fault(&mut history, false);
     saw(&mut history, Mark::Delivered, 1);
     shown(&mut history, 1, 0);
     said(&mut history, 2, 2);
     shown(&mut history, 2, 2);
     let verdict = judge(&history);
     assert!(verdict.is_clean(), "{verdict}");
+}
+
+/// What falls when nothing is wrong any more is wrong, and so is what nobody can have seen, at any time.
+#[test]
+fn rule_9_holds_again_when_the_fault_is_over_and_partly_before() {
+    let lasting = |history: &mut Vec<Record>| {
+        said(history, 2, 2);
+        fault(history, true);
+        fault(history, true);
+        fault(history, false);
+        saw(history, Mark::Delivered, 2);
+        saw(history, Mark::Read, 2);
+    };
+    planted(Rule::Receipts, |history| {
+        lasting(history);
+        fault(history, false);
+        saw(history, Mark::Delivered, 2);
+        saw(history, Mark::Delivered, 1);
+    });
+    planted(Rule::Receipts, |history| {
+        lasting(history);
+        saw(history, Mark::Delivered, 1);
+        // Read, and not delivered.
+        saw(history, Mark::Read, 2);
+    });
+    planted(Rule::Receipts, |history| {
+        lasting(history);
+        saw(history, Mark::Delivered, 3);
+    });
 }
 
 #[test]

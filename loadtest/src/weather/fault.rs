@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
+use rustix::process::{Pid, kill_process};
 use serde::Serialize;
 use tokio::time::sleep;
 
 use super::{
     clock::Clock,
     dice::Dice,
+    hunger::{Hunger, NoFiles},
     relay::Way,
     stage::{Many, One, Stage},
     trace::{self, SYNCS, Trace},
+    volume::Volume,
 };
 use crate::local::{Signal, Which};
 
@@ -26,6 +29,8 @@ pub enum Setting {
     Cluster,
     /// The same, each on a host of its own in a network; needs root and `ip`.
     Network,
+    /// A cluster over three CQL servers, each of which has a copy of every row.
+    Replicas,
 }
 
 /// A fault.
@@ -60,6 +65,16 @@ pub enum Fault {
     SlowSync,
     /// A sync of the disk fails; the server ends, and comes back.
     FailedSync,
+    /// The disk has no byte left.
+    DiskFull,
+    /// A server may open no more files.
+    NoFiles,
+    /// A server, or an owner, gets a tenth of a CPU.
+    Hunger,
+    /// One of three CQL servers stands still: nobody is to notice.
+    PauseReplica,
+    /// Two of three CQL servers stand still: nothing is acknowledged.
+    PauseReplicas,
     /// The CQL server hears nothing and says nothing.
     StoreHangs,
     /// The CQL server is gone.
@@ -100,6 +115,14 @@ pub enum Undo {
     Trace(Trace),
     /// Give it its store back.
     Store,
+    /// Give the disk its space back.
+    Space,
+    /// Let it open files again; it may have ended over it.
+    Files(NoFiles),
+    /// Let them go on.
+    Replicas(Vec<Pid>),
+    /// Let it run again.
+    Hunger(Hunger),
     /// Mend all ways.
     Ways,
 }
@@ -128,10 +151,10 @@ impl Fault {
     #[must_use]
     pub fn is_of(self, setting: Setting) -> bool {
         match self {
-            Self::Kill | Self::Pause | Self::Restart => true,
+            Self::Kill | Self::Pause | Self::Restart | Self::Hunger => true,
             // A clock is set by a library that programs in other network namespaces read as well; one setting is enough.
             Self::Clock => setting != Setting::Network,
-            Self::SlowSync | Self::FailedSync => setting == Setting::One,
+            Self::SlowSync | Self::FailedSync | Self::DiskFull | Self::NoFiles => setting == Setting::One,
             Self::KillLeader
             | Self::KillGateway
             | Self::KillAll
@@ -139,9 +162,9 @@ impl Fault {
             | Self::PauseGateway
             | Self::PauseMajority
             | Self::RestartGateway
-            | Self::Drain
-            | Self::StoreHangs
-            | Self::StoreGone => setting != Setting::One,
+            | Self::Drain => setting != Setting::One,
+            Self::StoreHangs | Self::StoreGone => matches!(setting, Setting::Cluster | Setting::Network),
+            Self::PauseReplica | Self::PauseReplicas => setting == Setting::Replicas,
             Self::CutOff
             | Self::CutFromNodes
             | Self::LeaderDeaf
@@ -161,6 +184,7 @@ impl Fault {
         match self {
             Self::Clock => Clock::available(),
             Self::SlowSync | Self::FailedSync => trace::available(),
+            Self::DiskFull => Volume::available(),
             _ => Ok(()),
         }
     }
@@ -207,6 +231,12 @@ impl Fault {
                     Undo::Start(vec![IT])
                 }
             }
+            Self::DiskFull => {
+                one.volume.as_ref().context("the disk is not ours to fill")?.fill(0)?;
+                Undo::Space
+            }
+            Self::NoFiles => Undo::Files(NoFiles::of(one.server.pid().context("the server does not run")?)?),
+            Self::Hunger => Undo::Hunger(Hunger::of(one.server.pid().context("the server does not run")?)?),
             other => anyhow::bail!("{} is not for one server", other.name()),
         };
         Ok(("the server".to_owned(), undo))
@@ -218,7 +248,9 @@ impl Fault {
         let owner = async |many: &Many, dice: &mut Dice| many.owner(dice).await.map(Which::Node);
         let leader = async |many: &Many| many.leader().await.map(Which::Node);
         let mut hit: Vec<Which> = match self {
-            Self::Kill | Self::Pause | Self::Restart | Self::Drain | Self::Clock => vec![owner(many, dice).await?],
+            Self::Kill | Self::Pause | Self::Restart | Self::Drain | Self::Clock | Self::Hunger => {
+                vec![owner(many, dice).await?]
+            }
             Self::CutOff | Self::CutFromNodes | Self::Flapping | Self::NoStore => vec![owner(many, dice).await?],
             Self::KillLeader | Self::PauseLeader | Self::LeaderDeaf | Self::LeaderMute | Self::Bridge => {
                 vec![leader(many).await?]
@@ -231,8 +263,10 @@ impl Fault {
                 let spared = dice.below(nodes as u64) as usize;
                 (0..nodes).filter(|node| *node != spared).map(Which::Node).collect()
             }
-            Self::StoreHangs | Self::StoreGone => Vec::new(),
-            Self::SlowSync | Self::FailedSync => anyhow::bail!("{} is for one server", self.name()),
+            Self::StoreHangs | Self::StoreGone | Self::PauseReplica | Self::PauseReplicas => Vec::new(),
+            Self::SlowSync | Self::FailedSync | Self::DiskFull | Self::NoFiles => {
+                anyhow::bail!("{} is for one server", self.name())
+            }
         };
         // During another fault some may be gone already.
         let is_of_store = hit.is_empty();
@@ -274,6 +308,18 @@ impl Fault {
                 many.cluster.set_clock(hit[0], if dice.chance(0.5) { WRONG_S } else { -WRONG_S })?;
                 Undo::Clock(hit[0])
             }
+            Self::PauseReplica | Self::PauseReplicas => {
+                let first = dice.below(many.replicas.len().max(1) as u64) as usize;
+                let count = if self == Self::PauseReplica { 1 } else { 2 };
+                let turn = many.replicas.iter().cycle().skip(first).take(count);
+                let hit = turn.map(|pid| Pid::from_raw(*pid as i32)).collect::<Option<Vec<_>>>();
+                let hit = hit.filter(|hit| !hit.is_empty()).context("the CQL servers' processes are not known")?;
+                for pid in &hit {
+                    kill_process(*pid, Signal::STOP)?;
+                }
+                Undo::Replicas(hit)
+            }
+            Self::Hunger => Undo::Hunger(Hunger::of(many.cluster.pid(hit[0]).context("it does not run")?)?),
             Self::StoreHangs | Self::StoreGone => {
                 many.cluster.set_store(if self == Self::StoreHangs { Way::Hangs } else { Way::Gone })?;
                 Undo::Store
@@ -323,6 +369,19 @@ impl Undo {
         match (self, stage) {
             // Whom it held up may have been killed meanwhile.
             (Self::Trace(trace), _) => drop(trace.detach()),
+            (Self::Hunger(hunger), _) => drop(hunger),
+            (Self::Replicas(all), _) => {
+                for pid in all {
+                    kill_process(pid, Signal::CONT)?;
+                }
+            }
+            (Self::Space, Stage::One(one)) => one.volume.as_ref().context("there is no disk of ours")?.empty()?,
+            (Self::Files(files), Stage::One(one)) => {
+                drop(files);
+                if one.server.has_ended()? {
+                    one.server.restart().await?;
+                }
+            }
             (Self::Start(_), Stage::One(one)) => one.server.restart().await?,
             (Self::Continue(_), Stage::One(one)) => one.server.signal(Signal::CONT)?,
             (Self::Clock(_), Stage::One(one)) => {
@@ -341,7 +400,7 @@ impl Undo {
             (Self::Undrain(node), Stage::Many(many)) => many.cluster.set_drain(node, false).await?,
             (Self::Store, Stage::Many(many)) => many.cluster.set_store(Way::Open)?,
             (Self::Ways, Stage::Many(many)) => many.network()?.heal()?,
-            (undo, Stage::One(_)) => anyhow::bail!("{undo:?} is not for one server"),
+            (undo, _) => anyhow::bail!("{undo:?} is for something else"),
         }
         Ok(())
     }
@@ -355,8 +414,7 @@ mod tests {
     fn every_fault_has_a_name_a_sentence_and_a_place() {
         for fault in Fault::all() {
             assert!(!fault.name().is_empty() && fault.sentence().len() > 10, "{fault:?}");
-            let settings = [Setting::One, Setting::Cluster, Setting::Network];
-            assert!(settings.into_iter().any(|setting| fault.is_of(setting)), "{fault:?}");
+            assert!(Setting::value_variants().iter().any(|setting| fault.is_of(*setting)), "{fault:?}");
         }
     }
 }

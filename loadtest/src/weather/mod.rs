@@ -4,6 +4,7 @@
 //! - [`power`] — that disk as a FUSE file system, whose power can be cut.
 //! - [`volume`] — a small real file system (tmpfs) that can be filled.
 //! - [`trace`] — system calls of a running process, delayed or failed by strace.
+//! - [`hunger`] — a process with a tenth of a CPU, or without another file.
 //! - [`clock`] — a process's wall clock, which jumps.
 //! - [`fault`] — all of it by name, with what undoes it; [`stage`] — what it happens to; [`run`] — the command `weather`.
 //! - [`network`] — a network of namespaces, whose ways can be cut.
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod dice;
 pub mod disk;
 pub mod fault;
+pub mod hunger;
 pub mod network;
 pub mod power;
 pub mod relay;

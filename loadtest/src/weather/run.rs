@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     client::Target,
-    crowd::{Crowd, Manner, Pace, Person},
+    crowd::{Crowd, Habits, Manner, Pace, Person},
     history::{History, What},
     oracle::{Limits, Oracle, Verdict},
     process,
@@ -57,6 +57,13 @@ pub struct Plan {
     /// A CQL server, for a cluster.
     #[arg(long, env = "CHAPPE_TEST_CQL", value_name = "HOST:PORT")]
     pub cql: Option<String>,
+    /// Three CQL servers of one ring, for `--on replicas`, and their processes; `scripts/services up cql3` starts them, and
+    /// `scripts/services env` names them.
+    #[arg(long, env = "CHAPPE_TEST_CQL3", value_name = "A,B,C")]
+    pub cql3: Option<String>,
+    /// See there.
+    #[arg(long, env = "CHAPPE_TEST_CQL3_PIDS", value_name = "P,Q,R", value_delimiter = ',')]
+    pub cql3_pids: Vec<u32>,
     /// Where `chappe-node` and `chappe-gateway` are; default: beside this program.
     #[arg(long, value_name = "DIR")]
     pub binaries: Option<PathBuf>,
@@ -122,10 +129,9 @@ const WINDOW: usize = 2;
 pub async fn run(plan: Plan) -> anyhow::Result<()> {
     if plan.list {
         for fault in Fault::all() {
-            let settings = [Setting::One, Setting::Cluster, Setting::Network];
-            let of: Vec<String> = settings
-                .into_iter()
-                .filter(|setting| fault.is_of(*setting))
+            let of: Vec<String> = Setting::value_variants()
+                .iter()
+                .filter(|setting| fault.is_of(**setting))
                 .map(|setting| format!("{setting:?}").to_lowercase())
                 .collect();
             println!("{:<16} {:<24} {}", fault.name(), of.join(", "), fault.sentence());
@@ -171,7 +177,14 @@ pub async fn carry_out(plan: Plan) -> anyhow::Result<Outcome> {
         None => kept.as_file().try_clone()?,
     };
     let history = History::judged(Oracle::new(Limits::default()), Some(file));
-    let setup = stage::Plan { binaries: plan.binaries.clone(), cql: plan.cql.clone() };
+    let small_disk = faults.contains(&Fault::DiskFull);
+    let setup = stage::Plan {
+        binaries: plan.binaries.clone(),
+        cql: plan.cql.clone(),
+        ring: plan.cql3.clone(),
+        ring_processes: plan.cql3_pids.clone(),
+        small_disk,
+    };
     let mut stage = Stage::set(plan.on, &setup).await?;
     let talk = Talk::begin(&stage, plan.clients, &history).await?;
     stage.talks_in(talk.conversations());
@@ -257,7 +270,6 @@ async fn play(
         // The last one first: what was begun while something else was wrong is undone while it is.
         while let Some((fault, undo)) = undos.pop() {
             undo.undo(stage).await.with_context(|| format!("after {}", fault.name()))?;
-            note(fault, false);
         }
         let lasted = strike.elapsed().as_secs_f64();
         let recovered = talk.crowd.goes_on(PATIENCE).await?;
@@ -268,8 +280,10 @@ async fn play(
             longest_wait.as_secs_f64()
         );
         let (recovered, longest_wait) = (recovered.as_secs_f64(), longest_wait.as_secs_f64());
-        events.push(Happened { at, faults: hit, lasted, recovered, longest_wait });
         stage.whole().await?;
+        // What somebody else has taken over goes back only now: until here receipts may fall.
+        hit.iter().for_each(|(fault, _)| note(*fault, false));
+        events.push(Happened { at, faults: hit, lasted, recovered, longest_wait });
         sleep(CALM).await;
     }
     Ok(events)
@@ -291,12 +305,12 @@ impl Talk {
         let person = |index: usize| {
             let user = format!("user-{index}");
             let target = Arc::clone(&targets[index % targets.len()]);
-            anyhow::Ok(Person { token: signer.sign(&user)?, user, target })
+            anyhow::Ok(Person { token: signer.sign(&user)?, user, target, encoding: None })
         };
         let people = (0..clients).map(person).collect::<anyhow::Result<Vec<_>>>()?;
         let users: Vec<String> = people.iter().map(|person| person.user.clone()).collect();
-        // Without receipts: a takeover may take some back at any moment of a fault, and the oracle allows that at its ends only.
-        let manner = Manner { history: Some(Arc::clone(history)), ..Manner::default() };
+        let habits = Habits { receipts: true, ..Habits::default() };
+        let manner = Manner { history: Some(Arc::clone(history)), habits, ..Manner::default() };
         let crowd = Crowd::connect(people, manner, |_| {}).await?;
         let groups: Vec<Vec<usize>> = (0..clients).collect::<Vec<_>>().chunks(GROUP).map(<[usize]>::to_vec).collect();
         let ids = crowd.create_groups(&groups, |_| {}).await?;
@@ -324,6 +338,9 @@ impl Talk {
         let reads: Vec<(usize, Uuid)> =
             self.groups.iter().flat_map(|(members, id)| members.iter().map(|member| (*member, *id))).collect();
         self.crowd.read_all(&reads, |_| {}).await?;
+        // One member of each is shown what everybody has got.
+        let shown: Vec<(usize, Uuid)> = self.groups.iter().map(|(members, id)| (members[0], *id)).collect();
+        self.crowd.read_receipts(&shown).await?;
         self.crowd.leave().await;
         Ok(history.verdict()?)
     }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{clock::Clock, dice::Dice, fault::Setting, network::Network};
+use super::{clock::Clock, dice::Dice, fault::Setting, network::Network, volume::Volume};
 use crate::{
     client::token::Signer,
     local::{self, Cluster, STORE, Which},
@@ -24,7 +24,16 @@ pub struct Plan {
     pub binaries: Option<PathBuf>,
     /// A CQL server, for a cluster.
     pub cql: Option<String>,
+    /// Three CQL servers of one ring, with commas between them, and their processes.
+    pub ring: Option<String>,
+    /// See there.
+    pub ring_processes: Vec<u32>,
+    /// Whether one server's disk is to be filled: it is a small one then, in memory.
+    pub small_disk: bool,
 }
+
+/// Bytes of such a disk: some minutes of talk fit on it many times over.
+const DISK_BYTES: u64 = 3 << 30;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -42,6 +51,8 @@ pub struct One {
     pub server: Server,
     /// Its clock, where it can be set.
     pub clock: Option<Clock>,
+    /// Its disk, where that is a small one.
+    pub volume: Option<Volume>,
     _home: TempDir,
 }
 
@@ -52,6 +63,8 @@ pub struct Many {
     pub cluster: Cluster,
     /// What people talk in, of which somebody is an owner.
     pub conversations: Vec<Uuid>,
+    /// The processes of its CQL servers, where there are several.
+    pub replicas: Vec<u32>,
     network: Option<Arc<Network>>,
     _home: TempDir,
 }
@@ -66,34 +79,42 @@ impl Stage {
         let clocks = Clock::available().is_ok();
         if setting == Setting::One {
             let clock = clocks.then(|| Clock::new(&home.path().join("clock"))).transpose()?;
+            let disk = home.path().join("disk");
+            std::fs::create_dir(&disk)?;
+            let volume = plan.small_disk.then(|| Volume::mount(&disk, DISK_BYTES)).transpose()?;
             let text = |(name, value): (&str, PathBuf)| (name.to_owned(), value.to_string_lossy().into_owned());
             let setup = Setup {
                 binary: plan.binaries.as_ref().map(|folder| folder.join("chappe-node")),
-                data_dir: Some(home.path().join("data")),
+                data_dir: Some(disk.join("data")),
                 unlimited: true,
                 env: clock.iter().flat_map(Clock::environment).map(text).collect(),
                 ..Setup::default()
             };
             let server = Server::start(setup).await?;
-            return Ok(Self::One(Box::new(One { server, clock, _home: home })));
+            return Ok(Self::One(Box::new(One { server, clock, volume, _home: home })));
         }
         let hosts = usize::from(NODES + GATEWAYS);
         let network = (setting == Setting::Network).then(|| Network::make(hosts)).transpose()?.map(Arc::new);
+        let replicas = plan.ring_processes.clone();
         let plan = local::Plan {
             nodes: NODES,
             gateways: GATEWAYS,
-            cql: Some(plan.cql.clone().context("a cluster needs a CQL server (--cql)")?),
+            cql: Some(match setting {
+                Setting::Replicas => plan.ring.clone().context("replicas are of three CQL servers (--cql3)")?,
+                _ => plan.cql.clone().context("a cluster needs a CQL server (--cql)")?,
+            }),
             dir: home.path().to_owned(),
             port: local::free_ports(NODES + GATEWAYS)?,
             unlimited: true,
             binaries: plan.binaries.clone(),
+            replicas: if setting == Setting::Replicas { 3 } else { 1 },
             node_sets: Vec::new(),
             network: network.clone(),
-            relay: true,
+            relay: setting != Setting::Replicas,
             clocks: clocks && network.is_none(),
         };
         let cluster = Cluster::start(plan).await?;
-        Ok(Self::Many(Box::new(Many { cluster, conversations: Vec::new(), network, _home: home })))
+        Ok(Self::Many(Box::new(Many { cluster, conversations: Vec::new(), replicas, network, _home: home })))
     }
 
     /// Where clients connect.

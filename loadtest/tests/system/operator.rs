@@ -251,3 +251,16 @@ async fn what_is_stored_is_for_its_owner_only() {
     server.restart().await.unwrap();
     assert!(server.last_words().contains("data_directory_open"), "{}", server.last_words());
 }
+
+/// Goal: a log that cannot be written harms nobody. Method: standard error is a device that is always full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_on_a_full_disk_does_not_end_the_server() {
+    let wrapper = ["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"].map(str::to_owned).to_vec();
+    let mut server = super::start(Setup { unlimited: true, wrapper, ..Setup::default() }).await.unwrap();
+    let http = Http::new(&server.url());
+    for user in ["ada", "bob"] {
+        assert!(!http.token(user).await.unwrap().is_empty());
+    }
+    assert!(!server.has_ended().unwrap());
+    assert!(server.terminate().await.unwrap().success(), "a polite end has status 0");
+}

@@ -26,6 +26,7 @@ async fn cluster(dir: &TempDir, nodes: u16, gateways: u16, clocks: bool) -> Opti
         port: local::free_ports(nodes + gateways).unwrap(),
         unlimited: true,
         binaries: super::binary().parent().map(Into::into),
+        replicas: 1,
         node_sets: Vec::new(),
         network: None,
         clocks,

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use chappe_loadtest::{
     client::{Client, Encoding, Options, Stream as JsonStream, Target, http::Http},
-    crowd::{Crowd, Manner, Pace, Person},
+    crowd::{Crowd, Habits, Manner, Pace, Person},
     history::History,
     oracle::{Limits, Oracle},
     server::Server,
@@ -365,14 +365,13 @@ async fn a_crowd_in_protobuf_is_promised_what_one_in_json_is() {
     let signer = server.signer().unwrap();
     let person = |index: usize| {
         let user = format!("user-{index}");
-        Person { token: signer.sign(&user).unwrap(), user, target: Arc::clone(&target) }
+        Person { token: signer.sign(&user).unwrap(), user, target: Arc::clone(&target), encoding: None }
     };
     let history = History::judged(Oracle::new(Limits::default()), None);
     let manner = Manner {
         encoding: Encoding::Protobuf,
         history: Some(Arc::clone(&history)),
-        receipts: true,
-        types: true,
+        habits: Habits { receipts: true, types: true, ..Habits::default() },
         ..Manner::default()
     };
     let crowd = Crowd::connect((0..PEOPLE).map(person).collect(), manner, |_| {}).await.unwrap();

@@ -19,6 +19,8 @@ async fn weather(on: Setting, faults: &[Fault], cql: Option<String>) {
         doubled: 0,
         clients: 12,
         cql,
+        cql3: None,
+        cql3_pids: Vec::new(),
         binaries: super::binary().parent().map(Into::into),
         history: None,
         json: None,

@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
 };
