@@ -24,6 +24,10 @@ use crate::client::{Ack, Down, Event, Failure, Handle, Handler, Progress, Refusa
 const CHORES_IN_FLIGHT_MAX: usize = 32;
 /// Who is only ever refused stops asking.
 const FAILURES_IN_ROW_MAX: u32 = 200;
+/// After a refusal a closed loop rests for this, times the refusals in a row, and for half a second at most: otherwise it would do
+/// nothing but ask.
+const REST_US: u64 = 20_000;
+const REST_US_MAX: u64 = 500_000;
 /// One in so many changes of a flapping member is a broken connection.
 const FLAPS_PER_BREAK: u64 = 10;
 /// What members react with.
@@ -133,7 +137,7 @@ pub struct Member {
     in_flight: usize,
     failures_in_row: u32,
     running: bool,
-    /// When an open loop sends next, in the score's microseconds.
+    /// When an open loop sends next, and a closed one at the earliest, in the score's microseconds.
     due_us: u64,
     /// When its reading pauses next, and when it loses its connection next.
     slow_us: u64,
@@ -288,8 +292,11 @@ impl Member {
         match self.pace {
             Pace::Listen => {}
             Pace::Closed(window) => {
+                let now = self.shared.score.now_us();
+                if now < self.due_us {
+                    return session.wake_at(self.shared.score.began + Duration::from_micros(self.due_us));
+                }
                 while self.in_flight < window {
-                    let now = self.shared.score.now_us();
                     self.send(session, now);
                 }
             }
@@ -460,6 +467,10 @@ impl Handler for Member {
                 self.failures_in_row += 1;
                 self.running &= self.failures_in_row < FAILURES_IN_ROW_MAX && *failure != Failure::Stopped;
                 self.shared.score.complain(|| failure.to_string());
+                if matches!(self.pace, Pace::Closed(_)) {
+                    let rest = (REST_US * u64::from(self.failures_in_row)).min(REST_US_MAX);
+                    self.due_us = self.shared.score.now_us() + rest;
+                }
             }
         }
         if matches!(self.pace, Pace::Closed(_)) {
@@ -515,7 +526,7 @@ impl Handler for Member {
 
     fn tick(&mut self, session: &mut Session, _: Instant) {
         self.live(session);
-        if matches!(self.pace, Pace::Open(_) | Pace::Flap(_)) {
+        if matches!(self.pace, Pace::Open(_) | Pace::Flap(_) | Pace::Closed(_)) {
             self.go_on(session);
         }
     }

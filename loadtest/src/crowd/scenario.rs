@@ -538,7 +538,7 @@ mod tests {
             let talk = cast.conversations.iter().filter(|each| each.members[0] < 100);
             talk.filter(|each| wanted.contains(&each.members.len())).count()
         };
-        assert!(sizes(2..=3) > sizes(10..=40), "small ones are more than large ones");
+        assert!(sizes(2..=5) > sizes(20..=40), "small ones are more than large ones");
         assert!(sizes(10..=40) > 0);
         let directs: HashSet<Vec<usize>> = cast
             .conversations

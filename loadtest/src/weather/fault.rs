@@ -115,7 +115,7 @@ pub enum Undo {
     Trace(Trace),
     /// Give it its store back.
     Store,
-    /// Give the disk its space back.
+    /// Give the disk its space back; it may have ended over it.
     Space,
     /// Let it open files again; it may have ended over it.
     Files(NoFiles),
@@ -375,7 +375,12 @@ impl Undo {
                     kill_process(pid, Signal::CONT)?;
                 }
             }
-            (Self::Space, Stage::One(one)) => one.volume.as_ref().context("there is no disk of ours")?.empty()?,
+            (Self::Space, Stage::One(one)) => {
+                one.volume.as_ref().context("there is no disk of ours")?.empty()?;
+                if one.server.has_ended()? {
+                    one.server.restart().await?;
+                }
+            }
             (Self::Files(files), Stage::One(one)) => {
                 drop(files);
                 if one.server.has_ended()? {
