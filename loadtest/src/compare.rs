@@ -50,7 +50,7 @@ enum Judgement {
 /// Prints the table.
 ///
 /// # Errors
-/// When a file is no report, or both are reports of something else; with `fail_worse`, when something is worse.
+/// When a file is no report, or both have no figure in common; with `fail_worse`, when something is worse.
 pub fn run(plan: &Plan) -> anyhow::Result<()> {
     ensure!(plan.files.len().is_multiple_of(2), "files come in pairs: before, after, before, after");
     let read = |path: &PathBuf| -> anyhow::Result<Vec<Figure>> {
@@ -92,13 +92,13 @@ fn compare(pairs: &[(Vec<Figure>, Vec<Figure>)], within: f64) -> Vec<Line> {
     let Some((first, _)) = pairs.first() else { return Vec::new() };
     let line = |figure: &Figure| {
         let values = pairs.iter().map(|(before, after)| Some((of(before, &figure.name)?, of(after, &figure.name)?)));
-        // What is 0 on one side has no ratio.
         let values: Vec<(f64, f64)> = values.collect::<Option<_>>()?;
-        let mut ratios: Vec<f64> =
-            values.iter().filter(|(before, _)| *before != 0.0).map(|(before, after)| after / before).collect();
+        // Nothing to nothing is the same; something where there was nothing is infinitely more.
+        let ratio = |(before, after): &(f64, f64)| if before == after { 1.0 } else { after / before };
+        let mut ratios: Vec<f64> = values.iter().map(ratio).collect();
         ratios.sort_by(f64::total_cmp);
-        let middle = |sorted: &[f64]| (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
-        let ratio = if ratios.is_empty() { return None } else { middle(&ratios) };
+        let (low, high) = (ratios[(ratios.len() - 1) / 2], ratios[ratios.len() / 2]);
+        let ratio = if low == high { low } else { (low + high) / 2.0 };
         let mean = |of: fn(&(f64, f64)) -> f64| values.iter().map(of).sum::<f64>() / values.len() as f64;
         let judgement = match (ratio - 1.0).abs() <= within {
             true => Judgement::Same,
@@ -146,6 +146,7 @@ fn of_bench(row: &Value) -> Vec<Figure> {
 }
 
 fn of_run(report: &Value) -> Vec<Figure> {
+    let broken = report["verdict"].get("counts").and_then(Value::as_array).map(Vec::len);
     let mut found = Found { of: String::new(), figures: Vec::new() };
     let measured = &report["measured"];
     found.add("acks/s", measured.get("acks_per_s"), true);
@@ -155,6 +156,7 @@ fn of_run(report: &Value) -> Vec<Figure> {
     found.add("server CPU µs per send", report.get("server_cpu_us_per_send"), false);
     found.add("server CPU µs per delivery", report.get("server_cpu_us_per_delivery"), false);
     found.add("server resident bytes", report["server_memory"].get("rss"), false);
+    found.add("rules of the oracle broken", broken.map(Value::from).as_ref(), false);
     found.add("failures", measured.get("failures"), false);
     found.add("lost connections", measured.get("lost"), false);
     found.latencies("back after a storm", report.get("returns"));
@@ -181,7 +183,9 @@ impl Found {
         }
     }
 
+    /// Percentiles, where something was measured at all: of a server that answers nothing they would be the best.
     fn latencies(&mut self, of: &str, latency: Option<&Value>) {
+        let latency = latency.filter(|latency| latency.get("count").and_then(Value::as_u64) != Some(0));
         for quantile in ["p50", "p99", "p999"] {
             self.add(&format!("{of} {quantile} ms"), latency.and_then(|latency| latency.get(quantile)), false);
         }
@@ -235,6 +239,25 @@ mod tests {
         let pairs = [(100.0, 103.0), (50.0, 100.0), (200.0, 202.0)];
         let pairs = pairs.map(|(before, after)| (bench(before, 1.0), bench(after, 1.0)));
         assert_eq!(judged(&pairs, "hot sends/s"), (1.03, Judgement::Same));
+    }
+
+    #[test]
+    fn what_was_not_there_before_is_worse_and_silence_is_not_better() {
+        let run = |failures: u64, broken: usize, answered: u64| {
+            let latency =
+                json!({ "count": answered, "p50": 1.0, "p99": if answered > 0 { 2.0 } else { 0.0 }, "p999": 3.0 });
+            json!({
+                "measured": { "acks_per_s": answered, "failures": failures, "lost": 0, "ack_ms": latency },
+                "verdict": { "counts": vec![json!(["no_loss", 1]); broken] },
+            })
+        };
+        let pair = [(run(0, 0, 9), run(5, 1, 0))];
+        assert_eq!(judged(&pair, "failures"), (f64::INFINITY, Judgement::Worse));
+        assert_eq!(judged(&pair, "rules of the oracle broken").1, Judgement::Worse);
+        assert_eq!(judged(&pair, "acks/s"), (0.0, Judgement::Worse));
+        assert_eq!(judged(&pair, "lost connections"), (1.0, Judgement::Same));
+        let lines = compare(&[(figures(&pair[0].0).unwrap(), figures(&pair[0].1).unwrap())], 0.05);
+        assert!(lines.iter().all(|line| !line.name.contains("p99")), "{lines:?}");
     }
 
     #[test]

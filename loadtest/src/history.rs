@@ -371,6 +371,9 @@ pub enum What {
         name: String,
         /// Whether it begins.
         begins: bool,
+        /// Whether what was in memory alone may be gone.
+        #[serde(default = "yes")]
+        forgets: bool,
     },
     /// `name` is called `user` in this history.
     NameUser {
@@ -552,6 +555,10 @@ pub fn write(to: &mut impl Write, records: &[Record]) -> std::io::Result<()> {
 pub fn read(path: &Path) -> std::io::Result<impl Iterator<Item = std::io::Result<Record>> + use<>> {
     let lines = BufReader::with_capacity(1 << 18, File::open(path)?).lines();
     Ok(lines.map(|line| serde_json::from_str(&line?).map_err(std::io::Error::from)))
+}
+
+const fn yes() -> bool {
+    true
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 pub use chappe_cluster::process::operator::Overview;
 use chappe_cluster::process::operator::{self, Method};
 use clap::Args;
@@ -114,6 +114,7 @@ const BLOCK: u16 = 100;
 /// # Errors
 /// When all are taken.
 pub fn free_ports(processes: u16) -> anyhow::Result<u16> {
+    ensure!(STRIDE * processes <= BLOCK, "{processes} processes have more than {BLOCK} ports");
     static TAKEN: AtomicUsize = AtomicUsize::new(0);
     let is_free =
         |port: u16| UdpSocket::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok();

@@ -142,6 +142,10 @@ pub struct Member {
     /// When its reading pauses next, and when it loses its connection next.
     slow_us: u64,
     flap_us: u64,
+    /// Until then, in the score's microseconds, it did not listen for reasons of its own: what was sent before is late by its own fault.
+    excused_us: u64,
+    /// Until then it is away, and writes nothing.
+    away_us: u64,
     /// When a storm broke its connection, until it is back.
     stormed_us: Option<u64>,
     is_up: bool,
@@ -183,6 +187,8 @@ impl Member {
             due_us: 0,
             slow_us: NEVER_US,
             flap_us: NEVER_US,
+            excused_us: 0,
+            away_us: 0,
             stormed_us: None,
             is_up: false,
             flaps: 0,
@@ -263,6 +269,7 @@ impl Member {
     pub(crate) fn storm(&mut self, session: &mut Session) {
         if self.is_up {
             self.stormed_us = Some(self.shared.score.now_us());
+            self.shared.score.stormed.fetch_add(1, Relaxed);
             session.break_connection(Duration::ZERO);
         }
     }
@@ -272,10 +279,13 @@ impl Member {
         let now = self.shared.score.now_us();
         if let (Some((every, pause)), true) = (self.habits.slow, self.slow_us <= now) {
             self.slow_us = now + every.as_micros() as u64;
+            self.excused_us = self.excused_us.max(now + pause.as_micros() as u64);
             session.be_deaf_until(Instant::now() + pause);
         }
         if let (Some((every, away)), true) = (self.habits.flaps, self.flap_us <= now) {
             self.flap_us = now + (every.as_micros() as f64 * rand::random_range(0.5..1.5)) as u64;
+            self.excused_us = self.excused_us.max(now + away.as_micros() as u64);
+            self.away_us = now + away.as_micros() as u64;
             session.break_connection(away);
         }
         let next = self.slow_us.min(self.flap_us);
@@ -302,10 +312,9 @@ impl Member {
             }
             Pace::Open(every) => {
                 let now = self.shared.score.now_us();
-                // Whoever is away for reasons of their own writes nothing, and the server is not charged for it.
-                let writes = self.habits.flaps.is_none() || session.is_live();
                 while self.due_us <= now {
-                    if writes {
+                    // Whoever is away for reasons of their own writes nothing, and the server is not charged for it.
+                    if self.due_us >= self.away_us {
                         self.send(session, self.due_us);
                     }
                     let chance =
@@ -440,7 +449,10 @@ impl Handler for Member {
         }
         let nth = self.shared.score.deliveries.fetch_add(1, Relaxed);
         if nth.is_multiple_of(self.shared.sample) {
-            self.shared.score.note_delivery(event.body().and_then(stamp));
+            // Whoever did not listen is late by their own fault.
+            if let Some(began_us) = event.body().and_then(stamp).filter(|began_us| *began_us >= self.excused_us) {
+                self.shared.score.note_delivery(began_us);
+            }
         }
         if let Some(fanout) = &self.shared.fanout
             && self.pace == Pace::Listen
@@ -461,7 +473,7 @@ impl Handler for Member {
             Ok(_) => {
                 self.acked += 1;
                 self.failures_in_row = 0;
-                self.shared.score.note_ack(sent.tag);
+                self.shared.score.note_ack(sent.tag, sent.tag >= self.excused_us);
             }
             Err(failure) => {
                 self.failures_in_row += 1;

@@ -450,7 +450,7 @@ impl Crowd {
         score.ack_us.lock().reset();
         score.delivery_us.lock().reset();
         score.delayed.lock().clear();
-        score.measuring.store(true, Relaxed);
+        score.begin_window();
         let costs = Costs::start(servers)?;
         let (first, began) = (counts(), Instant::now());
         let mut now = Measured::default();
@@ -465,8 +465,9 @@ impl Crowd {
             (now.receipts, now.receipts_heard) =
                 (counted.receipts - first.receipts, counted.receipts_heard - first.receipts_heard);
             now.reactions = counted.reactions - first.reactions;
-            let span = now.seconds - second.0;
-            if span >= 1.0 {
+            let (span, is_over) = (now.seconds - second.0, passed >= time);
+            // What is left at the end is a second too, if a short one.
+            if span >= 1.0 || (is_over && span >= 0.1) {
                 let (ack, delivery) = (gather(&score.ack_us, &mut acks), gather(&score.delivery_us, &mut deliveries));
                 let (before, cost) = (second.2, costs.read());
                 now.timeline.push(Second {
@@ -483,16 +484,16 @@ impl Crowd {
                 });
                 second = (now.seconds, counted, cost);
             }
-            if passed >= time {
+            each(passed, &now);
+            if is_over {
                 break;
             }
-            each(passed, &now);
             sleep((time - passed).min(Duration::from_millis(100))).await;
         }
         (now.tester_cpu_s, now.tester_share) = (costs.ours.cpu()?.as_secs_f64(), costs.ours.share()?);
         // A server that died under the load is told by failures; its CPU is then unknown.
         now.server_cpu_s = costs.read().servers;
-        score.measuring.store(false, Relaxed);
+        score.end_window();
         (now.acks_per_s, now.deliveries_per_s) = (now.acks as f64 / now.seconds, now.deliveries as f64 / now.seconds);
         gather(&score.ack_us, &mut acks);
         gather(&score.delivery_us, &mut deliveries);
@@ -500,6 +501,24 @@ impl Crowd {
         now.complaints = std::mem::take(&mut *score.complaints.lock());
         now.delayed = std::mem::take(&mut *score.delayed.lock());
         Ok(now)
+    }
+
+    /// Adds the latencies of what was meant to be sent while that was measured, and has arrived since: a server that stalls in the end
+    /// is charged for it like any other time.
+    pub fn late(&self, measured: &mut Measured) {
+        let [acks, deliveries] = [&self.shared.score.ack_us, &self.shared.score.delivery_us].map(|late| {
+            let mut late = late.lock();
+            let counted = Counted::of(&late);
+            late.reset();
+            counted
+        });
+        let (acks_us, deliveries_us) = (measured.acks_us.clone(), measured.deliveries_us.clone());
+        measured.count(acks_us.and(acks), deliveries_us.and(deliveries));
+    }
+
+    /// Connections that storms broke so far, whether they are back or not.
+    pub fn stormed(&self) -> u64 {
+        self.shared.score.stormed.load(Relaxed)
     }
 
     /// Waits until every member who sends has had a message accepted that was sent after this was asked, and returns how long that

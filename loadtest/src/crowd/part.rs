@@ -4,6 +4,7 @@
 //! say every second how it goes, and in the end what they found. What they say are lines of JSON ([`Word`]) on their standard output.
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -19,10 +20,11 @@ use tokio::{
 };
 
 use super::{
-    Costs, Second,
+    Cost, Costs, Second,
     run::{self, Found, Plan},
     scenario::Scenario,
 };
+use crate::process::Memory;
 
 /// How long everybody may take to connect and to make their conversations, and to read everything back.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -53,18 +55,22 @@ impl std::str::FromStr for Part {
 /// What a part says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Word {
+pub(super) enum Word {
     /// Everybody is connected, and every conversation there is.
     Ready,
+    /// From now on it is measured.
+    Measuring,
     /// A second has passed.
     Second(Second),
+    /// Nobody sends any more, and what was sent has arrived.
+    Rests,
     /// All is over.
     Found(Box<Found>),
 }
 
-fn say(word: &Word) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(word)?);
-    Ok(())
+/// Says something to whoever started this part.
+pub(super) fn say(word: &Word) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(word)?)?)
 }
 
 /// Says that this part is ready, and waits for the word to begin.
@@ -121,7 +127,6 @@ pub(super) async fn run(plan: &Plan, scenario: &Scenario, seed: u64, place: &Pla
         }
     }
     bar.finish_and_clear();
-    let costs = Costs::start(place.pids.iter().copied())?;
     let (words, mut heard) = mpsc::unbounded_channel();
     let mut children = Vec::new();
     for (number, mut other) in others.into_iter().enumerate() {
@@ -138,7 +143,7 @@ pub(super) async fn run(plan: &Plan, scenario: &Scenario, seed: u64, place: &Pla
         });
         children.push(other.child);
     }
-    let (found, timeline, cpu) = gather(scenario, &costs, &mut heard, children.len()).await?;
+    let (found, timeline, cpu, memory) = gather(scenario, place, &mut heard, children.len()).await?;
     for mut child in children {
         let status = timeout(PATIENCE, child.wait()).await??;
         if !status.success() {
@@ -146,46 +151,68 @@ pub(super) async fn run(plan: &Plan, scenario: &Scenario, seed: u64, place: &Pla
         }
     }
     let mut all = found.into_iter().reduce(Found::and).context("there was no part")?;
-    (all.measured.timeline, all.measured.server_cpu_s) = (timeline, cpu);
+    (all.measured.timeline, all.measured.server_cpu_s, all.server_memory) = (timeline, cpu, memory);
     Ok(all)
 }
 
-/// Listens until everybody has said what they found; returns that, the seconds of all together, and the servers' CPU seconds.
+/// Listens until everybody has said what they found; returns that, the seconds of all together, the servers' CPU seconds, and their
+/// memory after the load.
 async fn gather(
     scenario: &Scenario,
-    costs: &Costs,
+    place: &Place<'_>,
     heard: &mut mpsc::UnboundedReceiver<(usize, anyhow::Result<Word>)>,
     parts: usize,
-) -> anyhow::Result<(Vec<Found>, Vec<Second>, f64)> {
+) -> anyhow::Result<(Vec<Found>, Vec<Second>, f64, Option<Memory>)> {
     let bar = run::bar("measuring", scenario.secs() as u64);
-    let (mut found, mut timeline) = (Vec::new(), Vec::<Second>::new());
-    let (mut latest, mut has_news, mut before) = (vec![Second::default(); parts], false, costs.read());
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let (mut found, mut memory) = (Vec::new(), None);
+    let (mut measuring, mut resting, mut costs) = (0, 0, Costs::start(place.pids.iter().copied())?);
+    // Of each part; and what the servers had used when the first part said the second of that number.
+    let (mut seconds, mut used) = (vec![Vec::<Second>::new(); parts], Vec::<Cost>::new());
     while found.len() < parts {
-        tokio::select! {
-            word = heard.recv() => match word.context("the parts are gone")? {
-                (number, Ok(Word::Second(second))) => (latest[number], has_news) = (second, true),
-                (_, Ok(Word::Found(one))) => found.push(*one),
-                (number, Ok(Word::Ready)) => bail!("part {number} is ready twice"),
-                (number, Err(error)) => return Err(error.context(format!("part {number}"))),
-            },
-            _ = tick.tick() => {
-                // When the measuring is over everybody reads everything back, which is not what is measured.
-                if std::mem::take(&mut has_news) {
-                    let (now, last) = (costs.read(), timeline.last().map_or(0.0, |last| last.at));
-                    let mut all = latest.iter().copied().reduce(Second::and).unwrap_or_default();
-                    let span = (all.at - last).max(0.5);
-                    (all.server_cores, all.server_rss) = ((now.servers - before.servers).max(0.0) / span, now.rss);
-                    before = now;
-                    bar.set_position(all.at as u64);
-                    bar.set_message(all.to_string());
-                    timeline.push(all);
+        match heard.recv().await.context("the parts are gone")? {
+            (_, Ok(Word::Measuring)) => {
+                measuring += 1;
+                if measuring == parts {
+                    costs = Costs::start(place.pids.iter().copied())?;
                 }
             }
+            (number, Ok(Word::Second(second))) => {
+                seconds[number].push(second);
+                if seconds[number].len() > used.len() {
+                    used.push(costs.read());
+                    let latest = seconds.iter().filter_map(|seconds| seconds.last()).copied().reduce(Second::and);
+                    bar.set_position(second.at as u64);
+                    bar.set_message(latest.unwrap_or_default().to_string());
+                }
+            }
+            (_, Ok(Word::Rests)) => {
+                resting += 1;
+                if resting == parts {
+                    memory = run::memory(place.pids);
+                }
+            }
+            (_, Ok(Word::Found(one))) => found.push(*one),
+            (number, Ok(Word::Ready)) => bail!("part {number} is ready twice"),
+            (number, Err(error)) => return Err(error.context(format!("part {number}"))),
         }
     }
     bar.finish_and_clear();
-    Ok((found, timeline, before.servers))
+    let cpu = used.last().map_or(0.0, |cost| cost.servers);
+    Ok((found, together(&seconds, &used), cpu, memory))
+}
+
+/// The seconds of all parts, by their number.
+fn together(seconds: &[Vec<Second>], used: &[Cost]) -> Vec<Second> {
+    let (mut at, mut servers, mut all) = (0.0, 0.0, Vec::with_capacity(used.len()));
+    for (number, cost) in used.iter().enumerate() {
+        let of_parts = seconds.iter().filter_map(|seconds| seconds.get(number)).copied();
+        let Some(mut second) = of_parts.reduce(Second::and) else { break };
+        let span = (second.at - at).max(0.1);
+        (second.server_cores, second.server_rss) = ((cost.servers - servers).max(0.0) / span, cost.rss);
+        (at, servers) = (second.at, cost.servers);
+        all.push(second);
+    }
+    all
 }
 
 /// Where the servers are.
@@ -236,6 +263,19 @@ async fn next(words: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<Word>
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seconds_of_parts_are_put_together_by_their_number() {
+        let second =
+            |at: f64, acks_per_s: f64, ack_p99_ms: f64| Second { at, acks_per_s, ack_p99_ms, ..Second::default() };
+        let seconds =
+            [vec![second(1.0, 10.0, 5.0), second(2.0, 20.0, 1.0)], vec![second(1.1, 1.0, 7.0), second(2.2, 2.0, 0.5)]];
+        let cost = |servers| Cost { ours: 0.0, servers, rss: 7 };
+        let all = together(&seconds, &[cost(1.1), cost(3.3)]);
+        let seen: Vec<_> = all.iter().map(|each| (each.acks_per_s, each.ack_p99_ms, each.server_rss)).collect();
+        assert_eq!(seen, [(11.0, 7.0, 7), (22.0, 1.0, 7)]);
+        assert!((all[0].server_cores - 1.0).abs() < 0.01 && (all[1].server_cores - 2.0).abs() < 0.01, "{all:?}");
+    }
 
     #[test]
     fn parts_are_named_and_their_files_numbered() {

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io::IsTerminal,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -17,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     Counted, Crowd, Habits, Latency, Manner, Measured, Person, Second,
-    part::{self, Part, Place},
+    part::{self, Part, Place, Word},
     scenario::{Cast, Groups, Phase, Population, Scenario, Sends, Storm},
 };
 use crate::{
@@ -124,6 +125,8 @@ pub struct Outcome {
     pub measured: Measured,
     /// Of each phase.
     pub phases: Vec<Stretch>,
+    /// Connections that storms broke.
+    pub stormed: u64,
     /// How long those whose connections storms broke took to come back; none if there was no storm.
     pub returns: Option<Latency>,
     /// What the clients counted, over the whole run.
@@ -196,6 +199,10 @@ impl From<Counters> for ClientCounts {
 /// Above so many members a conversation is heard only where it is open, and nobody is shown what others have read.
 const SMALL_MEMBERS_MAX: usize = 256;
 
+/// Source addresses that a tester may need, and how many testers have their own in one network of 256.
+const SOURCES: u8 = 10;
+const TESTERS_MAX: usize = 25;
+
 /// Between two changes of the pace.
 const PACE_SECS: f64 = 0.5;
 
@@ -208,6 +215,9 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
         Some(path) => Scenario::read(path)?.scaled(plan.scale)?,
         None => plan.flags()?,
     };
+    if plan.testers > TESTERS_MAX {
+        bail!("--testers: at most {TESTERS_MAX}; each has ten source addresses of its own");
+    }
     process::raise_file_limit();
     if let Some(part) = plan.part {
         let seed = seed(&plan);
@@ -274,9 +284,10 @@ pub(super) struct Found {
     acks_us: Counted,
     deliveries_us: Counted,
     returns_us: Counted,
+    stormed: u64,
     counters: ClientCounts,
     delayed_otherwise: BTreeMap<String, u64>,
-    server_memory: Option<Memory>,
+    pub(super) server_memory: Option<Memory>,
     verdict: Option<Verdict>,
 }
 
@@ -287,6 +298,7 @@ impl Found {
         self.acks_us = self.acks_us.and(other.acks_us);
         self.deliveries_us = self.deliveries_us.and(other.deliveries_us);
         self.returns_us = self.returns_us.and(other.returns_us);
+        self.stormed += other.stormed;
         self.counters = self.counters.and(&other.counters);
         for (code, count) in other.delayed_otherwise {
             *self.delayed_otherwise.entry(code).or_default() += count;
@@ -334,8 +346,6 @@ pub async fn carry_out(plan: Plan, scenario: Scenario) -> anyhow::Result<Outcome
         _ => part::run(&plan, &scenario, seed, &place).await?,
     };
     found.measured.count(found.acks_us, found.deliveries_us);
-    // Of several parts, the servers' memory is ours to see.
-    let server_memory = found.server_memory.or_else(|| memory(&pids));
     if let Some(mut server) = ours {
         server.terminate().await?;
     }
@@ -345,7 +355,8 @@ pub async fn carry_out(plan: Plan, scenario: Scenario) -> anyhow::Result<Outcome
         cores: process::cores(),
         counters: found.counters,
         delayed_otherwise: found.delayed_otherwise,
-        server_memory,
+        server_memory: found.server_memory,
+        stormed: found.stormed,
         server_cpu_us_per_send: measured.server_cpu_s * 1e6 / (measured.acks as f64).max(1.0),
         server_cpu_us_per_delivery: measured.server_cpu_s * 1e6 / (measured.deliveries as f64).max(1.0),
         tester_bound: measured.tester_share > 0.5,
@@ -370,7 +381,7 @@ async fn work(
     let people = people(scenario, cast, part, seed, place).await?;
     let history = if plan.unjudged { None } else { Some(history(plan)?) };
     // Each process has its addresses: ports of one address end at some 28,000, too.
-    let sources_before = part.map_or(0, |part| 10 * part.number as u8);
+    let sources_before = part.map_or(0, |part| SOURCES * part.number as u8);
     let manner = Manner { sample: plan.sample, history: history.clone(), sources_before, ..Manner::default() };
     let bar = bar("connecting", people.len() as u64);
     let crowd = Crowd::connect(people, manner, |done| bar.set_position(done)).await?;
@@ -382,18 +393,35 @@ async fn work(
     }
     crowd.start();
     tokio::time::sleep(Duration::from_secs_f64(scenario.warmup_secs)).await;
-    let measured = watch(&crowd, scenario, cast, place.pids, part).await?;
+    if part.is_some() {
+        part::say(&Word::Measuring)?;
+    }
+    let mut measured = watch(&crowd, scenario, cast, place.pids, part).await?;
     crowd.rest().await?;
+    crowd.late(&mut measured);
+    if part.is_some() {
+        part::say(&Word::Rests)?;
+    }
     let server_memory = memory(place.pids);
     let verdict = match &history {
         Some(history) => Some(judge(&crowd, cast, &conversations, history).await?),
         None => None,
     };
     let counters = crowd.counters().await.into();
-    let (delayed_otherwise, returns_us) = (crowd.delayed(), crowd.returns());
+    let (delayed_otherwise, returns_us, stormed) = (crowd.delayed(), crowd.returns(), crowd.stormed());
     crowd.leave().await;
     let (acks_us, deliveries_us) = (measured.acks_us.clone(), measured.deliveries_us.clone());
-    Ok(Found { measured, acks_us, deliveries_us, returns_us, counters, delayed_otherwise, server_memory, verdict })
+    Ok(Found {
+        measured,
+        acks_us,
+        deliveries_us,
+        returns_us,
+        stormed,
+        counters,
+        delayed_otherwise,
+        server_memory,
+        verdict,
+    })
 }
 
 /// Makes the conversations, and says to everybody what they do.
@@ -432,7 +460,7 @@ async fn settle(crowd: &Crowd, scenario: &Scenario, cast: &Cast) -> anyhow::Resu
 }
 
 /// The memory of processes together, if all are there.
-fn memory(pids: &[u32]) -> Option<Memory> {
+pub(super) fn memory(pids: &[u32]) -> Option<Memory> {
     let all = pids.iter().map(|pid| process::memory(*pid).ok()).collect::<Option<Vec<_>>>()?;
     let sum = |of: fn(&Memory) -> u64| all.iter().map(of).sum();
     (!all.is_empty()).then(|| Memory { rss: sum(|memory| memory.rss), pss: sum(|memory| memory.pss) })
@@ -444,8 +472,11 @@ fn stretches(scenario: &Scenario, measured: &Measured) -> Vec<Stretch> {
     let of = |phase: &Phase| {
         let (begin, end) = (at, at + phase.secs);
         at = end;
+        let begins = std::iter::once(0.0).chain(measured.timeline.iter().map(|second| second.at));
+        let middle = |(second, began): &(&Second, f64)| (second.at + began) / 2.0;
+        let all = measured.timeline.iter().zip(begins);
         let seconds: Vec<&Second> =
-            measured.timeline.iter().filter(|second| begin < second.at - 0.5 && second.at - 0.5 <= end).collect();
+            all.filter(|second| (begin..end).contains(&middle(second))).map(|(second, _)| second).collect();
         let mean =
             |of: fn(&Second) -> f64| seconds.iter().map(|second| of(second)).sum::<f64>() / seconds.len().max(1) as f64;
         let worst = |of: fn(&Second) -> f64| seconds.iter().map(|second| of(second)).fold(0.0, f64::max);
@@ -553,7 +584,9 @@ async fn judge(crowd: &Crowd, cast: &Cast, conversations: &[Uuid], history: &Arc
 pub(super) fn bar(what: &'static str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {percent:>3}% {elapsed} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length).with_style(style).with_prefix(what)
+    // A part's output is heard by whoever started it, and nobody looks at it.
+    let bar = if std::io::stdout().is_terminal() { ProgressBar::new(length) } else { ProgressBar::hidden() };
+    bar.with_style(style).with_prefix(what)
 }
 
 fn print(outcome: &Outcome) {
@@ -589,8 +622,8 @@ fn print(outcome: &Outcome) {
     }
     if let Some(returns) = &outcome.returns {
         println!(
-            "storms      {:>10} connections broken; back after p50 {:.0} ms, p99 {:.0}, max {:.0}",
-            returns.count, returns.p50, returns.p99, returns.max
+            "storms      {:>10} connections broken, {} came back, after p50 {:.0} ms, p99 {:.0}, max {:.0}",
+            outcome.stormed, returns.count, returns.p50, returns.p99, returns.max
         );
     }
     if m.reactions > 0 {

@@ -16,6 +16,9 @@ use crate::client::Encoding;
 /// A client whose reading pauses for longer counts its requests as lost before it reads the answers.
 const SLOW_SECS_MAX: f64 = 10.0;
 
+/// In the end everybody is waited for, and a client gives up what has no answer for a minute.
+const AWAY_SECS_MAX: f64 = 30.0;
+
 /// The most that one process is asked to do; further on it is its files that end.
 const CLIENTS_MAX: usize = 1_000_000;
 
@@ -69,7 +72,7 @@ pub struct Population {
     /// They say what has reached them and that they have read it.
     #[serde(default)]
     pub receipts: bool,
-    /// The share of messages to which somebody who hears them reacts.
+    /// To which share of the messages that they hear each of them reacts.
     #[serde(default)]
     pub reacts: f64,
     /// Everybody looks at the presence of so many others of their first group.
@@ -237,7 +240,7 @@ impl Scenario {
         ensure!(!self.populations.is_empty(), "populations: there is nobody");
         ensure!(!self.phases.is_empty(), "phases: there is nothing to be measured");
         ensure!(self.clients() <= CLIENTS_MAX, "populations: {} clients; {CLIENTS_MAX} are the most", self.clients());
-        ensure!((0.0..=3600.0).contains(&self.warmup_secs), "warmup_secs: from 0 to 3600");
+        ensure!((0.0..=600.0).contains(&self.warmup_secs), "warmup_secs: from 0 to 600");
         for (at, population) in self.populations.iter().enumerate() {
             population.check().with_context(|| format!("populations[{at}] ({})", population.name))?;
             let twice = self.populations[..at].iter().any(|other| other.name == population.name);
@@ -246,12 +249,16 @@ impl Scenario {
         for (at, phase) in self.phases.iter().enumerate() {
             let paces = [phase.pace, phase.from.unwrap_or(phase.pace)];
             let fine =
-                phase.secs > 0.0 && phase.secs <= 86_400.0 && paces.iter().all(|pace| (0.0..=1e6).contains(pace));
-            ensure!(fine, "phases[{at}] ({}): secs above 0 up to 86400, paces from 0 to 1e6", phase.name);
+                phase.secs >= 1.0 && phase.secs <= 86_400.0 && paces.iter().all(|pace| (0.0..=1e6).contains(pace));
+            ensure!(fine, "phases[{at}] ({}): secs from 1 to 86400, paces from 0 to 1e6", phase.name);
+        }
+        for (at, phase) in self.phases.iter().enumerate() {
+            let twice = self.phases[..at].iter().any(|other| other.name == phase.name);
+            ensure!(!twice, "phases[{at}]: another one is called {} too", phase.name);
         }
         for (at, storm) in self.storms.iter().enumerate() {
             ensure!(storm.at_secs >= 0.0 && (0.0..=1.0).contains(&storm.share), "storms[{at}]: share from 0 to 1");
-            ensure!(storm.at_secs <= self.secs(), "storms[{at}]: at_secs is after the last phase");
+            ensure!(storm.at_secs < self.secs(), "storms[{at}]: at_secs is after the last phase");
             if let Some(name) = &storm.population {
                 let known = self.populations.iter().any(|population| population.name == *name);
                 ensure!(known, "storms[{at}]: there is no population {name}");
@@ -368,7 +375,7 @@ impl Population {
             "groups.largest: there are only {} clients",
             self.clients
         );
-        ensure!((0.0..=1000.0).contains(&per_client) && per_client > 0.0, "groups.per_client: above 0 up to 1000");
+        ensure!((1.0..=1000.0).contains(&per_client), "groups.per_client: from 1 to 1000");
         ensure!((0.0..=10.0).contains(&exponent), "groups.exponent: from 0 to 10");
         ensure!((0.0..=10.0).contains(&self.uneven), "uneven: from 0 to 10");
         ensure!((0.0..=1.0).contains(&self.reacts), "reacts: from 0 to 1");
@@ -378,14 +385,19 @@ impl Population {
                 (None, Some(rate)) => ensure!(rate > 0.0 && rate <= 1e7, "sends.rate: above 0 up to 1e7"),
                 _ => bail!("sends: either in_flight or rate"),
             }
+            let is_closed = sends.in_flight.is_some();
+            ensure!(!is_closed || sends.arrivals == Arrivals::Even, "sends.arrivals: only of an open loop (rate)");
         }
         if let Some(slow) = self.slow {
-            let fine = slow.for_secs > 0.0 && slow.for_secs <= SLOW_SECS_MAX && slow.every_secs > slow.for_secs;
-            ensure!(fine, "slow: for_secs above 0 up to {SLOW_SECS_MAX}, every_secs longer than that");
+            let every = slow.for_secs..=86_400.0;
+            let fine = slow.for_secs > 0.0 && slow.for_secs <= SLOW_SECS_MAX && every.contains(&slow.every_secs);
+            ensure!(fine, "slow: for_secs above 0 up to {SLOW_SECS_MAX}, every_secs longer than that, up to 86400");
         }
         if let Some(flaps) = self.flaps {
-            let fine = flaps.away_secs >= 0.0 && flaps.every_secs > flaps.away_secs && flaps.every_secs <= 86_400.0;
-            ensure!(fine, "flaps: every_secs above away_secs, up to 86400");
+            let fine = (0.0..=AWAY_SECS_MAX).contains(&flaps.away_secs)
+                && flaps.every_secs > flaps.away_secs
+                && flaps.every_secs <= 86_400.0;
+            ensure!(fine, "flaps: away_secs up to {AWAY_SECS_MAX}, every_secs above that of away_secs, up to 86400");
         }
         Ok(())
     }
@@ -629,6 +641,11 @@ mod tests {
             ("population = \"talkers\"", "population = \"nobody\"", "there is no population nobody"),
             ("at_secs = 12.0", "at_secs = 120.0", "after the last phase"),
             ("secs = 5.0", "secs = 0.0", "phases[1] (spike)"),
+            ("name = \"spike\"", "name = \"ramp\"", "phases[1]: another one is called ramp too"),
+            ("at_secs = 12.0", "at_secs = 15.0", "after the last phase"),
+            ("per_client = 3.0", "per_client = 0.5", "groups.per_client"),
+            ("in_flight = 2", "in_flight = 2, arrivals = \"poisson\"", "only of an open loop"),
+            ("uneven = 1.0", "flaps = { every_secs = 90.0, away_secs = 60.0 }", "flaps: away_secs up to 30"),
             ("uneven = 1.0", "uneven = -1.0", "uneven"),
             ("uneven = 1.0", "slow = { every_secs = 20.0, for_secs = 15.0 }", "slow: for_secs"),
             ("uneven = 1.0", "flaps = { every_secs = 2.0, away_secs = 5.0 }", "flaps: every_secs"),

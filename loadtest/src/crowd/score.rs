@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     time::Instant,
 };
 
@@ -33,8 +33,10 @@ pub(crate) struct Score {
     pub(crate) longest_us: AtomicU64,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) chores: AtomicUsize,
-    /// Latencies are noted only while this is set.
-    pub(crate) measuring: AtomicBool,
+    /// Latencies are noted of what was meant to be sent from the one time on and before the other, however late it arrives.
+    pub(crate) window_us: (AtomicU64, AtomicU64),
+    /// Connections that storms broke.
+    pub(crate) stormed: AtomicU64,
     pub(crate) ack_us: Mutex<Histogram<u64>>,
     pub(crate) delivery_us: Mutex<Histogram<u64>>,
     /// From a storm until those whose connections it broke were back.
@@ -78,7 +80,8 @@ impl Score {
             longest_us: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             chores: AtomicUsize::new(0),
-            measuring: AtomicBool::new(false),
+            window_us: (AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)),
+            stormed: AtomicU64::new(0),
             ack_us: Mutex::new(histogram()),
             delivery_us: Mutex::new(histogram()),
             return_us: Mutex::new(histogram()),
@@ -92,19 +95,33 @@ impl Score {
         self.began.elapsed().as_micros() as u64
     }
 
-    pub(crate) fn note_ack(&self, began_us: u64) {
+    /// What is meant to be sent from now on is measured.
+    pub(crate) fn begin_window(&self) {
+        self.window_us.1.store(u64::MAX, Relaxed);
+        self.window_us.0.store(self.now_us(), Relaxed);
+    }
+
+    /// What is meant to be sent from now on is not.
+    pub(crate) fn end_window(&self) {
+        self.window_us.1.store(self.now_us(), Relaxed);
+    }
+
+    fn is_measured(&self, began_us: u64) -> bool {
+        (self.window_us.0.load(Relaxed)..self.window_us.1.load(Relaxed)).contains(&began_us)
+    }
+
+    /// A message is acknowledged. Whether its sender listened all the time is for the sender to say.
+    pub(crate) fn note_ack(&self, began_us: u64, listened: bool) {
         self.acks.fetch_add(1, Relaxed);
         let took = self.now_us().saturating_sub(began_us);
         self.longest_us.fetch_max(took, Relaxed);
-        if self.measuring.load(Relaxed) {
+        if listened && self.is_measured(began_us) {
             self.ack_us.lock().saturating_record(took);
         }
     }
 
-    pub(crate) fn note_delivery(&self, began_us: Option<u64>) {
-        if let Some(began_us) = began_us
-            && self.measuring.load(Relaxed)
-        {
+    pub(crate) fn note_delivery(&self, began_us: u64) {
+        if self.is_measured(began_us) {
             self.delivery_us.lock().saturating_record(self.now_us().saturating_sub(began_us));
         }
     }

@@ -313,7 +313,11 @@ impl Oracle {
             What::PresenceSeen { observer, user, conversation, on } => {
                 self.presence.seen(at, observer, user, conversation, on)
             }
-            What::Fault { begins, .. } => self.receipts.fault(begins),
+            What::Fault { begins, forgets, .. } => {
+                if forgets {
+                    self.receipts.fault(begins);
+                }
+            }
         }
     }
 

@@ -305,7 +305,7 @@ fn saw(history: &mut Vec<Record>, mark: Mark, upto: u64) {
 }
 
 fn fault(history: &mut Vec<Record>, begins: bool) {
-    push(history, What::Fault { name: "kill".into(), begins });
+    push(history, What::Fault { name: "kill".into(), begins, forgets: true });
 }
 
 fn shown(history: &mut Vec<Record>, delivered: u64, read: u64) {
@@ -427,6 +427,13 @@ fn rule_9_holds_again_when_the_fault_is_over_and_partly_before() {
     planted(Rule::Receipts, |history| {
         lasting(history);
         saw(history, Mark::Delivered, 1 << 40);
+    });
+    // A fault by which nobody forgets anything takes nothing back.
+    planted(Rule::Receipts, |history| {
+        said(history, 2, 2);
+        push(history, What::Fault { name: "pause".into(), begins: true, forgets: false });
+        saw(history, Mark::Delivered, 2);
+        saw(history, Mark::Delivered, 1);
     });
 }
 
@@ -719,7 +726,7 @@ fn rule_13_somebody_types_for_ever() {
             ],
         );
         let end = history.last().unwrap().at + 6_000_000;
-        history.push(Record { at: end, what: What::Fault { name: "none".into(), begins: true } });
+        history.push(Record { at: end, what: What::Fault { name: "none".into(), begins: true, forgets: true } });
     });
 }
 

@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use rustix::process::{Pid, kill_process};
 use serde::Serialize;
 use tokio::time::sleep;
 
 use super::{
     clock::Clock,
     dice::Dice,
-    hunger::{Hunger, NoFiles},
+    hunger::{Hunger, NoFiles, Stopped},
     relay::Way,
     stage::{Many, One, Stage},
     trace::{self, SYNCS, Trace},
@@ -120,7 +119,7 @@ pub enum Undo {
     /// Let it open files again; it may have ended over it.
     Files(NoFiles),
     /// Let them go on.
-    Replicas(Vec<Pid>),
+    Replicas(Stopped),
     /// Let it run again.
     Hunger(Hunger),
     /// Mend all ways.
@@ -173,6 +172,17 @@ impl Fault {
             | Self::GatewayAlone
             | Self::Flapping
             | Self::NoStore => setting == Setting::Network,
+        }
+    }
+
+    /// Whether somebody may take over meanwhile, or begin anew, who does not know what was only in memory (receipts, for a while).
+    #[must_use]
+    pub fn forgets(self, setting: Setting) -> bool {
+        match self {
+            Self::PauseReplica | Self::SlowSync => false,
+            // Who stands still, or sees another time, knows everything afterwards; in a cluster another one may have taken over.
+            Self::Pause | Self::Hunger | Self::Clock | Self::NoFiles => setting != Setting::One,
+            _ => true,
         }
     }
 
@@ -311,13 +321,12 @@ impl Fault {
             Self::PauseReplica | Self::PauseReplicas => {
                 let first = dice.below(many.replicas.len().max(1) as u64) as usize;
                 let count = if self == Self::PauseReplica { 1 } else { 2 };
-                let turn = many.replicas.iter().cycle().skip(first).take(count);
-                let hit = turn.map(|pid| Pid::from_raw(*pid as i32)).collect::<Option<Vec<_>>>();
-                let hit = hit.filter(|hit| !hit.is_empty()).context("the CQL servers' processes are not known")?;
-                for pid in &hit {
-                    kill_process(*pid, Signal::STOP)?;
-                }
-                Undo::Replicas(hit)
+                anyhow::ensure!(
+                    many.replicas.len() > count,
+                    "three CQL servers' processes are to be named (--cql3-pids)"
+                );
+                let hit = many.replicas.iter().cycle().skip(first).take(count);
+                Undo::Replicas(Stopped::all(hit.copied())?)
             }
             Self::Hunger => Undo::Hunger(Hunger::of(many.cluster.pid(hit[0]).context("it does not run")?)?),
             Self::StoreHangs | Self::StoreGone => {
@@ -370,22 +379,14 @@ impl Undo {
             // Whom it held up may have been killed meanwhile.
             (Self::Trace(trace), _) => drop(trace.detach()),
             (Self::Hunger(hunger), _) => drop(hunger),
-            (Self::Replicas(all), _) => {
-                for pid in all {
-                    kill_process(pid, Signal::CONT)?;
-                }
-            }
+            (Self::Replicas(stopped), _) => drop(stopped),
             (Self::Space, Stage::One(one)) => {
                 one.volume.as_ref().context("there is no disk of ours")?.empty()?;
-                if one.server.has_ended()? {
-                    one.server.restart().await?;
-                }
+                revive(one).await?;
             }
             (Self::Files(files), Stage::One(one)) => {
                 drop(files);
-                if one.server.has_ended()? {
-                    one.server.restart().await?;
-                }
+                revive(one).await?;
             }
             (Self::Start(_), Stage::One(one)) => one.server.restart().await?,
             (Self::Continue(_), Stage::One(one)) => one.server.signal(Signal::CONT)?,
@@ -409,6 +410,15 @@ impl Undo {
         }
         Ok(())
     }
+}
+
+/// Starts a server again that has ended over a fault, or is about to.
+async fn revive(one: &mut One) -> anyhow::Result<()> {
+    sleep(Duration::from_millis(500)).await;
+    if one.server.has_ended()? {
+        one.server.restart().await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

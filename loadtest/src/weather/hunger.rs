@@ -1,8 +1,9 @@
 //! A process that gets a tenth of a CPU: it runs for 10 ms and stands still for 90, again and again. And one that may open no more files.
 
-use std::{fs, io, time::Duration};
+use std::{fs, io, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -18,6 +19,8 @@ fn pid(pid: u32) -> anyhow::Result<Pid> {
 pub struct Hunger {
     pid: Pid,
     task: JoinHandle<()>,
+    /// Held while it is stopped or let go, so that nobody stops it after it was let go for good.
+    over: Arc<Mutex<bool>>,
 }
 
 impl Hunger {
@@ -27,9 +30,15 @@ impl Hunger {
     /// When there is no such process.
     pub fn of(process: u32) -> anyhow::Result<Self> {
         let pid = pid(process)?;
+        let over = Arc::new(Mutex::new(false));
+        let is_over = Arc::clone(&over);
         let task = tokio::spawn(async move {
-            // Until it has ended.
-            while kill_process(pid, Signal::STOP).is_ok() {
+            let stop = || {
+                let over = is_over.lock();
+                !*over && kill_process(pid, Signal::STOP).is_ok()
+            };
+            // Until it has ended, or is fed.
+            while stop() {
                 sleep(STANDS).await;
                 if kill_process(pid, Signal::CONT).is_err() {
                     break;
@@ -37,15 +46,45 @@ impl Hunger {
                 sleep(RUNS).await;
             }
         });
-        Ok(Self { pid, task })
+        Ok(Self { pid, task, over })
     }
 }
 
 impl Drop for Hunger {
     fn drop(&mut self) {
+        let mut over = self.over.lock();
+        *over = true;
         if !self.task.is_finished() {
             self.task.abort();
             let _ = kill_process(self.pid, Signal::CONT);
+        }
+    }
+}
+
+/// Processes that stand still. They go on when this is dropped.
+#[derive(Debug, Default)]
+pub struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    /// From now on all of these stand still.
+    ///
+    /// # Errors
+    /// When one of them is not there; then none of them does.
+    pub fn all(processes: impl IntoIterator<Item = u32>) -> anyhow::Result<Self> {
+        let mut stopped = Self::default();
+        for process in processes {
+            let pid = pid(process)?;
+            kill_process(pid, Signal::STOP)?;
+            stopped.0.push(pid);
+        }
+        Ok(stopped)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill_process(*pid, Signal::CONT);
         }
     }
 }

@@ -248,7 +248,9 @@ async fn play(
         talk.crowd.longest_wait();
         let at = began.elapsed().as_secs_f64();
         let (mut hit, mut undos) = (Vec::<(Fault, String)>::new(), Vec::<(Fault, Undo)>::new());
-        let note = |fault: Fault, begins| history.record(What::Fault { name: fault.name(), begins });
+        let note = |fault: Fault, begins| {
+            history.record(What::Fault { name: fault.name(), begins, forgets: fault.forgets(plan.on) })
+        };
         let strike = Instant::now();
         note(first, true);
         let (whom, undo) = first.begin(stage, dice).await.with_context(|| first.name())?;
@@ -267,7 +269,8 @@ async fn play(
             }
         }
         sleep(lasts.saturating_sub(strike.elapsed())).await;
-        // The last one first: what was begun while something else was wrong is undone while it is.
+        // The last one first: what was begun while something else was wrong is undone while it is. But nothing starts without space.
+        undos.sort_by_key(|(_, undo)| matches!(undo, Undo::Space));
         while let Some((fault, undo)) = undos.pop() {
             undo.undo(stage).await.with_context(|| format!("after {}", fault.name()))?;
         }

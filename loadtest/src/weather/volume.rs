@@ -53,7 +53,11 @@ impl Volume {
         let most = self.free()?.saturating_sub(free).saturating_sub(16 << 20);
         if most > 0 {
             let ballast = fs::OpenOptions::new().create(true).append(true).open(self.ballast())?;
-            rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, most)?;
+            match rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, most) {
+                // Somebody took it meanwhile; what is left is taken below.
+                Err(rustix::io::Errno::NOSPC) => {}
+                taken => taken?,
+            }
         }
         let step = vec![1; 1 << 20];
         let mut ballast = fs::OpenOptions::new().create(true).append(true).open(self.ballast())?;
@@ -62,13 +66,20 @@ impl Volume {
             if wanted == 0 {
                 return Ok(());
             }
-            ballast.write_all(&step[..wanted])?;
+            match ballast.write_all(&step[..wanted]) {
+                // Somebody took it meanwhile: look again.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                taken => taken?,
+            }
         }
     }
 
-    /// Gives it back.
+    /// Gives it back, if that was not done yet.
     pub fn empty(&self) -> io::Result<()> {
-        fs::remove_file(self.ballast())
+        match fs::remove_file(self.ballast()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     fn ballast(&self) -> PathBuf {

@@ -36,7 +36,8 @@ async fn what_a_kill_takes_back_of_receipts_heals() {
         });
     }
     let load = world.load(1, &mut dice);
-    let fault = |world: &World, begins| world.history.record(What::Fault { name: "kill".into(), begins });
+    let fault =
+        |world: &World, begins| world.history.record(What::Fault { name: "kill".into(), begins, forgets: true });
     for _ in 0..size("CHAPPE_TEST_KILLS", 20).div_ceil(4) {
         world.progress(&load, 50 + dice.below(200)).await;
         fault(&world, true);

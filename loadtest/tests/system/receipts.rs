@@ -153,7 +153,7 @@ async fn feature_requests_473_who_has_read_what_over_reconnections_and_restarts(
     assert_eq!(of_bob.of("eve"), (3, 3));
 
     // The server dies: what was said is there again once those who said it are back.
-    history.record(What::Fault { name: "kill".into(), begins: true });
+    history.record(What::Fault { name: "kill".into(), begins: true, forgets: true });
     server.kill().await.unwrap();
     server.restart().await.unwrap();
     for attempt in 0.. {
