@@ -648,7 +648,7 @@ mod tests {
             ("uneven = 1.0", "flaps = { every_secs = 90.0, away_secs = 60.0 }", "flaps: away_secs up to 30"),
             ("uneven = 1.0", "uneven = -1.0", "uneven"),
             ("uneven = 1.0", "slow = { every_secs = 20.0, for_secs = 15.0 }", "slow: for_secs"),
-            ("uneven = 1.0", "flaps = { every_secs = 2.0, away_secs = 5.0 }", "flaps: every_secs"),
+            ("uneven = 1.0", "flaps = { every_secs = 2.0, away_secs = 5.0 }", "every_secs above that"),
         ] {
             let why = refused(from, to);
             assert!(why.contains(said), "{to}: {why}");
