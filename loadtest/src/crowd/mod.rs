@@ -204,9 +204,10 @@ impl std::fmt::Display for Second {
 }
 
 impl Measured {
-    /// What two crowds measured in the same time. Which seconds were how is for whoever heard of both to say.
+    /// What two crowds measured in the same time. Which seconds were how, and the latencies of both, are for whoever has the counts of
+    /// both to say ([`Measured::count`]).
     #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
+    fn and(mut self, other: Self) -> Self {
         self.seconds = self.seconds.max(other.seconds);
         self.acks += other.acks;
         self.deliveries += other.deliveries;
@@ -224,7 +225,6 @@ impl Measured {
             *self.delayed.entry(code).or_default() += count;
         }
         self.complaints.extend(other.complaints);
-        self.count(self.acks_us.clone().and(other.acks_us), self.deliveries_us.clone().and(other.deliveries_us));
         self
     }
 
@@ -512,7 +512,8 @@ impl Crowd {
             late.reset();
             counted
         });
-        let (acks_us, deliveries_us) = (measured.acks_us.clone(), measured.deliveries_us.clone());
+        let acks_us = std::mem::take(&mut measured.acks_us);
+        let deliveries_us = std::mem::take(&mut measured.deliveries_us);
         measured.count(acks_us.and(acks), deliveries_us.and(deliveries));
     }
 

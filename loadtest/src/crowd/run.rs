@@ -417,7 +417,7 @@ async fn work(
     let counters = crowd.counters().await.into();
     let (delayed_otherwise, returns_us, stormed) = (crowd.delayed(), crowd.returns(), crowd.stormed());
     crowd.leave().await;
-    let (acks_us, deliveries_us) = (measured.acks_us.clone(), measured.deliveries_us.clone());
+    let (acks_us, deliveries_us) = (std::mem::take(&mut measured.acks_us), std::mem::take(&mut measured.deliveries_us));
     Ok(Found {
         measured,
         acks_us,
