@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, ensure};
-use chappe_cluster::process::operator::Overview;
+use chappe_cluster::process::{metrics::NODE_MOVE_STEP_DURATION_SECONDS, operator::Overview};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::{task::JoinSet, time::sleep};
@@ -22,6 +22,7 @@ use crate::{
     client::{Client, Options, token::Signer},
     history::History,
     local::{Cluster, Signal, Which},
+    metrics::Metrics,
 };
 
 /// The first port of the processes.
@@ -30,12 +31,18 @@ const NODES: u16 = 3;
 const GATEWAYS: u16 = 2;
 /// Conversations: a third of them changes its owner when a node goes.
 const PAIRS: usize = 48;
+/// Where it is milliseconds that count, the machine must have some to spare.
+const PAIRS_IN_PEACE: usize = 16;
 /// Between an acknowledgement and the next message. As many as there are shall not be all that two cores can do.
 const PAUSE: Duration = Duration::from_millis(15);
 /// How often a node goes.
 const ROUNDS: usize = 9;
 /// Before each time: what talking is like when nothing happens.
 const PEACE: Duration = Duration::from_secs(2);
+
+/// Conversations that the nodes have in memory beside those that talk, and the people who began them.
+const FILLED: usize = 8_000;
+const FILLERS: usize = 64;
 
 /// Two people, of whom one talks.
 struct Pair {
@@ -60,7 +67,10 @@ struct Samples(Vec<f64>);
 
 pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     let (_home, mut cluster) = plan.cluster(NODES, GATEWAYS, PORT).await?;
-    let talk = Talk::begin(&cluster.urls(), &cluster.signer()?, plan.scaled(PAIRS)).await?;
+    let filled = plan.scaled(FILLED);
+    fill(&cluster.urls(), &cluster.signer()?, filled).await?;
+    let pairs = plan.scaled(if name == "failover" { PAIRS } else { PAIRS_IN_PEACE });
+    let talk = Talk::begin(&cluster.urls(), &cluster.signer()?, pairs).await?;
     let rounds = plan.scaled(ROUNDS);
     let row = if name == "failover" {
         killed(&mut cluster, &talk, rounds).await?
@@ -70,8 +80,7 @@ pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     let notes = talk.end().await?;
     cluster.stop().await?;
     let load = format!(
-        "{NODES} nodes and {GATEWAYS} gateways over a CQL server; {} pairs talk, one message on its way, {} ms between two: {}",
-        plan.scaled(PAIRS),
+        "{NODES} nodes and {GATEWAYS} gateways over a CQL server, {filled} conversations in memory; {pairs} pairs talk, one message on its way, {} ms between two: {}",
         PAUSE.as_millis(),
         row.load
     );
@@ -115,7 +124,9 @@ async fn killed(cluster: &mut Cluster, talk: &Talk, rounds: usize) -> anyhow::Re
 
 /// One node after the other gives away what it owns, and gets its share again.
 async fn given_away(cluster: &Cluster, talk: &Talk, rounds: usize) -> anyhow::Result<Row> {
-    let (mut paused, mut peace, mut took) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut paused, mut stayed) = (Samples::default(), Samples::default());
+    let (mut peace, mut took) = (Samples::default(), Samples::default());
+    let before = nodes_say(cluster).await?;
     for round in 0..rounds {
         let victim = round % usize::from(NODES);
         settled(cluster).await?;
@@ -134,10 +145,8 @@ async fn given_away(cluster: &Cluster, talk: &Talk, rounds: usize) -> anyhow::Re
             // Whoever waits has an answer by then.
             sleep(PAUSE * 10).await;
             let after = talk.owners(cluster).await?;
-            for (pair, _) in
-                talk.pairs.iter().zip(before.iter().zip(&after)).filter(|(_, (before, after))| before != after)
-            {
-                paused.0.push(pair.longest());
+            for (pair, (before, after)) in talk.pairs.iter().zip(before.iter().zip(&after)) {
+                if before == after { &mut stayed } else { &mut paused }.0.push(pair.longest());
             }
         }
     }
@@ -147,9 +156,55 @@ async fn given_away(cluster: &Cluster, talk: &Talk, rounds: usize) -> anyhow::Re
     let mut row = Row { load, unit: "ms, p50".into(), figure: paused.quantile(0.5), ..Row::default() };
     row.aim = "p99 ≤ 100 ms".into();
     row.notes.push(format!("conversations that moved: {paused}"));
+    row.notes.push(format!("of those that did not, in the same time: {stayed}"));
     row.notes.push(format!("the longest acknowledgement of each conversation in {PEACE:?} of peace: {peace}"));
     row.notes.push(format!("until a node owned nothing: {took}"));
+    row.notes.push(steps(&before, &nodes_say(cluster).await?));
     Ok(row)
+}
+
+/// What every node says of itself.
+async fn nodes_say(cluster: &Cluster) -> anyhow::Result<Vec<Metrics>> {
+    let mut all = Vec::new();
+    for node in 0..usize::from(NODES) {
+        all.push(cluster.metrics(Which::Node(node)).await?);
+    }
+    Ok(all)
+}
+
+/// How long partitions spent in each step of their moves, on average.
+fn steps(before: &[Metrics], after: &[Metrics]) -> String {
+    let grown = |suffix: &str, step: &str| -> f64 {
+        let name = format!("{NODE_MOVE_STEP_DURATION_SECONDS}_{suffix}");
+        let of = |all: &[Metrics]| all.iter().map(|one| one.labelled(&name, &[("step", step)])).sum::<f64>();
+        of(after) - of(before)
+    };
+    let mean = |step| format!("{step} {:.1}", grown("sum", step) / grown("count", step).max(1.0) * 1e3);
+    let all: Vec<String> = ["show", "seal", "agree", "commit"].map(mean).into();
+    format!("{} moves, ms in each step as the giver sees it: {}", grown("count", "commit"), all.join(", "))
+}
+
+/// So many conversations with a message each, by people who then leave.
+async fn fill(urls: &[String], signer: &Signer, conversations: usize) -> anyhow::Result<()> {
+    let mut filling = JoinSet::new();
+    for number in 0..FILLERS {
+        let user = format!("fills-{number}");
+        let (url, token) = (urls[number % urls.len()].clone(), signer.sign(&user)?);
+        filling.spawn(async move {
+            let (client, _unheard) = Client::connect(&url, &user, &token, Options::default()).await?;
+            for other in 0..conversations / FILLERS {
+                let begun = client.direct(&format!("filled-{number}-{other}")).await;
+                let conversation = begun.map_err(|failure| anyhow!("{failure:?}"))?;
+                let sent = client.send(conversation, &json!({ "text": "for the nodes' memory" })).await;
+                sent.map_err(|failure| anyhow!("{failure:?}"))?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(filled) = filling.join_next().await {
+        filled?.context("a conversation was not begun")?;
+    }
+    Ok(())
 }
 
 fn owns(seen: &Overview, ordinal: usize) -> Option<usize> {

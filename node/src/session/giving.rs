@@ -5,7 +5,7 @@
 //! receiver that does not answer makes the giver ask for the plan to be aborted: whichever of the two, the commit or the
 //! abort, comes first into the cluster's log is what happened.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use chappe_cluster::ownership::{Command, Map, PlanId};
 use chappe_schema::{
@@ -42,8 +42,8 @@ enum Step {
     Sealing,
     /// The receiver is to agree to this.
     Cut(Arc<Delta>),
-    /// It has: the cluster is asked.
-    Committing,
+    /// It has: the cluster is asked, or will be when it has answered what it was asked before.
+    Committing { asked: bool },
     /// The receiver is silent: the cluster is asked to give the move up.
     Aborting,
 }
@@ -51,19 +51,25 @@ enum Step {
 impl Life {
     /// Begins what is planned, and goes back to work where a plan is gone.
     pub(super) fn follow_plans(&mut self, map: &Map, effects: &mut Vec<Effect>) {
-        let session = self.session();
-        for (partition, held) in &mut self.held {
-            let planned = map.planned(*partition).filter(|(_, planned)| planned.from == session);
-            match (&held, planned) {
-                (Held::Open(epoch), Some((plan, planned))) if planned.expect == *epoch => {
-                    effects.push(Effect::Tenure(*partition, TenureMail::Stream(*partition, plan)));
-                    let (epoch, to, now) = (*epoch, planned.to, self.now);
-                    *held = Held::Giving(Giving { epoch, plan, to, step: Step::Showing, since: now, sent: now });
-                }
-                (Held::Giving(giving), planned) if planned.is_none_or(|(plan, _)| plan != giving.plan) => {
-                    *held = giving.take_back(*partition, effects);
-                }
-                _ => {}
+        let (session, now) = (self.session(), self.now);
+        for partition in self.giving.clone() {
+            let planned = map.planned(partition).filter(|(_, planned)| planned.from == session);
+            if let Some(Held::Giving(giving)) = self.held.get(&partition)
+                && planned.is_none_or(|(plan, _)| plan != giving.plan)
+            {
+                let held = giving.take_back(partition, effects);
+                self.hold(partition, held);
+            }
+        }
+        let moves = map.plans().flat_map(|(id, plan)| plan.moves.iter().map(move |(at, planned)| (id, *at, planned)));
+        for (plan, partition, planned) in moves.filter(|(.., planned)| planned.from == session) {
+            if let Some(Held::Open(epoch)) = self.held.get(&partition)
+                && planned.expect == *epoch
+            {
+                let (epoch, to) = (*epoch, planned.to);
+                effects.push(Effect::Tenure(partition, TenureMail::Stream(partition, plan)));
+                let giving = Giving { epoch, plan, to, step: Step::Showing, since: now, sent: now };
+                self.hold(partition, Held::Giving(giving));
             }
         }
     }
@@ -91,6 +97,7 @@ impl Life {
             && giving.plan == plan
             && matches!(giving.step, Step::Sealing)
         {
+            giving.end_step(now, effects);
             giving.enter(Step::Cut(Arc::new(delta)), now);
             giving.say(partition, now, effects);
         }
@@ -98,50 +105,83 @@ impl Life {
 
     /// The receiver has answered.
     pub(super) fn answered(&mut self, from: SessionId, handover: &Handover, effects: &mut Vec<Effect>) {
-        let (now, session) = (self.now, self.session());
+        let now = self.now;
         let Some(Held::Giving(giving)) = self.held.get_mut(&handover.partition) else { return };
         if (giving.plan, giving.to) != (handover.plan, from) {
             return;
         }
         match (&giving.step, &handover.says) {
             (Step::Shown(_), Says::Seen) => {
+                giving.end_step(now, effects);
                 giving.enter(Step::Sealing, now);
                 effects.push(Effect::Tenure(handover.partition, TenureMail::Seal(handover.partition, handover.plan)));
             }
             (Step::Cut(_), Says::Agreed) => {
-                giving.enter(Step::Committing, now);
-                giving.ask(session, handover.partition, effects);
+                giving.end_step(now, effects);
+                giving.enter(Step::Committing { asked: false }, now);
+                self.commit(effects);
             }
             _ => {}
+        }
+    }
+
+    /// The cluster has answered a commit, or will not.
+    pub(super) fn committed(&mut self, effects: &mut Vec<Effect>) {
+        self.committing = None;
+        self.commit(effects);
+    }
+
+    /// Asks the cluster for everything that was agreed on. One question at a time: what is agreed on meanwhile goes with the next
+    /// one, so that the moves of a group are few decisions, each of which everybody hears of.
+    fn commit(&mut self, effects: &mut Vec<Effect>) {
+        if self.committing.is_some() {
+            return;
+        }
+        let mut agreed: BTreeMap<PlanId, Vec<Partition>> = BTreeMap::new();
+        for partition in &self.giving {
+            if let Some(Held::Giving(giving)) = self.held.get_mut(partition)
+                && let Step::Committing { asked: asked @ false } = &mut giving.step
+            {
+                *asked = true;
+                agreed.entry(giving.plan).or_default().push(*partition);
+            }
+        }
+        for (plan, partitions) in agreed {
+            self.committing = Some(self.now);
+            effects.push(Effect::Propose(Command::CommitMoves { plan, from: self.session(), partitions }));
         }
     }
 
     /// Whatever was not answered is said again.
     pub(super) fn give_on(&mut self, effects: &mut Vec<Effect>) {
         let (now, session) = (self.now, self.session());
-        for (partition, held) in &mut self.held {
-            let Held::Giving(giving) = held else { continue };
+        if self.committing.is_some_and(|since| now >= since + AGAIN_MS) {
+            self.committed(effects);
+        }
+        for partition in self.giving.clone() {
+            let Some(Held::Giving(giving)) = self.held.get_mut(&partition) else { continue };
             if matches!(giving.step, Step::Sealing) && now >= giving.sent + SEAL_MS_MAX {
                 giving.sent = now;
-                effects.push(Effect::Tenure(*partition, TenureMail::Hurry));
+                effects.push(Effect::Tenure(partition, TenureMail::Hurry));
             }
             let is_silent = now >= giving.since + SILENCE_MS_MAX;
             if is(Bug::CommitUnknownResumes)
-                && matches!(giving.step, Step::Committing)
+                && matches!(giving.step, Step::Committing { .. })
                 && now >= giving.since + AGAIN_MS
             {
                 // As if no answer were a refusal.
-                *held = giving.take_back(*partition, effects);
+                let held = giving.take_back(partition, effects);
+                self.hold(partition, held);
                 continue;
             }
             if is_silent && matches!(giving.step, Step::Shown(_) | Step::Cut(_)) {
                 giving.enter(Step::Aborting, now);
-                giving.ask(session, *partition, effects);
+                giving.ask(session, partition, effects);
             } else if now >= giving.sent + AGAIN_MS {
-                giving.say(*partition, now, effects);
+                giving.say(partition, now, effects);
                 if now >= giving.sent + 10 * AGAIN_MS {
                     giving.sent = now;
-                    giving.ask(session, *partition, effects);
+                    giving.ask(session, partition, effects);
                 }
             }
         }
@@ -151,6 +191,18 @@ impl Life {
 impl Giving {
     fn enter(&mut self, step: Step, now: Millis) {
         (self.step, self.since, self.sent) = (step, now, now);
+    }
+
+    /// Notes how long the step took. Showing what is there is one with waiting until it was seen.
+    pub(super) fn end_step(&self, now: Millis, effects: &mut Vec<Effect>) {
+        let step = match self.step {
+            Step::Showing | Step::Aborting => return,
+            Step::Shown(_) => "show",
+            Step::Sealing => "seal",
+            Step::Cut(_) => "agree",
+            Step::Committing { .. } => "commit",
+        };
+        effects.push(Effect::Took(step, now.saturating_sub(self.since)));
     }
 
     /// The partition stays with its giver, who goes on under the same epoch.
@@ -166,7 +218,7 @@ impl Giving {
         let says = match &self.step {
             Step::Shown(handed) => Says::Shown(Arc::clone(handed)),
             Step::Cut(delta) => Says::Stands(Arc::clone(delta)),
-            Step::Showing | Step::Sealing | Step::Committing | Step::Aborting => return,
+            Step::Showing | Step::Sealing | Step::Committing { .. } | Step::Aborting => return,
         };
         self.sent = now;
         effects.push(Effect::Send(self.to, Handover { plan: self.plan, partition, says }));
@@ -176,9 +228,11 @@ impl Giving {
     fn ask(&self, from: SessionId, partition: Partition, effects: &mut Vec<Effect>) {
         let (plan, partitions) = (self.plan, vec![partition]);
         match self.step {
-            Step::Committing => effects.push(Effect::Propose(Command::CommitMoves { plan, from, partitions })),
+            Step::Committing { asked: true } => {
+                effects.push(Effect::Propose(Command::CommitMoves { plan, from, partitions }))
+            }
             Step::Aborting => effects.push(Effect::Propose(Command::AbortMoves { plan, partitions })),
-            Step::Showing | Step::Shown(_) | Step::Sealing | Step::Cut(_) => {}
+            Step::Showing | Step::Shown(_) | Step::Sealing | Step::Cut(_) | Step::Committing { asked: false } => {}
         }
     }
 }

@@ -14,11 +14,17 @@ use crate::planted::{Bug, is};
 use super::{AGAIN_MS, Effect, giving::Giving, taking::Taking};
 use crate::shard::handover::{Handed, TenureMail};
 
+/// How often a session looks at the time.
+const LOOK_MS: Millis = 20;
+
 /// A session that owns.
 pub(crate) struct Life {
     session: SessionId,
     pub(super) now: Millis,
     pub(super) held: BTreeMap<Partition, Held>,
+    /// Those of `held` that are being opened, and those that are being given away: few, while thousands are open.
+    opening: BTreeSet<Partition>,
+    pub(super) giving: BTreeSet<Partition>,
     /// Sessions whose fences this one knows to be durable.
     fenced: BTreeSet<SessionId>,
     /// Fences on their way, since when.
@@ -29,6 +35,10 @@ pub(crate) struct Life {
     activity: BTreeMap<SessionId, (Option<Vec<EntityId>>, Millis)>,
     /// What givers have shown.
     pub(super) taking: Taking,
+    /// When it was looked at what has to be said again.
+    looked: Millis,
+    /// Since when the cluster has been asked to commit moves and has not answered.
+    pub(super) committing: Option<Millis>,
 }
 
 /// What a session has of a partition.
@@ -55,11 +65,15 @@ impl Life {
             session,
             now,
             held: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            giving: BTreeSet::new(),
             fenced: BTreeSet::new(),
             fencing: None,
             marking: BTreeMap::new(),
             activity: BTreeMap::new(),
             taking: Taking::default(),
+            looked: 0,
+            committing: None,
         }
     }
 
@@ -72,13 +86,18 @@ impl Life {
         self.close_what_is_gone(map, effects);
         self.hold_what_is_new(map, effects);
         self.follow_plans(map, effects);
-        self.taking.follow(self.session, map);
+        self.follow_givers(map, effects);
         self.fence(map, effects);
         self.open_what_can_be(map, effects);
     }
 
     pub(crate) fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         self.now = now;
+        // Whatever is heard is followed by a tick, and what is looked at here is thousands of partitions.
+        if now < self.looked + LOOK_MS {
+            return;
+        }
+        self.looked = now;
         if let Some((sessions, since)) = &mut self.fencing
             && now >= *since + 10 * AGAIN_MS
         {
@@ -95,15 +114,39 @@ impl Life {
         self.give_on(effects);
     }
 
+    /// A partition is opened, open, or given away.
+    pub(super) fn hold(&mut self, partition: Partition, held: Held) {
+        let into = |set: &mut BTreeSet<Partition>, belongs: bool| {
+            if belongs {
+                set.insert(partition)
+            } else {
+                set.remove(&partition)
+            };
+        };
+        into(&mut self.opening, matches!(held, Held::Opening(_)));
+        into(&mut self.giving, matches!(held, Held::Giving(_)));
+        self.held.insert(partition, held);
+    }
+
     fn close_what_is_gone(&mut self, map: &Map, effects: &mut Vec<Effect>) {
-        let session = self.session;
+        let (session, now, mut gone) = (self.session, self.now, Vec::new());
         self.held.retain(|partition, held| {
             let is_ours = map.owner(*partition) == Some((session, held.epoch()));
             if !is_ours {
-                effects.push(Effect::Tenure(*partition, TenureMail::Close(*partition)));
+                if let Held::Giving(giving) = held {
+                    giving.end_step(now, effects);
+                }
+                gone.push(*partition);
             }
             is_ours
         });
+        for partition in &gone {
+            self.opening.remove(partition);
+            self.giving.remove(partition);
+        }
+        if !gone.is_empty() {
+            effects.push(Effect::Close(gone));
+        }
     }
 
     fn hold_what_is_new(&mut self, map: &Map, effects: &mut Vec<Effect>) {
@@ -114,7 +157,7 @@ impl Life {
             let Some(row) = map.row(partition) else { continue };
             let handed = self.taking.committed(partition, row);
             let former = if handed.is_some() { Vec::new() } else { self.predecessors(map, row) };
-            self.held.insert(partition, Held::Opening(Opening { epoch, handed, former }));
+            self.hold(partition, Held::Opening(Opening { epoch, handed, former }));
             effects.push(Effect::Tenure(partition, TenureMail::Opening(partition)));
         }
     }
@@ -132,7 +175,7 @@ impl Life {
     fn fence(&mut self, map: &Map, effects: &mut Vec<Effect>) {
         let unfenced: BTreeSet<SessionId> = map.unfenced().map(|(session, _)| session).collect();
         self.marking.retain(|session, _| unfenced.contains(session));
-        if self.fencing.is_some() || !self.held.values().any(|held| matches!(held, Held::Opening(_))) {
+        if self.fencing.is_some() || self.opening.is_empty() {
             return;
         }
         let mut missing: BTreeSet<SessionId> = unfenced.difference(&self.fenced).copied().collect();
@@ -177,8 +220,7 @@ impl Life {
             None => drop(self.activity.remove(&session)),
         }
         self.open_what_can_be(map, effects);
-        let is_opening = self.held.values().any(|held| matches!(held, Held::Opening(_)));
-        if !is_opening {
+        if self.opening.is_empty() {
             // Lists are long, and another takeover reads newer ones.
             self.activity.retain(|_, (entities, _)| entities.is_none());
         }
@@ -192,13 +234,13 @@ impl Life {
             return;
         }
         let mut wanted = BTreeSet::new();
-        for (partition, held) in &mut self.held {
-            let Held::Opening(opening) = held else { continue };
+        for partition in self.opening.clone() {
+            let Some(Held::Opening(opening)) = self.held.get_mut(&partition) else { continue };
             if is(Bug::OpenBeforeFence) {
                 opening.former.clear();
             }
             if is(Bug::FenceOnlyLast) {
-                let last = map.row(*partition).and_then(|row| row.former.first().copied());
+                let last = map.row(partition).and_then(|row| row.former.first().copied());
                 if last.is_some_and(|last| !map.is_live(last) && !self.fenced.contains(&last)) {
                     continue;
                 }
@@ -212,12 +254,12 @@ impl Life {
             }
             let (handed, mut warm) = opening.handed.take().unwrap_or_default();
             for (entities, _) in opening.former.iter().filter_map(|session| self.activity.get(session)) {
-                warm.extend(entities.iter().flatten().filter(|entity| entity.partition() == *partition).cloned());
+                warm.extend(entities.iter().flatten().filter(|entity| entity.partition() == partition).cloned());
             }
             let epoch = opening.epoch;
-            let open = TenureMail::Open { partition: *partition, epoch, handed, warm };
-            effects.push(Effect::Tenure(*partition, open));
-            *held = Held::Open(epoch);
+            let open = TenureMail::Open { partition, epoch, handed, warm };
+            effects.push(Effect::Tenure(partition, open));
+            self.hold(partition, Held::Open(epoch));
         }
         for session in wanted {
             if !self.activity.contains_key(&session) {

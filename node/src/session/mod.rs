@@ -64,6 +64,18 @@ pub(crate) enum Says {
     Agreed,
 }
 
+impl Says {
+    /// Bytes of the entities that it carries.
+    fn bytes(&self) -> usize {
+        let all = |handed: &[Handed]| handed.iter().map(|one| one.bytes.len()).sum();
+        match self {
+            Self::Shown(handed) => all(handed),
+            Self::Stands(delta) => all(&delta.changed),
+            Self::Seen | Self::Agreed => 0,
+        }
+    }
+}
+
 /// What is to be done.
 pub(crate) enum Effect {
     /// Ask the cluster.
@@ -80,10 +92,14 @@ pub(crate) enum Effect {
     ReadActivity(SessionId, u64),
     /// For the shard of this partition.
     Tenure(Partition, TenureMail),
+    /// For the shards of these partitions: they are somebody else's.
+    Close(Vec<Partition>),
     /// For another session.
     Send(SessionId, Handover),
     /// These partitions have other owners than before: for shards, links and gateways.
     Moved(Vec<(Partition, Owner)>),
+    /// A partition that is given away has come through a step, in this time.
+    Took(&'static str, Millis),
     /// The process must end: the store's history is another than the one this node was started with, or the node has left for good.
     Refuse(String),
 }
@@ -123,6 +139,14 @@ impl Sessions {
     /// The newest map that was shown.
     pub(crate) const fn map(&self) -> &Map {
         &self.map
+    }
+
+    /// It is that late now; what follows is heard at this time.
+    pub(crate) fn at(&mut self, now: Millis) {
+        self.now = now;
+        if let Stage::Living(life) = &mut self.stage {
+            life.now = now;
+        }
     }
 
     /// Time has passed.
@@ -196,6 +220,7 @@ impl Sessions {
                 self.stage = Stage::Enrolling { session: *session, since: None };
                 effects = self.tick(self.now);
             }
+            (Stage::Living(life), _) if matches!(command, Command::CommitMoves { .. }) => life.committed(&mut effects),
             // Asked again with a tick.
             (Stage::Unregistered { proposed }, _) => {
                 if matches!(outcome, Outcome::Answered(_) | Outcome::Unavailable) {

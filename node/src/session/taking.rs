@@ -14,7 +14,7 @@ use hashbrown::HashMap;
 use super::{Effect, Handover, Life, Says};
 use crate::{
     planted::{Bug, is},
-    shard::handover::Handed,
+    shard::handover::{Handed, TenureMail},
 };
 
 /// What givers have shown, by partition.
@@ -39,10 +39,25 @@ impl Life {
                 if planned.is_some_and(|planned| planned.from == from && planned.to == self.session()) {
                     let Handover { plan, partition, .. } = handover;
                     if let Some(says) = self.taking.hear(handover) {
+                        // Gateways may hear of the commit before this node does: whoever asks then waits for that, and is not
+                        // sent back to a giver who decides nothing any more.
+                        if matches!(says, Says::Agreed) && !self.held.contains_key(&partition) {
+                            effects.push(Effect::Tenure(partition, TenureMail::Opening(partition)));
+                        }
                         effects.push(Effect::Send(from, Handover { plan, partition, says }));
                     }
                 }
             }
+        }
+    }
+
+    /// Forgets what was shown under plans that are gone, unless the partition came by them. Whoever waits for one that did not
+    /// come waits in vain.
+    pub(super) fn follow_givers(&mut self, map: &Map, effects: &mut Vec<Effect>) {
+        let mut in_vain = self.taking.follow(self.session(), map);
+        in_vain.retain(|partition| !self.held.contains_key(partition));
+        if !in_vain.is_empty() {
+            effects.push(Effect::Close(in_vain));
         }
     }
 }
@@ -69,12 +84,18 @@ impl Taking {
         }
     }
 
-    /// Forgets what was shown under plans that are gone, unless the partition came by them.
-    pub(super) fn follow(&mut self, me: SessionId, map: &Map) {
+    /// Forgets what was shown under plans that are gone, and names what was agreed on of that.
+    fn follow(&mut self, me: SessionId, map: &Map) -> Vec<Partition> {
+        let mut agreed = Vec::new();
         self.0.retain(|partition, prepared| {
             let planned = map.plan(prepared.plan).and_then(|plan| plan.moves.get(partition));
-            planned.is_some_and(|planned| planned.to == me) || is(Bug::AbortedPlanOpened)
+            let stays = planned.is_some_and(|planned| planned.to == me) || is(Bug::AbortedPlanOpened);
+            if !stays && prepared.stands.is_some() {
+                agreed.push(*partition);
+            }
+            stays
         });
+        agreed
     }
 
     /// What may be opened of a partition that the map has just given to this session, and what is to be read at once.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use chappe_cluster::{
     control::Outcome,
     ownership::{Command, Map},
+    process::metrics::NODE_MOVE_STEP_DURATION_SECONDS,
 };
 use chappe_schema::{
     archive::{self, Unreadable},
@@ -21,9 +22,13 @@ use tokio::sync::Notify;
 
 use super::{Effect, Handover, Introduction, Sessions};
 use crate::{
-    shard::{Abroad, Home, Mail, PeerMail, Report, mailbox::Mailbox, shard_of_partition},
+    shard::{Abroad, Home, Mail, PeerMail, Report, handover::TenureMail, mailbox::Mailbox, shard_of_partition},
     store::{Session, Shared},
 };
+
+/// Bytes of entities that one message about planned moves holds, if it holds more than one word. So many do not hold up what
+/// else is on the way.
+const SAID_AT_ONCE_MAX: usize = 256 << 10;
 
 /// A session's own minute.
 const MINUTE_MS: Millis = 60_000;
@@ -59,7 +64,8 @@ pub struct Between(Word);
 #[derive(Clone, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 enum Word {
     Mail(PeerMail),
-    Handover(SessionId, Handover),
+    /// All that was said in one step.
+    Handovers(SessionId, Vec<Handover>),
 }
 
 impl Between {
@@ -84,7 +90,8 @@ impl Between {
     pub fn speaker(&self) -> Partition {
         match &self.0 {
             Word::Mail(mail) => mail.speaker(),
-            Word::Handover(_, handover) => handover.partition,
+            // An answer to each is waited for before more is said of its partition.
+            Word::Handovers(_, handovers) => handovers.first().map_or(Partition(0), |first| first.partition),
         }
     }
 }
@@ -170,6 +177,7 @@ impl Tenant {
     /// Hands everything that was heard to the sessions, and does what they want; what is beyond the node is given back.
     pub(crate) fn step(&mut self, now: Millis) -> Vec<Out> {
         self.now = now;
+        self.sessions.at(now);
         self.minute.store(now.saturating_sub(self.began) / MINUTE_MS, Ordering::Relaxed);
         let mut out = Vec::new();
         let mut heard = Vec::new();
@@ -218,7 +226,9 @@ impl Tenant {
                 self.all(|| Mail::Moved(Arc::clone(&partitions)));
                 Vec::new()
             }
-            Heard::Word(Between(Word::Handover(from, handover))) => self.sessions.heard(from, handover),
+            Heard::Word(Between(Word::Handovers(from, handovers))) => {
+                handovers.into_iter().flat_map(|handover| self.sessions.heard(from, handover)).collect()
+            }
             Heard::Fenced(sessions, durable) => self.sessions.fenced(&sessions, durable),
             Heard::Enrolled(session, generation) => self.sessions.enrolled(session, generation),
             Heard::Active(session, entities) => self.sessions.active(session, entities),
@@ -233,6 +243,21 @@ impl Tenant {
     fn all(&self, mail: impl Fn() -> Mail) {
         for mailbox in self.mailboxes.iter() {
             mailbox.send(mail());
+        }
+    }
+
+    /// What is said to one session goes in one message as long as that is small, and is said in order.
+    fn say(&mut self, me: SessionId, to: SessionId, handover: Handover, out: &mut Vec<Out>) {
+        let bytes = handover.says.bytes();
+        let last = out.iter_mut().rev().find_map(|out| match out {
+            Out::Peer(whom, Between(Word::Handovers(who, said))) if (*who, *whom) == (me, to) => Some(said),
+            _ => None,
+        });
+        match last {
+            Some(said) if bytes + said.iter().map(|said| said.says.bytes()).sum::<usize>() <= SAID_AT_ONCE_MAX => {
+                said.push(handover);
+            }
+            _ => out.push(Out::Peer(to, Between(Word::Handovers(me, vec![handover])))),
         }
     }
 
@@ -270,14 +295,27 @@ impl Tenant {
                 Effect::Tenure(partition, mail) => {
                     self.mailboxes[shard_of_partition(partition, self.mailboxes.len())].send(Mail::Tenure(mail));
                 }
+                Effect::Close(partitions) => {
+                    let shards = self.mailboxes.len();
+                    for (shard, mailbox) in self.mailboxes.iter().enumerate() {
+                        let theirs = |partition: &Partition| shard_of_partition(*partition, shards) == shard;
+                        let gone: Vec<Partition> = partitions.iter().copied().filter(theirs).collect();
+                        if !gone.is_empty() {
+                            mailbox.send(Mail::Tenure(TenureMail::Close(gone)));
+                        }
+                    }
+                }
                 Effect::Send(to, handover) => {
                     if let Some(me) = self.sessions.living() {
-                        out.push(Out::Peer(to, Between(Word::Handover(me, handover))));
+                        self.say(me, to, handover, out);
                     }
                 }
                 Effect::Moved(partitions) => {
                     let partitions: Arc<[_]> = partitions.into();
                     self.all(|| Mail::Moved(Arc::clone(&partitions)));
+                }
+                Effect::Took(step, ms) => {
+                    metrics::histogram!(NODE_MOVE_STEP_DURATION_SECONDS, "step" => step).record(ms as f64 / 1e3);
                 }
                 Effect::Refuse(why) => out.push(Out::Refused(why)),
             }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use chappe_cluster::{
     control::Answer,
-    ownership::{ClusterId, Founding, Ownership, Versions},
+    ownership::{Assignment, ClusterId, Founding, Move, Ownership, Versions},
 };
 use chappe_schema::id::NodeUid;
 
@@ -37,8 +37,12 @@ impl Cluster {
 }
 
 fn sessions() -> Sessions {
+    sessions_of(ME)
+}
+
+fn sessions_of(node: NodeUid) -> Sessions {
     let me = Introduction {
-        node: ME,
+        node,
         addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
         zone: String::new(),
         ordinal: 0,
@@ -115,4 +119,118 @@ fn who_left_for_good_asks_for_no_life_and_ends_when_nobody_needs_it() {
     let mut again = super::tests::sessions();
     let effects = again.map_changed(cluster.map(), 0);
     assert!(matches!(effects[..], [Effect::Refuse(_)]));
+}
+
+/// A giver and a receiver, all of whose partitions are the giver's and planned for the receiver.
+struct Two {
+    cluster: Cluster,
+    plan: PlanId,
+    giver: Sessions,
+    receiver: Sessions,
+}
+
+impl Two {
+    fn planned() -> Self {
+        let mut cluster = Cluster::founded();
+        let [giver, receiver] = [1, 2].map(|node| {
+            let mut sessions = sessions_of(NodeUid(node));
+            let asked = proposed(&sessions.map_changed(cluster.map(), 0));
+            let [register] = &asked[..] else { panic!("it registers") };
+            let outcome = cluster.decide(register);
+            let effects = sessions.answered(register, &outcome);
+            let [Effect::Enrol(session)] = effects[..] else { panic!("it is entered") };
+            sessions.map_changed(cluster.map(), 0);
+            sessions.enrolled(session, Some(Generation(7)));
+            sessions
+        });
+        let (from, to) = (giver.living().unwrap(), receiver.living().unwrap());
+        let all = || (0..4).map(Partition);
+        let assignments = all().map(|partition| Assignment { partition, expect: 0, to: from }).collect();
+        cluster.decide(&Command::ExpireAndAssign { session: None, minute: None, assignments });
+        let map = cluster.map();
+        let planned = |partition| Move { partition, expect: map.row(partition).unwrap().epoch, from, to };
+        let plan = map.next_plan();
+        cluster.decide(&Command::PlanMoves { plan, moves: all().map(planned).collect() });
+        let mut two = Self { cluster, plan, giver, receiver };
+        two.show_map();
+        two
+    }
+
+    /// What each of them does when it sees the newest map.
+    fn show_map(&mut self) -> [Vec<Effect>; 2] {
+        [&mut self.giver, &mut self.receiver].map(|sessions| sessions.map_changed(self.cluster.map(), 0))
+    }
+
+    /// What the one wants to be said is heard by the other.
+    fn carry(effects: Vec<Effect>, from: &Sessions, to: &mut Sessions) -> Vec<Effect> {
+        let words = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Send(_, handover) => Some(handover),
+            _ => None,
+        });
+        words.flat_map(|handover| to.heard(from.living().unwrap(), handover)).collect()
+    }
+
+    /// A partition goes all the way until the receiver has agreed: what the receiver does then.
+    fn agree(&mut self, partition: Partition) -> Vec<Effect> {
+        let shown = self.giver.streamed(partition, self.plan, Vec::new());
+        let seen = Self::carry(shown, &self.giver, &mut self.receiver);
+        let seals = Self::carry(seen, &self.receiver, &mut self.giver);
+        assert!(seals.iter().any(|effect| matches!(effect, Effect::Tenure(_, TenureMail::Seal(..)))));
+        let stands = self.giver.cut(partition, self.plan, Delta::default());
+        Self::carry(stands, &self.giver, &mut self.receiver)
+    }
+}
+
+#[test]
+fn what_is_agreed_on_while_the_cluster_decides_goes_with_the_next_question() {
+    let mut two = Two::planned();
+    let mut commits = Vec::new();
+    for number in 0..4 {
+        let agreed = two.agree(Partition(number));
+        commits.extend(proposed(&Two::carry(agreed, &two.receiver, &mut two.giver)));
+    }
+    let (plan, from) = (two.plan, two.giver.living().unwrap());
+    let commit = |numbers: &[u16]| Command::CommitMoves {
+        plan,
+        from,
+        partitions: numbers.iter().copied().map(Partition).collect(),
+    };
+    assert_eq!(commits, [commit(&[0])], "one question at a time");
+    // Whatever the answer is: the map tells what came of it.
+    let next = proposed(&two.giver.answered(&commit(&[0]), &Outcome::Unknown));
+    assert_eq!(next, [commit(&[1, 2, 3])]);
+    for command in commits.iter().chain(&next) {
+        two.cluster.decide(command);
+    }
+    let [gives, takes] = two.show_map();
+    let closed: Vec<_> =
+        gives.iter().filter_map(|one| if let Effect::Close(gone) = one { Some(gone) } else { None }).collect();
+    assert_eq!(closed, [&[0, 1, 2, 3].map(Partition)], "all at once");
+    let opened = takes.iter().filter(|one| matches!(one, Effect::Tenure(_, TenureMail::Open { .. }))).count();
+    assert_eq!(opened, 4);
+}
+
+#[test]
+fn a_commit_without_an_answer_holds_up_the_others_for_a_moment_only() {
+    let mut two = Two::planned();
+    for number in 0..2 {
+        let agreed = two.agree(Partition(number));
+        Two::carry(agreed, &two.receiver, &mut two.giver);
+    }
+    assert!(proposed(&two.giver.tick(AGAIN_MS - 1)).is_empty());
+    let [Command::CommitMoves { partitions, .. }] = &proposed(&two.giver.tick(AGAIN_MS))[..] else {
+        panic!("it goes on")
+    };
+    assert_eq!(partitions, &[Partition(1)]);
+}
+
+#[test]
+fn a_receiver_lets_gateways_wait_for_what_it_agreed_on_until_that_has_come_to_nothing() {
+    let mut two = Two::planned();
+    let at = Partition(3);
+    let agreed = two.agree(at);
+    assert!(matches!(agreed[..], [Effect::Tenure(opening, TenureMail::Opening(_)), Effect::Send(..)] if opening == at));
+    two.cluster.decide(&Command::AbortMoves { plan: two.plan, partitions: vec![at] });
+    let [_, takes] = two.show_map();
+    assert!(takes.iter().any(|one| matches!(one, Effect::Close(gone) if gone[..] == [at])));
 }

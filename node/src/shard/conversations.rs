@@ -941,7 +941,9 @@ impl Shard {
         let Some(epoch) = self.tenures.open(partition) else { return };
         let now = self.now;
         self.recent.forget(id);
-        self.conversations.entry(id).or_insert_with(|| ConversationSlot::loading(now, (partition, epoch)));
+        if !self.conversations.contains_key(&id) {
+            self.conversations.insert(id, ConversationSlot::loading(now, (partition, epoch)));
+        }
         self.reload(id);
     }
 

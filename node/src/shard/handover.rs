@@ -22,7 +22,7 @@ use chappe_schema::{
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    News, Parts, Phase, Report, Shard, Slot,
+    News, Parts, Phase, Report, Shard,
     conversations::{ConversationSlot, Reading},
     tenure::Tenure,
     users::UserSlot,
@@ -36,6 +36,10 @@ use crate::{
 
 /// How long a conversation counts as active: heads of those are said again when a member's owner changes.
 const ACTIVE_MS: u64 = 5 * 60_000;
+
+/// How long changes of owners gather before members there are told where their conversations stand. Until then they hear of
+/// what is said next, and miss only what was on its way as their partition moved.
+const MOVED_MS: u64 = 200;
 
 /// What happens to a partition of this shard.
 pub(crate) enum TenureMail {
@@ -58,8 +62,8 @@ pub(crate) enum TenureMail {
     Seal(Partition, PlanId),
     /// Time has passed since it was sealed: what is on its way may have taken too long.
     Hurry,
-    /// It is somebody else's.
-    Close(Partition),
+    /// They are somebody else's. Many at once: some of what is forgotten is found by looking at all there is.
+    Close(Vec<Partition>),
 }
 
 /// An entity in a giver's memory, as a successor may open it without a look into the log.
@@ -89,6 +93,8 @@ pub(super) struct Sealing {
     partition: Partition,
     plan: PlanId,
     since: Millis,
+    /// Of which something was on its way when that was looked at last. Nothing new is begun, so that they become fewer.
+    busy: Vec<EntityId>,
 }
 
 impl Delta {
@@ -122,15 +128,15 @@ impl Shard {
             TenureMail::Seal(partition, plan) => {
                 if let Tenure::Open(epoch) = self.tenures.at(partition) {
                     self.tenures.set(partition, Tenure::Sealed(epoch));
-                    self.sealing.push(Sealing { partition, plan, since: self.now });
-                    for id in of(&self.conversations, partition) {
+                    for id in self.conversations_of(partition) {
                         self.guarded(|| id.into(), |shard| shard.keep_receipts(id));
                     }
+                    self.sealing.push(Sealing { partition, plan, since: self.now, busy: self.busy_in(partition) });
                 }
             }
             // It only has to begin a turn: the turn's end cuts what has waited long enough.
             TenureMail::Hurry => {}
-            TenureMail::Close(partition) => self.close(partition),
+            TenureMail::Close(partitions) => self.close(&partitions.into_iter().collect()),
         }
     }
 
@@ -160,7 +166,7 @@ impl Shard {
         ours.into_iter().for_each(|ticket| self.pump.issue(ticket));
         if is(Bug::SlotsAgainAfterAbort) {
             // As if what is on its way would never arrive.
-            for id in of(&self.conversations, partition) {
+            for id in self.conversations_of(partition) {
                 if self.conversations.get(&id).is_some_and(|slot| !slot.line.has_no_rows()) {
                     self.forget_conversation(id);
                 }
@@ -214,38 +220,45 @@ impl Shard {
         }
     }
 
-    /// Everything of the partition is forgotten; whoever waits is sent to the next owner.
-    fn close(&mut self, partition: Partition) {
-        self.sealing.retain(|sealing| sealing.partition != partition);
-        self.tenures.leave(partition);
-        self.withheld.retain(|ticket| ticket.partition() != partition);
-        self.pump.forget(|ticket| ticket.partition() == partition);
+    /// Everything of these partitions is forgotten; whoever waits is sent to the next owner.
+    fn close(&mut self, partitions: &HashSet<Partition>) {
+        let gone = |partition: Partition| partitions.contains(&partition);
+        self.sealing.retain(|sealing| !gone(sealing.partition));
+        self.withheld.retain(|ticket| !gone(ticket.partition()));
+        self.pump.forget(|ticket| gone(ticket.partition()));
         self.reads.retain(|_, reading| match reading {
-            Reading::Id(id, ..) => id.partition() != partition,
+            Reading::Id(id, ..) => !gone(id.partition()),
             // What a clean fence read has let out may be shown late.
             Reading::Page(..) => true,
         });
-        self.owing_heads.retain(|id| id.partition() != partition);
-        self.recent.forget_all(|at| at == partition);
-        let conversations: Vec<ConversationId> = of(&self.conversations, partition);
-        for id in conversations {
+        self.owing_heads.retain(|id| !gone(id.partition()));
+        self.recent.forget_all(gone);
+        self.forget_presence(gone);
+        self.forget_typing(gone);
+        // Their news go to somebody else from now on.
+        self.resting.forget_all(|id| gone(id.partition()));
+        self.gatherings.retain(|_, gathering| !gone(gathering.partition()));
+        self.forget_tellings(gone);
+        let mut ordered: Vec<Partition> = partitions.iter().copied().collect();
+        ordered.sort_unstable();
+        for partition in ordered {
+            self.close_one(partition);
+        }
+    }
+
+    fn close_one(&mut self, partition: Partition) {
+        self.tenures.leave(partition);
+        for id in self.conversations_of(partition) {
             self.telling.remove(&id);
             self.unannounced.remove(&EntityId::Conversation(id));
             self.interest.remove(&id);
             self.forget_conversation(id);
         }
-        let users: Vec<UserId> = of(&self.users, partition);
-        for id in users {
+        for id in self.users_of(partition) {
             self.asking_heads.remove(&id);
             self.settling.remove(&id);
             self.forget_user(&id);
         }
-        self.forget_presence(partition);
-        self.forget_typing(partition);
-        // Their news go to somebody else from now on.
-        self.resting.forget_all(|id| id.partition() == partition);
-        self.gatherings.retain(|_, gathering| gathering.partition() != partition);
-        self.forget_tellings(partition);
         for (from, lane, _) in self.tenures.unpark(partition) {
             self.refuse(from, lane);
         }
@@ -254,10 +267,10 @@ impl Shard {
     /// Shows what is in memory and may be opened elsewhere as it is.
     fn stream(&mut self, partition: Partition, plan: PlanId) {
         let (mut handed, mut room) = (Vec::new(), Room::default());
-        for id in of(&self.conversations, partition).into_iter().take(MOVE_ENTITIES_MAX) {
+        for id in self.conversations_of(partition).into_iter().take(MOVE_ENTITIES_MAX) {
             handed.extend(self.hand_conversation(id).filter(|one| room.takes(one)));
         }
-        for id in of(&self.users, partition).into_iter().take(MOVE_ENTITIES_MAX) {
+        for id in self.users_of(partition).into_iter().take(MOVE_ENTITIES_MAX) {
             handed.extend(self.hand_user(&id).filter(|one| room.takes(one)));
         }
         for one in &handed {
@@ -303,29 +316,50 @@ impl Shard {
 
     /// Cuts sealed partitions in which nothing is on its way any more, and those that have waited long enough.
     pub(super) fn cut_what_is_quiet(&mut self) {
-        let mut index = 0;
-        while let Some(Sealing { partition, plan, since }) = self.sealing.get(index) {
-            let (partition, plan, waited) = (*partition, *plan, self.now.saturating_sub(*since));
-            if waited >= SEAL_MS_MAX || self.is_quiet(partition) {
-                self.sealing.swap_remove(index);
-                self.cut(partition, plan);
+        for mut sealing in std::mem::take(&mut self.sealing) {
+            sealing.busy.retain(|entity| !self.is_quiet(entity));
+            if sealing.busy.is_empty() {
+                // Whatever follows from what has ended may have begun since.
+                sealing.busy = self.busy_in(sealing.partition);
+            }
+            if sealing.busy.is_empty() || self.now.saturating_sub(sealing.since) >= SEAL_MS_MAX {
+                self.cut(sealing.partition, sealing.plan);
             } else {
-                index += 1;
+                self.sealing.push(sealing);
             }
         }
     }
 
-    fn is_quiet(&self, partition: Partition) -> bool {
-        let quiet = |line_is_quiet, at| at != partition || line_is_quiet;
-        self.conversations.values().all(|slot| quiet(slot.line.is_quiet() && slot.receipts.is_quiet(), slot.partition))
-            && self.users.values().all(|slot| quiet(slot.line.is_quiet(), slot.partition))
+    /// Entities of a partition of which something is on its way to the log.
+    fn busy_in(&self, partition: Partition) -> Vec<EntityId> {
+        let conversations = self.conversations.of(partition).map(|id| EntityId::Conversation(*id));
+        let users = self.users.of(partition).map(|id| EntityId::User(id.clone()));
+        conversations.chain(users).filter(|entity| !self.is_quiet(entity)).collect()
+    }
+
+    /// Whether nothing of an entity is on its way to the log. Nothing is, of one that is not in memory.
+    fn is_quiet(&self, entity: &EntityId) -> bool {
+        match entity {
+            EntityId::Conversation(id) => {
+                self.conversations.get(id).is_none_or(|slot| slot.line.is_quiet() && slot.receipts.is_quiet())
+            }
+            EntityId::User(id) => self.users.get(id).is_none_or(|slot| slot.line.is_quiet()),
+        }
+    }
+
+    fn conversations_of(&self, partition: Partition) -> Vec<ConversationId> {
+        self.conversations.of(partition).copied().collect()
+    }
+
+    fn users_of(&self, partition: Partition) -> Vec<UserId> {
+        self.users.of(partition).cloned().collect()
     }
 
     fn cut(&mut self, partition: Partition, plan: PlanId) {
         let Tenure::Sealed(epoch) = self.tenures.at(partition) else { return };
         self.tenures.set(partition, Tenure::Cut(epoch));
         let (mut delta, mut room) = (Delta::default(), Room::default());
-        for id in of(&self.conversations, partition) {
+        for id in self.conversations_of(partition) {
             let streamed = self.conversations.get(&id).and_then(|slot| slot.streamed);
             match self.hand_conversation(id) {
                 Some(handed) if streamed == Some(handed.seq) || room.takes(&handed) => delta.stands(handed, streamed),
@@ -333,7 +367,7 @@ impl Shard {
                 _ => delta.warm.push(id.into()),
             }
         }
-        for id in of(&self.users, partition) {
+        for id in self.users_of(partition) {
             let streamed = self.users.get(&id).and_then(|slot| slot.streamed);
             if let Some(handed) = self.hand_user(&id)
                 && (streamed == Some(handed.seq) || room.takes(&handed))
@@ -344,13 +378,29 @@ impl Shard {
         (self.reports)(Report::Cut(partition, plan, delta));
     }
 
-    /// These partitions have another owner: the heads of what was active lately are said again to the members who live
-    /// there, since news on their way to the former owner are lost.
+    /// These partitions have another owner. What follows from that takes a look at every conversation, and moves come in
+    /// dozens: they gather for a moment.
     pub(super) fn moved(&mut self, partitions: &[(Partition, Owner)]) {
-        let moved: HashSet<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
+        if self.moved.is_empty() {
+            self.moved_at = self.now;
+        }
+        self.moved.extend(partitions.iter().map(|(partition, _)| *partition));
+    }
+
+    /// The heads of what was active lately are said again to members whose partitions have another owner, since news on
+    /// their way to the former one are lost.
+    pub(super) fn follow_the_moved(&mut self) {
+        if self.moved.is_empty() || self.now < self.moved_at + MOVED_MS {
+            return;
+        }
+        let moved = std::mem::take(&mut self.moved);
         let since = self.now.saturating_sub(ACTIVE_MS);
-        let conversations: Vec<ConversationId> = self.conversations.keys().copied().collect();
-        for id in conversations {
+        let is_concerned = |slot: &ConversationSlot| match &slot.slot.phase {
+            Phase::Ready(state) if slot.is_settled() => state.last_at >= since,
+            _ => true,
+        };
+        let concerned = self.conversations.iter().filter(|(_, slot)| is_concerned(slot));
+        for id in concerned.map(|(id, _)| *id).collect::<Vec<ConversationId>>() {
             if self.conversations.get(&id).is_some_and(|slot| slot.is_settled()) {
                 self.say_head(id, since, |user| moved.contains(&user.partition()));
             } else {
@@ -481,13 +531,4 @@ impl Delta {
             self.changed.push(handed);
         }
     }
-}
-
-/// The entities of a partition. A shard has few partitions with many entities or many with few; either way this walks all
-/// of the shard's entities, once per move.
-fn of<K: Clone, C, P, R, S: std::ops::Deref<Target = Slot<C, P, R>>>(
-    slots: &HashMap<K, S, foldhash::fast::FixedState>,
-    partition: Partition,
-) -> Vec<K> {
-    slots.iter().filter(|(_, slot)| slot.partition == partition).map(|(id, _)| id.clone()).collect()
 }

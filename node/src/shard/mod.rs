@@ -58,6 +58,7 @@ use crate::{
 
 mod access;
 mod conversations;
+mod entities;
 pub(crate) mod handover;
 mod inbox;
 mod line;
@@ -79,6 +80,7 @@ mod users;
 #[cfg(test)]
 mod tests;
 
+use entities::Entities;
 use handover::{Sealing, TenureMail};
 use inbox::{Gathering, Told};
 use line::Line;
@@ -554,6 +556,9 @@ pub(crate) struct Shard {
     tenures: Tenures,
     /// Partitions that are being given away.
     sealing: Vec<Sealing>,
+    /// Partitions that have another owner, and since when the first of them has.
+    moved: HashSet<Partition>,
+    moved_at: Millis,
     /// What may not be let out unless a move is aborted.
     withheld: Vec<Ticket>,
     abroad: Arc<dyn Abroad>,
@@ -561,8 +566,8 @@ pub(crate) struct Shard {
     clock: Arc<dyn Fn() -> Millis + Send + Sync>,
     reports: Arc<dyn Fn(Report) + Send + Sync>,
     now: Millis,
-    conversations: HashMap<ConversationId, conversations::ConversationSlot, foldhash::fast::FixedState>,
-    users: HashMap<UserId, users::UserSlot, foldhash::fast::FixedState>,
+    conversations: Entities<ConversationId, conversations::ConversationSlot>,
+    users: Entities<UserId, users::UserSlot>,
     gateways: Vec<GatewaySlot>,
     /// Gateways with listeners of a large conversation. Outlives the conversation's slot: listening activates nothing.
     interest: HashMap<ConversationId, SmallVec<[GatewayId; 2]>, foldhash::fast::FixedState>,
@@ -676,14 +681,16 @@ impl Shard {
             session: session.id,
             tenures: Tenures::all(tenure),
             sealing: Vec::new(),
+            moved: HashSet::default(),
+            moved_at: 0,
             withheld: Vec::new(),
             abroad: parts.abroad,
             settings: parts.settings,
             clock: parts.clock,
             reports: parts.reports,
             now: 0,
-            conversations: HashMap::default(),
-            users: HashMap::default(),
+            conversations: Entities::default(),
+            users: Entities::default(),
             gateways: Vec::new(),
             interest: HashMap::default(),
             unannounced: parts.unannounced.into_iter().collect(),
@@ -784,6 +791,7 @@ impl Shard {
             self.send_appends();
             self.send_projections();
             self.cut_what_is_quiet();
+            self.follow_the_moved();
             self.read_fence(false);
         }
         for (index, mail) in self.outgoing.iter_mut().enumerate() {

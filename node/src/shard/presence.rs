@@ -411,7 +411,7 @@ impl Shard {
     /// These partitions have other owners, who know of nobody who looks.
     pub(super) fn watch_again(&mut self, moved: &HashSet<Partition>) {
         let mut again = Vec::new();
-        for (id, slot) in &self.users {
+        for (id, slot) in self.users.iter() {
             let Some(watching) = &slot.watching else { continue };
             let mut watches = watching.renewal();
             watches.retain(|(watch, _)| moved.contains(&watch.user.partition()));
@@ -425,11 +425,11 @@ impl Shard {
     }
 
     /// This partition is somebody else's.
-    pub(super) fn forget_presence(&mut self, partition: Partition) {
-        self.opened.remove(&partition);
-        self.board.forget(|user| user.partition() == partition);
+    pub(super) fn forget_presence(&mut self, gone: impl Fn(Partition) -> bool) {
+        self.opened.retain(|partition, _| !gone(*partition));
+        self.board.forget(|user| gone(user.partition()));
         // Asked again by their gateway, where they are answered.
-        self.asked_seen.retain(|_, one| one.asked.actor.user.partition() != partition);
+        self.asked_seen.retain(|_, one| !gone(one.asked.actor.user.partition()));
     }
 }
 

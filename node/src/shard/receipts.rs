@@ -393,7 +393,7 @@ impl Shard {
     }
 
     /// A partition is somebody else's: its users' requests are asked again there.
-    pub(super) fn forget_tellings(&mut self, partition: Partition) {
-        self.tellings.retain(|_, telling| telling.asked.actor.user.partition() != partition);
+    pub(super) fn forget_tellings(&mut self, gone: impl Fn(Partition) -> bool) {
+        self.tellings.retain(|_, telling| !gone(telling.asked.actor.user.partition()));
     }
 }

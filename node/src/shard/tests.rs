@@ -750,7 +750,7 @@ fn an_answer_to_an_earlier_tenure_commits_nothing_of_this_one() {
     let first = bench.ask("ada", send("1"));
     assert_eq!(bench.store.held.lock().appends.len(), 1, "it is on its way");
     let partition = CONVERSATION.partition();
-    bench.mail(Mail::Tenure(TenureMail::Close(partition)));
+    bench.mail(Mail::Tenure(TenureMail::Close(vec![partition])));
     let open = TenureMail::Open { partition, epoch: 5, handed: Vec::new(), warm: Vec::new() };
     bench.mail(Mail::Tenure(open));
     // Its gateway has not heard of it yet. What waited is forgotten, and nothing may overtake it.

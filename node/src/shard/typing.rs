@@ -81,7 +81,7 @@ impl Shard {
     }
 
     /// This partition is somebody else's: those who write there say so again.
-    pub(super) fn forget_typing(&mut self, partition: Partition) {
-        self.typing.forget(|id| id.partition() == partition);
+    pub(super) fn forget_typing(&mut self, gone: impl Fn(Partition) -> bool) {
+        self.typing.forget(|id| gone(id.partition()));
     }
 }

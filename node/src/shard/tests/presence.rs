@@ -255,7 +255,7 @@ fn a_panic_or_a_new_owner_makes_nobody_flap() {
     assert_eq!(bench.seen(1), []);
     // Bob's partition goes and comes back, as to a new owner, who knows of no connection.
     let partition = user("bob").partition();
-    bench.mail(Mail::Tenure(TenureMail::Close(partition)));
+    bench.mail(Mail::Tenure(TenureMail::Close(vec![partition])));
     bench.mail(Mail::Tenure(TenureMail::Open { partition, epoch: 9, handed: Vec::new(), warm: Vec::new() }));
     let owner = chappe_schema::wire::Owner { session: 1, epoch: 9 };
     bench.mail(Mail::Moved(Arc::from([(partition, owner)])));
@@ -273,7 +273,7 @@ fn a_panic_or_a_new_owner_makes_nobody_flap() {
     bench.attend("bob", 2, true, &[]);
     assert_eq!(bench.seen(1), [("bob".into(), AWAY)], "and whoever looked still does");
     // This time nobody comes.
-    bench.mail(Mail::Tenure(TenureMail::Close(partition)));
+    bench.mail(Mail::Tenure(TenureMail::Close(vec![partition])));
     bench.mail(Mail::Tenure(TenureMail::Open { partition, epoch: 10, handed: Vec::new(), warm: Vec::new() }));
     let owner = chappe_schema::wire::Owner { epoch: 10, ..owner };
     bench.mail(Mail::Moved(Arc::from([(partition, owner)])));
