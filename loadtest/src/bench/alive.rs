@@ -127,7 +127,7 @@ async fn gather(server: &Server, groups: usize, manner: Manner) -> anyhow::Resul
     let mut people = Vec::with_capacity(groups * GROUP);
     for index in 0..groups * GROUP {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), encoding: None });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), speech: None });
     }
     let crowd = Crowd::connect(people, manner, |_| {}).await?;
     let shape: Vec<Vec<usize>> = (0..groups).map(|group| (group * GROUP..(group + 1) * GROUP).collect()).collect();

@@ -89,7 +89,7 @@ async fn at(plan: &Plan, members: usize) -> anyhow::Result<Run> {
     let mut people = Vec::with_capacity(LISTENERS + 1);
     for index in 0..=LISTENERS {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), encoding: None });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), speech: None });
     }
     let began = Instant::now();
     let channel = gather(&server, &people, members).await?;

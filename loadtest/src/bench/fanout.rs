@@ -69,7 +69,7 @@ async fn ours(plan: &Plan, listeners: usize, window: usize, server: &Server) -> 
     let mut people = Vec::with_capacity(listeners + 1);
     for index in 0..=listeners {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), encoding: None });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), speech: None });
     }
     let group = gather(server, &people).await?;
     let crowd = Crowd::connect(people, manner(listeners), |_| {}).await?;

@@ -26,7 +26,7 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<Row> {
     let mut people = Vec::with_capacity(clients);
     for index in 0..clients {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), encoding: None });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(&target), speech: None });
     }
     // The first few connections pay for what all share.
     let few = people.split_off(clients - (clients / 100).max(1));

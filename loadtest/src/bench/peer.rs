@@ -55,7 +55,7 @@ impl RawPeer {
                     new
                 }
             };
-            people.push(Person { user: format!("raw-{index}"), token: "raw".into(), target, encoding: None });
+            people.push(Person { user: format!("raw-{index}"), token: "raw".into(), target, speech: None });
         }
         Ok(people)
     }

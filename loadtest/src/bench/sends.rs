@@ -184,7 +184,7 @@ pub(super) async fn crowd(
     let mut people = Vec::with_capacity(shape.clients);
     for index in 0..shape.clients {
         let user = format!("user-{index}");
-        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(target), encoding: None });
+        people.push(Person { token: signer.sign(&user)?, user, target: Arc::clone(target), speech: None });
     }
     let crowd = Crowd::connect(people, Manner { habits: habits(receipts), ..manner() }, |_| {}).await?;
     let mut homes: Vec<Vec<Uuid>> = vec![Vec::new(); shape.clients];

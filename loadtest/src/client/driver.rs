@@ -16,14 +16,14 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
     net::{TcpSocket, TcpStream},
     task::JoinHandle,
     time::{Sleep, sleep_until, timeout},
 };
 
 use super::{
-    Options, Target,
+    Options, Speech, Target, bridge,
     session::{Down, Handler, Session},
 };
 use crate::websocket::{self, Decoder, Item, Role};
@@ -111,7 +111,7 @@ pub fn start_with<H: Handler>(
     let inbox = Arc::new(Mutex::new(Inbox { calls: Vec::new(), stopping: false, waker: None }));
     let mut session = Session::new(Arc::clone(&options), user, token);
     let handler = handler(&mut session);
-    let driver = Driver { session, handler, target, options, source, inbox: Arc::clone(&inbox) };
+    let driver = Driver { session, handler, target, options, source, token: token.into(), inbox: Arc::clone(&inbox) };
     Handle { inbox, task: tokio::spawn(driver.run()) }
 }
 
@@ -121,12 +121,59 @@ struct Driver<H> {
     target: Arc<Target>,
     options: Arc<Options>,
     source: Option<IpAddr>,
+    token: Box<str>,
     inbox: Arc<Mutex<Inbox<H>>>,
 }
 
+/// A WebSocket after its handshake.
+pub(super) struct Socket {
+    pub(super) stream: TcpStream,
+    /// With what came behind the handshake.
+    pub(super) decoder: Decoder,
+}
+
 struct Link {
-    stream: TcpStream,
+    stream: Wire,
     decoder: Decoder,
+}
+
+/// Where the frames go.
+enum Wire {
+    Tcp(TcpStream),
+    /// To a task that speaks another transport.
+    Pipe(DuplexStream),
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Pipe(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Pipe(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Pipe(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Pipe(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
 }
 
 impl<H: Handler> Driver<H> {
@@ -198,11 +245,10 @@ impl<H: Handler> Driver<H> {
             Some(gate) => Arc::clone(gate).acquire_owned().await.ok(),
             None => None,
         };
-        let opening = open(&self.target, self.options.encoding.protocol(), self.source);
-        let link = timeout(self.options.answer_timeout, opening)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        Ok((link, gate))
+        let link =
+            timeout(self.options.answer_timeout, open(&self.target, self.options.speech, self.source, &self.token))
+                .await;
+        Ok((link.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??, gate))
     }
 
     /// Serves one connection until it ends.
@@ -331,16 +377,35 @@ impl<H: Handler> Driver<H> {
     }
 }
 
-/// Opens a TCP connection and does the WebSocket handshake.
-async fn open(target: &Target, protocol: &str, source: Option<IpAddr>) -> io::Result<Link> {
+/// Opens a connection for frames.
+async fn open(target: &Target, speech: Speech, source: Option<IpAddr>, token: &str) -> io::Result<Link> {
+    let pipe = match speech {
+        Speech::Json | Speech::Protobuf => {
+            let Socket { stream, decoder } = shake_hands(target, speech.protocol(), source).await?;
+            return Ok(Link { stream: Wire::Tcp(stream), decoder });
+        }
+        Speech::Grpc => bridge::grpc(target, source).await?,
+        Speech::Http => bridge::http(target, source, token).await?,
+    };
+    Ok(Link { stream: Wire::Pipe(pipe), decoder: Decoder::new(Role::Client) })
+}
+
+/// Opens a TCP connection.
+pub(super) async fn dial(target: &Target, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = if target.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(source) = source {
         // One source port may serve many destinations.
         socket.set_reuseaddr(true)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
-    let mut stream = socket.connect(target.address).await?;
+    let stream = socket.connect(target.address).await?;
     stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Opens a TCP connection and does the WebSocket handshake.
+pub(super) async fn shake_hands(target: &Target, protocol: &str, source: Option<IpAddr>) -> io::Result<Socket> {
+    let mut stream = dial(target, source).await?;
     // Any 24 base64 characters of 16 bytes: the server only hashes them.
     let key = "Q2hhcHBlJ3MgbG9hZHRlc3Q=";
     let request = websocket::handshake_request(&target.host, &target.path, protocol, key);
@@ -359,5 +424,5 @@ async fn open(target: &Target, protocol: &str, source: Option<IpAddr>) -> io::Re
     };
     websocket::handshake_accepted(&head[..end], key)
         .map_err(|status| io::Error::other(format!("the server answered the handshake with status {status}")))?;
-    Ok(Link { stream, decoder: Decoder::with(Role::Client, head.split_off(end)) })
+    Ok(Socket { stream, decoder: Decoder::with(Role::Client, head.split_off(end)) })
 }

@@ -6,6 +6,7 @@
 //!
 //! Plain TCP only: TLS belongs to a proxy in front of the server, and a load test measures the server.
 
+mod bridge;
 pub mod driver;
 pub mod grpc;
 pub mod http;
@@ -15,6 +16,7 @@ mod pending;
 mod protobuf;
 mod receipts;
 mod session;
+mod speech;
 #[cfg(test)]
 mod tests;
 pub mod token;
@@ -42,17 +44,17 @@ pub use self::{
     inbox::Inbox,
     line::Event,
     pending::Sent,
-    protobuf::Encoding,
     receipts::Progress,
     session::{Ack, Counters, Down, Failure, Handler, Refusal, Session},
+    speech::Speech,
 };
 use crate::history::History;
 
 /// How clients behave; one value is shared by a whole crowd.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How frames are written.
-    pub encoding: Encoding,
+    /// How they talk.
+    pub speech: Speech,
     /// What `connect` calls this device.
     pub device: String,
     /// Come back after a loss.
@@ -76,7 +78,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            encoding: Encoding::default(),
+            speech: Speech::default(),
             device: "loadtest".into(),
             reconnect: true,
             answer_timeout: Duration::from_secs(15),

@@ -3,7 +3,7 @@
 //! A session speaks JSON whatever goes over the wire, so that what a crowd in protobuf is promised is judged by the same code.
 //! What that costs is the tester's: its share of the CPU says more than in JSON, and the server's is what it is.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::collections::BTreeMap;
 
 use chappe_schema::{
     operation::Op,
@@ -16,48 +16,6 @@ use prost::{
 use serde::{Deserialize, Serialize};
 
 use super::line::{self, Fields};
-
-/// How frames are written on a WebSocket.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Encoding {
-    /// Lines of JSON.
-    #[default]
-    Json,
-    /// Messages of protobuf.
-    Protobuf,
-}
-
-impl Encoding {
-    /// The subprotocol that says so.
-    pub const fn protocol(self) -> &'static str {
-        match self {
-            Self::Json => "chappe.v1.json",
-            Self::Protobuf => "chappe.v1.protobuf",
-        }
-    }
-}
-
-impl FromStr for Encoding {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "json" => Ok(Self::Json),
-            "protobuf" => Ok(Self::Protobuf),
-            _ => Err("expected json or protobuf".into()),
-        }
-    }
-}
-
-impl fmt::Display for Encoding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Json => "json",
-            Self::Protobuf => "protobuf",
-        })
-    }
-}
 
 /// Fields of a `ClientFrame` that are no operations.
 const ID: u32 = 1;

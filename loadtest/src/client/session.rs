@@ -19,8 +19,9 @@ use super::{
     Options,
     line::{self, Event, Line},
     pending::{Pending, Purpose, Ring, Sent},
-    protobuf::{self, Encoding},
+    protobuf,
     receipts::{self, Progress, Said},
+    speech::Speech,
     track::{Step, Tracks},
 };
 use crate::{
@@ -424,9 +425,9 @@ impl Session {
 
     fn write(&mut self, line: &[u8]) {
         let key = self.mask_key();
-        match self.options.encoding {
-            Encoding::Json => websocket::encode(&mut self.out, Opcode::Text, line, Some(key)),
-            Encoding::Protobuf => match protobuf::said(line) {
+        match self.options.speech {
+            Speech::Json | Speech::Http => websocket::encode(&mut self.out, Opcode::Text, line, Some(key)),
+            Speech::Protobuf | Speech::Grpc => match protobuf::said(line) {
                 Some(frame) => websocket::encode(&mut self.out, Opcode::Binary, &frame, Some(key)),
                 None => self.misunderstood("has no form in protobuf", line),
             },
@@ -584,7 +585,7 @@ impl Session {
 
     /// Takes one WebSocket message: one or more lines, or one frame of protobuf.
     pub(super) fn message<H: Handler>(&mut self, message: &[u8], handler: &mut H) {
-        if self.options.encoding == Encoding::Protobuf {
+        if self.options.speech.is_protobuf() {
             return match protobuf::heard(message) {
                 Some(json) => self.line(&json, message.len(), handler),
                 None => self.misunderstood("not understood", message),

@@ -50,6 +50,8 @@ pub struct Habits {
     pub types: bool,
     /// It says what has reached it and that it has read it.
     pub receipts: bool,
+    /// Not more often than this: what happens between two words goes with the second.
+    pub receipts_every: Duration,
     /// The share of messages to which it reacts.
     pub reacts: f64,
     /// The k-th of its conversations is written to k to the power of this times less often than the first; 0: one after the other.
@@ -68,6 +70,7 @@ impl Default for Habits {
             body_bytes: 200,
             types: false,
             receipts: false,
+            receipts_every: Duration::ZERO,
             reacts: 0.0,
             uneven: 0.0,
             poisson: false,
@@ -160,6 +163,8 @@ pub struct Member {
     /// What has reached us since we said so.
     unsaid: HashMap<Uuid, u64>,
     is_saying: bool,
+    /// Nothing is said of it before then.
+    say_us: u64,
 }
 
 impl std::fmt::Debug for Handle<Member> {
@@ -197,6 +202,7 @@ impl Member {
             acked: 0,
             unsaid: HashMap::new(),
             is_saying: false,
+            say_us: 0,
         }
     }
 
@@ -361,6 +367,11 @@ impl Member {
         if self.is_saying || self.unsaid.is_empty() {
             return;
         }
+        let now = self.shared.score.now_us();
+        if now < self.say_us {
+            return session.wake_at(self.shared.score.began + Duration::from_micros(self.say_us));
+        }
+        self.say_us = now + self.habits.receipts_every.as_micros() as u64;
         let some: Vec<Uuid> = self.unsaid.keys().take(RECEIPTS_BATCH_MAX).copied().collect();
         let said = some.into_iter().filter_map(|conversation| {
             let n = self.unsaid.remove(&conversation)?;
@@ -538,6 +549,7 @@ impl Handler for Member {
 
     fn tick(&mut self, session: &mut Session, _: Instant) {
         self.live(session);
+        self.say(session);
         if matches!(self.pace, Pace::Open(_) | Pace::Flap(_) | Pace::Closed(_)) {
             self.go_on(session);
         }

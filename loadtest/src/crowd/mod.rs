@@ -8,7 +8,7 @@ pub mod scenario;
 pub(crate) mod score;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -29,7 +29,7 @@ pub use self::{
     score::{Counted, Latency},
 };
 use crate::{
-    client::{Counters, Encoding, Handle, Options, Target, driver},
+    client::{Counters, Handle, Options, Speech, Target, driver},
     history::{History, What},
     process::{self, Meter},
 };
@@ -46,6 +46,8 @@ const STALL: Duration = Duration::from_secs(60);
 const CREATE_MEMBERS_MAX: usize = 999;
 /// The tag of chores whose answer nobody needs.
 const NO_TAG: u64 = u64::MAX;
+/// How often nothing has come since the look before, 200 ms earlier, until everybody has said what reached them.
+const CALM_LOOKS_MAX: usize = 6;
 /// The tag of what members say of receipts.
 const RECEIPTS_TAG: u64 = u64::MAX - 2;
 /// The tag of what they are shown of them in the end.
@@ -60,15 +62,15 @@ pub struct Person {
     pub token: String,
     /// The server.
     pub target: Arc<Target>,
-    /// How frames are written; default: as the crowd's manner says.
-    pub encoding: Option<Encoding>,
+    /// How they talk; default: as the crowd's manner says.
+    pub speech: Option<Speech>,
 }
 
 /// How a crowd behaves.
 #[derive(Debug, Clone)]
 pub struct Manner {
-    /// How frames are written.
-    pub encoding: Encoding,
+    /// How everybody talks, unless something else is said of them.
+    pub speech: Speech,
     /// What everybody does, unless something else is said of them.
     pub habits: Habits,
     /// One in so many deliveries has its latency measured.
@@ -84,7 +86,7 @@ pub struct Manner {
 impl Default for Manner {
     fn default() -> Self {
         Self {
-            encoding: Encoding::default(),
+            speech: Speech::default(),
             habits: Habits::default(),
             sample: 8,
             history: None,
@@ -250,25 +252,23 @@ impl Crowd {
             fanout,
         });
         let gate = Some(Arc::new(Semaphore::new(CONNECTING_MAX)));
-        let options =
-            Options { encoding: manner.encoding, history: manner.history.clone(), gate, ..Options::default() };
-        // One for each encoding: they are shared by all who speak it.
-        let other = match manner.encoding {
-            Encoding::Json => Encoding::Protobuf,
-            Encoding::Protobuf => Encoding::Json,
-        };
-        let other = Arc::new(Options { encoding: other, ..options.clone() });
-        let options = Arc::new(options);
+        // One for each speech: they are shared by all who speak so.
+        let mut options: HashMap<Speech, Arc<Options>> = HashMap::new();
+        let history = manner.history.clone();
         let mut crowd = Self { shared, people, members: Vec::new(), history: manner.history };
         for (index, person) in crowd.people.iter().enumerate() {
             let host = 1 + manner.sources_before + (index / PORTS_PER_SOURCE) as u8;
             let source = (host > 1 && person.target.address.ip().is_loopback())
                 .then_some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)));
             let member = Member::new(Arc::clone(&crowd.shared), manner.habits.clone());
-            let is_other = person.encoding.is_some_and(|encoding| encoding == other.encoding);
+            let speech = person.speech.unwrap_or(manner.speech);
+            let options = options.entry(speech).or_insert_with(|| {
+                let (gate, history) = (gate.clone(), history.clone());
+                Arc::new(Options { speech, history, gate, ..Options::default() })
+            });
             let handle = driver::start(
                 Arc::clone(&person.target),
-                Arc::clone(if is_other { &other } else { &options }),
+                Arc::clone(options),
                 &person.user,
                 &person.token,
                 source,
@@ -577,13 +577,16 @@ impl Crowd {
 
     /// Waits until deliveries have ceased for a moment.
     async fn calm(&self) {
-        let mut before = u64::MAX;
+        let (mut before, mut equal) = (u64::MAX, 0);
         for _ in 0..100 {
             sleep(Duration::from_millis(200)).await;
             let score = &self.shared.score;
             let now =
                 score.deliveries.load(Relaxed) + score.receipts.load(Relaxed) + score.receipts_heard.load(Relaxed);
-            if now == before {
+            equal = if now == before { equal + 1 } else { 0 };
+            // Of what has reached people they speak a moment later; who does so more rarely still does it beside the reading.
+            let enough = if score.receipts.load(Relaxed) > 0 { CALM_LOOKS_MAX } else { 1 };
+            if equal >= enough {
                 return;
             }
             before = now;
@@ -781,7 +784,7 @@ mod tests {
                 user: format!("user-{index}"),
                 token: "t".into(),
                 target: Arc::new(target),
-                encoding: None,
+                speech: None,
             });
         }
         Crowd::connect(people, manner, |_| {}).await.unwrap()

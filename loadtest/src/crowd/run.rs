@@ -22,7 +22,7 @@ use super::{
     scenario::{Cast, Groups, Phase, Population, Scenario, Sends, Storm},
 };
 use crate::{
-    client::{Counters, Encoding, Target, http::Http, token::Signer},
+    client::{Counters, Speech, Target, http::Http, token::Signer},
     history::History,
     oracle::{Limits, Oracle, Verdict},
     process::{self, Memory},
@@ -33,8 +33,8 @@ use crate::{
 /// Load with figures and a verdict.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Plan {
-    /// What the crowd does, as a file; in place of --clients, --group, --body, --window, --rate, --secs, --warmup, --encoding and --receipts.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["clients", "group", "body", "window", "rate", "secs", "warmup", "encoding", "receipts"])]
+    /// What the crowd does, as a file; in place of --clients, --group, --body, --window, --rate, --secs, --warmup, --speech and --receipts.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["clients", "group", "body", "window", "rate", "secs", "warmup", "speech", "receipts"])]
     pub scenario: Option<PathBuf>,
     /// Multiplies the clients and the rates of a scenario, to try it out.
     #[arg(long, default_value_t = 1.0, requires = "scenario")]
@@ -57,9 +57,9 @@ pub struct Plan {
     /// Clients.
     #[arg(long, short = 'n', default_value_t = 1000)]
     pub clients: usize,
-    /// How frames are written: json or protobuf.
+    /// How they talk: json or protobuf on a WebSocket, grpc, or http (events on a WebSocket).
     #[arg(long, default_value_t)]
-    pub encoding: Encoding,
+    pub speech: Speech,
     /// Members of each group.
     #[arg(long, default_value_t = 10)]
     pub group: usize,
@@ -261,9 +261,10 @@ impl Plan {
             sends: Some(sends),
             uneven: 0.0,
             body_bytes: self.body,
-            encoding: self.encoding,
+            speech: self.speech,
             types: false,
             receipts: self.receipts,
+            receipts_secs: 0.0,
             reacts: 0.0,
             watches: 0,
             slow: None,
@@ -524,8 +525,8 @@ async fn people(
             Some(signer) => signer.sign(&user)?,
             None => http.token(&user).await?,
         };
-        let encoding = Some(scenario.populations[*population].encoding);
-        people.push(Person { user, token, target: Arc::clone(target), encoding });
+        let speech = Some(scenario.populations[*population].speech);
+        people.push(Person { user, token, target: Arc::clone(target), speech });
     }
     Ok(people)
 }

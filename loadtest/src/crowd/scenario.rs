@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
 use super::{Pace, member::Habits, part::Part};
-use crate::client::Encoding;
+use crate::client::Speech;
 
 /// A client whose reading pauses for longer counts its requests as lost before it reads the answers.
 const SLOW_SECS_MAX: f64 = 10.0;
@@ -63,15 +63,18 @@ pub struct Population {
     /// Bytes of each body.
     #[serde(default = "two_hundred")]
     pub body_bytes: usize,
-    /// How frames are written.
+    /// How they talk.
     #[serde(default)]
-    pub encoding: Encoding,
+    pub speech: Speech,
     /// They say that they are writing, before each message.
     #[serde(default)]
     pub types: bool,
     /// They say what has reached them and that they have read it.
     #[serde(default)]
     pub receipts: bool,
+    /// A client says so about all of its conversations at once, and then not again for so long. 0: as soon as it has an answer.
+    #[serde(default = "one")]
+    pub receipts_secs: f64,
     /// To which share of the messages that they hear each of them reacts.
     #[serde(default)]
     pub reacts: f64,
@@ -388,6 +391,7 @@ impl Population {
             let is_closed = sends.in_flight.is_some();
             ensure!(!is_closed || sends.arrivals == Arrivals::Even, "sends.arrivals: only of an open loop (rate)");
         }
+        ensure!((0.0..=60.0).contains(&self.receipts_secs), "receipts_secs: from 0 to 60");
         if let Some(slow) = self.slow {
             let every = slow.for_secs..=86_400.0;
             let fine = slow.for_secs > 0.0 && slow.for_secs <= SLOW_SECS_MAX && every.contains(&slow.every_secs);
@@ -422,6 +426,7 @@ impl Population {
             body_bytes: self.body_bytes,
             types: self.types,
             receipts: self.receipts,
+            receipts_every: secs(self.receipts_secs),
             reacts: self.reacts,
             uneven: self.uneven,
             poisson: self.sends.as_ref().is_some_and(|sends| sends.arrivals == Arrivals::Poisson),
@@ -645,6 +650,7 @@ mod tests {
             ("at_secs = 12.0", "at_secs = 15.0", "after the last phase"),
             ("per_client = 3.0", "per_client = 0.5", "groups.per_client"),
             ("in_flight = 2", "in_flight = 2, arrivals = \"poisson\"", "only of an open loop"),
+            ("receipts = true", "receipts_secs = -1.0", "receipts_secs: from 0 to 60"),
             ("uneven = 1.0", "flaps = { every_secs = 90.0, away_secs = 60.0 }", "flaps: away_secs up to 30"),
             ("uneven = 1.0", "uneven = -1.0", "uneven"),
             ("uneven = 1.0", "slow = { every_secs = 20.0, for_secs = 15.0 }", "slow: for_secs"),

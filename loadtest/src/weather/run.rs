@@ -308,7 +308,7 @@ impl Talk {
         let person = |index: usize| {
             let user = format!("user-{index}");
             let target = Arc::clone(&targets[index % targets.len()]);
-            anyhow::Ok(Person { token: signer.sign(&user)?, user, target, encoding: None })
+            anyhow::Ok(Person { token: signer.sign(&user)?, user, target, speech: None })
         };
         let people = (0..clients).map(person).collect::<anyhow::Result<Vec<_>>>()?;
         let users: Vec<String> = people.iter().map(|person| person.user.clone()).collect();

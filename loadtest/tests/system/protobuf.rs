@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use chappe_loadtest::{
-    client::{Client, Encoding, Options, Stream as JsonStream, Target, http::Http},
+    client::{Client, Options, Speech, Stream as JsonStream, Target, http::Http},
     crowd::{Crowd, Habits, Manner, Pace, Person},
     history::History,
     oracle::{Limits, Oracle},
@@ -354,22 +354,24 @@ async fn a_stream_of_grpc_hears_what_a_websocket_hears() {
     talk(&mut super::server().await, Way::Grpc).await;
 }
 
-/// What `chappe-loadtest run --encoding protobuf` does, in small: a crowd that talks in protobuf, half of it thrown out in between,
+/// What `chappe-loadtest run --speech …` does, in small: a crowd that talks in each of the ways there are, the server killed in between,
 /// and an oracle that finds every promise kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_in_protobuf_is_promised_what_one_in_json_is() {
-    const GROUPS: usize = 4;
+async fn a_crowd_is_promised_the_same_whatever_it_talks_over() {
+    const SPEECHES: [Speech; 4] = [Speech::Protobuf, Speech::Grpc, Speech::Http, Speech::Json];
+    // Of different ways in each.
+    const GROUPS: usize = 5;
     const PEOPLE: usize = 20;
     let mut server = super::server().await;
     let target = Arc::new(Target::resolve(&server.url()).await.unwrap());
     let signer = server.signer().unwrap();
     let person = |index: usize| {
         let user = format!("user-{index}");
-        Person { token: signer.sign(&user).unwrap(), user, target: Arc::clone(&target), encoding: None }
+        let speech = Some(SPEECHES[index % SPEECHES.len()]);
+        Person { token: signer.sign(&user).unwrap(), user, target: Arc::clone(&target), speech }
     };
     let history = History::judged(Oracle::new(Limits::default()), None);
     let manner = Manner {
-        encoding: Encoding::Protobuf,
         history: Some(Arc::clone(&history)),
         habits: Habits { receipts: true, types: true, ..Habits::default() },
         ..Manner::default()

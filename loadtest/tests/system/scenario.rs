@@ -32,9 +32,26 @@ const ALL: &str = r#"
     clients = 20
     groups = { smallest = 5 }
     sends = { rate = 40.0 }
-    encoding = "protobuf"
+    speech = "protobuf"
     receipts = true
     flaps = { every_secs = 2.0, away_secs = 0.3 }
+
+    [[populations]]
+    name = "programs"
+    clients = 10
+    groups = { smallest = 5 }
+    sends = { rate = 20.0 }
+    speech = "grpc"
+    receipts = true
+
+    [[populations]]
+    name = "pages"
+    clients = 10
+    groups = { smallest = 5 }
+    sends = { rate = 20.0 }
+    speech = "http"
+    receipts = true
+    receipts_secs = 0.0
 
     [[populations]]
     name = "slow"
