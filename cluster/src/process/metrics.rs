@@ -220,8 +220,8 @@ catalogue! {
         NODE_INBOX_SETTLING_TOTAL = "chappe_node_inbox_settling_total", Kind::Counter, Count, {},
             "Lists and syncs answered before every conversation of the user had said where it stands.";
         NODE_MOVE_STEP_DURATION_SECONDS = "chappe_node_move_step_duration_seconds", Kind::Histogram(SECONDS), Seconds,
-            {step: &["show", "seal", "agree", "commit"]},
-            "Time that a partition given away on purpose spends in each step; from seal on its commands wait.";
+            {step: &["show", "seal", "agree", "commit", "pause"]},
+            "Time that a partition given away on purpose spends in each step; pause is seal, agree and commit: its commands wait.";
         PRESENCE_CONNECTIONS = "chappe_presence_connections", Kind::Gauge, Count, {status: &["online", "away"]},
             "Authenticated WebSocket connections, by whether somebody is at hand; counted once a second.";
         PRESENCE_WATCHES = "chappe_presence_watches", Kind::Gauge, Count, {},

@@ -67,7 +67,7 @@ struct Samples(Vec<f64>);
 
 pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
     let (_home, mut cluster) = plan.cluster(NODES, GATEWAYS, PORT).await?;
-    let filled = plan.scaled(FILLED);
+    let filled = plan.scaled(FILLED) / FILLERS * FILLERS;
     fill(&cluster.urls(), &cluster.signer()?, filled).await?;
     let pairs = plan.scaled(if name == "failover" { PAIRS } else { PAIRS_IN_PEACE });
     let talk = Talk::begin(&cluster.urls(), &cluster.signer()?, pairs).await?;
@@ -180,8 +180,19 @@ fn steps(before: &[Metrics], after: &[Metrics]) -> String {
         of(after) - of(before)
     };
     let mean = |step| format!("{step} {:.1}", grown("sum", step) / grown("count", step).max(1.0) * 1e3);
-    let all: Vec<String> = ["show", "seal", "agree", "commit"].map(mean).into();
-    format!("{} moves, ms in each step as the giver sees it: {}", grown("count", "commit"), all.join(", "))
+    let all: Vec<String> = ["show", "seal", "agree", "commit", "pause"].map(mean).into();
+    let moves = grown("count", "pause");
+    let bucket = format!("{NODE_MOVE_STEP_DURATION_SECONDS}_bucket");
+    let within = |all: &[Metrics], le| {
+        all.iter().map(|one| one.labelled(&bucket, &[("step", "pause"), ("le", le)])).sum::<f64>()
+    };
+    let share = |le| (within(after, le) - within(before, le)) / moves.max(1.0) * 100.0;
+    format!(
+        "{moves} moves, ms in each step as the giver sees it: {}; {:.1} % of all partitions paused for at most 50 ms, {:.1} % for at most 100",
+        all.join(", "),
+        share("0.05"),
+        share("0.1")
+    )
 }
 
 /// So many conversations with a message each, by people who then leave.

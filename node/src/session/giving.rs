@@ -18,7 +18,7 @@ use crate::planted::{Bug, is};
 use super::{AGAIN_MS, Effect, Handover, Life, Says, life::Held};
 use crate::shard::handover::{Delta, Handed, TenureMail};
 
-/// How long a receiver may be silent before the plan is given up: clients wait meanwhile.
+/// How long a receiver, or one's own shard, may be silent before the plan is given up: clients wait meanwhile.
 const SILENCE_MS_MAX: Millis = 2_000;
 
 /// A partition on its way to another session.
@@ -29,6 +29,8 @@ pub(super) struct Giving {
     step: Step,
     /// When the step began.
     since: Millis,
+    /// When the shard was asked to begin nothing new: its clients wait from then on.
+    sealed: Millis,
     /// When something was sent last.
     sent: Millis,
 }
@@ -44,7 +46,7 @@ enum Step {
     Cut(Arc<Delta>),
     /// It has: the cluster is asked, or will be when it has answered what it was asked before.
     Committing { asked: bool },
-    /// The receiver is silent: the cluster is asked to give the move up.
+    /// Somebody is silent: the cluster is asked to give the move up.
     Aborting,
 }
 
@@ -68,7 +70,7 @@ impl Life {
             {
                 let (epoch, to) = (*epoch, planned.to);
                 effects.push(Effect::Tenure(partition, TenureMail::Stream(partition, plan)));
-                let giving = Giving { epoch, plan, to, step: Step::Showing, since: now, sent: now };
+                let giving = Giving { epoch, plan, to, step: Step::Showing, since: now, sealed: now, sent: now };
                 self.hold(partition, Held::Giving(giving));
             }
         }
@@ -114,6 +116,7 @@ impl Life {
             (Step::Shown(_), Says::Seen) => {
                 giving.end_step(now, effects);
                 giving.enter(Step::Sealing, now);
+                giving.sealed = now;
                 effects.push(Effect::Tenure(handover.partition, TenureMail::Seal(handover.partition, handover.plan)));
             }
             (Step::Cut(_), Says::Agreed) => {
@@ -155,7 +158,7 @@ impl Life {
     /// Whatever was not answered is said again.
     pub(super) fn give_on(&mut self, effects: &mut Vec<Effect>) {
         let (now, session) = (self.now, self.session());
-        if self.committing.is_some_and(|since| now >= since + AGAIN_MS) {
+        if self.committing.is_some_and(|since| now.abs_diff(since) >= AGAIN_MS) {
             self.committed(effects);
         }
         for partition in self.giving.clone() {
@@ -174,7 +177,7 @@ impl Life {
                 self.hold(partition, held);
                 continue;
             }
-            if is_silent && matches!(giving.step, Step::Shown(_) | Step::Cut(_)) {
+            if is_silent && !matches!(giving.step, Step::Committing { .. } | Step::Aborting) {
                 giving.enter(Step::Aborting, now);
                 giving.ask(session, partition, effects);
             } else if now >= giving.sent + AGAIN_MS {
@@ -193,8 +196,16 @@ impl Giving {
         (self.step, self.since, self.sent) = (step, now, now);
     }
 
+    /// The partition is the receiver's now.
+    pub(super) fn gone(&self, now: Millis, effects: &mut Vec<Effect>) {
+        self.end_step(now, effects);
+        if matches!(self.step, Step::Committing { .. }) {
+            effects.push(Effect::Took("pause", now.saturating_sub(self.sealed)));
+        }
+    }
+
     /// Notes how long the step took. Showing what is there is one with waiting until it was seen.
-    pub(super) fn end_step(&self, now: Millis, effects: &mut Vec<Effect>) {
+    fn end_step(&self, now: Millis, effects: &mut Vec<Effect>) {
         let step = match self.step {
             Step::Showing | Step::Aborting => return,
             Step::Shown(_) => "show",

@@ -93,8 +93,8 @@ impl Life {
 
     pub(crate) fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         self.now = now;
-        // Whatever is heard is followed by a tick, and what is looked at here is thousands of partitions.
-        if now < self.looked + LOOK_MS {
+        // Whatever is heard is followed by a tick, and there may be much to look at. A clock that jumps back holds up nothing.
+        if now.abs_diff(self.looked) < LOOK_MS {
             return;
         }
         self.looked = now;
@@ -134,7 +134,7 @@ impl Life {
             let is_ours = map.owner(*partition) == Some((session, held.epoch()));
             if !is_ours {
                 if let Held::Giving(giving) = held {
-                    giving.end_step(now, effects);
+                    giving.gone(now, effects);
                 }
                 gone.push(*partition);
             }
@@ -233,7 +233,7 @@ impl Life {
         if all_matter && map.unfenced().any(|(session, _)| unfenced(session)) {
             return;
         }
-        let mut wanted = BTreeSet::new();
+        let (mut wanted, mut opened) = (BTreeSet::new(), false);
         for partition in self.opening.clone() {
             let Some(Held::Opening(opening)) = self.held.get_mut(&partition) else { continue };
             if is(Bug::OpenBeforeFence) {
@@ -260,6 +260,7 @@ impl Life {
             let open = TenureMail::Open { partition, epoch, handed, warm };
             effects.push(Effect::Tenure(partition, open));
             self.hold(partition, Held::Open(epoch));
+            opened = true;
         }
         for session in wanted {
             if !self.activity.contains_key(&session) {
@@ -268,6 +269,10 @@ impl Life {
                 let since = map.ended(session).and_then(|ended| ended.minute).unwrap_or(0).saturating_sub(1);
                 effects.push(Effect::ReadActivity(session, since));
             }
+        }
+        if opened {
+            // It may be planned to go on already, and the map says so once.
+            self.follow_plans(map, effects);
         }
     }
 }

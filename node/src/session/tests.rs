@@ -217,7 +217,7 @@ fn a_commit_without_an_answer_holds_up_the_others_for_a_moment_only() {
         let agreed = two.agree(Partition(number));
         Two::carry(agreed, &two.receiver, &mut two.giver);
     }
-    assert!(proposed(&two.giver.tick(AGAIN_MS - 1)).is_empty());
+    assert!(proposed(&two.giver.tick(AGAIN_MS / 2)).is_empty());
     let [Command::CommitMoves { partitions, .. }] = &proposed(&two.giver.tick(AGAIN_MS))[..] else {
         panic!("it goes on")
     };

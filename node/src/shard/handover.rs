@@ -322,7 +322,7 @@ impl Shard {
                 // Whatever follows from what has ended may have begun since.
                 sealing.busy = self.busy_in(sealing.partition);
             }
-            if sealing.busy.is_empty() || self.now.saturating_sub(sealing.since) >= SEAL_MS_MAX {
+            if sealing.busy.is_empty() || self.now.abs_diff(sealing.since) >= SEAL_MS_MAX {
                 self.cut(sealing.partition, sealing.plan);
             } else {
                 self.sealing.push(sealing);
@@ -390,7 +390,8 @@ impl Shard {
     /// The heads of what was active lately are said again to members whose partitions have another owner, since news on
     /// their way to the former one are lost.
     pub(super) fn follow_the_moved(&mut self) {
-        if self.moved.is_empty() || self.now < self.moved_at + MOVED_MS {
+        // A clock that jumps back holds up nothing.
+        if self.moved.is_empty() || self.now.abs_diff(self.moved_at) < MOVED_MS {
             return;
         }
         let moved = std::mem::take(&mut self.moved);
