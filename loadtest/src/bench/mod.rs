@@ -9,6 +9,7 @@ mod encoding;
 mod failover;
 mod fanout;
 mod idle;
+mod load;
 mod peer;
 mod receipts;
 mod sends;
@@ -45,8 +46,8 @@ pub struct Plan {
     /// An argument for the server; may be given several times.
     #[arg(long = "server-arg", allow_hyphen_values = true)]
     pub server_args: Vec<String>,
-    /// Only the loads whose name contains this: hot, sparse, pairs-64x1, pairs-256x1, pairs-64x8, fanout-1, fanout-8,
-    /// audience, encoding, receipts, idle, typing, presence, store-embedded, store-cql, store-cql-groups, store-cql-pages,
+    /// Only the loads whose name contains this: hot, sparse, pairs-64x1, pairs-256x1, pairs-64x8, half-load, resume, growth, fanout-1,
+    /// fanout-8, audience, encoding, receipts, idle, typing, presence, store-embedded, store-cql, store-cql-groups, store-cql-pages,
     /// tax-1, tax-8 (a cluster beside one server), failover, hand-off (how long conversations stand still), tester.
     /// May be given several times.
     #[arg(long)]
@@ -144,6 +145,9 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
             "tax-1" | "tax-8" => tax::measure(&plan, load).await,
             "failover" | "hand-off" => failover::measure(&plan, load).await,
             "receipts" => receipts::measure(&plan, load).await,
+            "half-load" => load::half(&plan, load).await,
+            "resume" => load::resume(&plan, load).await,
+            "growth" => load::growth(&plan, load).await,
             "audience" => audience::measure(&plan, load).await,
             "encoding" => encoding::measure(&plan, load),
             "fanout-1" => fanout::measure(&plan, load, 1).await,
@@ -172,12 +176,15 @@ pub async fn run(plan: Plan) -> anyhow::Result<()> {
 /// Beginnings of the names of those that need a CQL server.
 const NEED_CQL: [&str; 4] = ["store-cql", "tax", "failover", "hand-off"];
 
-const LOADS: [&str; 22] = [
+const LOADS: [&str; 25] = [
     "hot",
     "sparse",
     "pairs-64x1",
     "pairs-256x1",
     "pairs-64x8",
+    "half-load",
+    "resume",
+    "growth",
     "fanout-1",
     "fanout-8",
     "audience",

@@ -23,15 +23,17 @@ const GROUPS: [usize; 4] = [1, 8, 64, 256];
 /// Who sends where.
 pub(super) struct Shape {
     pub(super) load: String,
-    aim: &'static str,
+    pub(super) aim: &'static str,
     pub(super) clients: usize,
     /// Members of each conversation, by index.
     pub(super) groups: Vec<Vec<usize>>,
     /// Others, who are away, per client: direct conversations beside the groups.
-    away: usize,
+    pub(super) away: usize,
     /// Whether a client sends at all.
-    sends: fn(usize) -> bool,
+    pub(super) sends: fn(usize) -> bool,
     pub(super) window: usize,
+    /// Instead: everybody sends so often, whatever the answers do.
+    pub(super) every: Option<Duration>,
 }
 
 pub(super) async fn measure(plan: &Plan, name: &str) -> anyhow::Result<Row> {
@@ -104,6 +106,7 @@ pub(super) fn shape(plan: &Plan, name: &str) -> Shape {
             away: 0,
             sends: |index| index % 2 == 0,
             window,
+            every: None,
         }
     };
     match name {
@@ -125,6 +128,7 @@ pub(super) fn shape(plan: &Plan, name: &str) -> Shape {
                 away,
                 sends: |_| true,
                 window: 1,
+                every: None,
             }
         }
         _ => {
@@ -146,6 +150,7 @@ pub(super) fn shape(plan: &Plan, name: &str) -> Shape {
                 away: 0,
                 sends: |_| true,
                 window: 8,
+                every: None,
             }
         }
     }
@@ -221,7 +226,7 @@ pub(super) async fn work(
 
 /// The same crowd against the server without logic. A client whose conversations are all with people who are away is
 /// a group of its own there.
-async fn raw_server(
+pub(super) async fn raw_server(
     plan: &Plan,
     shape: &Shape,
     ack_bytes: usize,
@@ -248,7 +253,11 @@ async fn raw_server(
 
 fn assign(crowd: &Crowd, shape: &Shape, homes: Vec<Vec<Uuid>>) {
     for (index, home) in homes.into_iter().enumerate() {
-        let pace = if (shape.sends)(index) { Pace::Closed(shape.window) } else { Pace::Listen };
+        let pace = match shape.every {
+            _ if !(shape.sends)(index) => Pace::Listen,
+            Some(every) => Pace::Open(every),
+            None => Pace::Closed(shape.window),
+        };
         crowd.assign(index, home, pace);
     }
 }

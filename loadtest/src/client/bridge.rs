@@ -169,14 +169,11 @@ fn message(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 // === HTTP beside a WebSocket ===
 
-/// Opens a WebSocket, and a connection for requests beside it.
+/// Opens a WebSocket; the connection for requests beside it comes with the first of them.
 pub(super) async fn http(target: &Target, source: Option<IpAddr>, token: &str) -> io::Result<DuplexStream> {
     let Socket { stream, decoder } = shake_hands(target, "chappe.v1.json", source).await?;
-    let requests = TokioIo::new(dial(target, source).await?);
-    let (sender, connection) = http1::handshake(requests).await.map_err(io::Error::other)?;
-    let mut driving = JoinSet::new();
-    driving.spawn(connection);
-    let asking = Asking { sender, host: target.host.clone(), authorization: format!("Bearer {token}") };
+    let authorization = format!("Bearer {token}");
+    let asking = Asking { sender: None, driving: JoinSet::new(), target: target.clone(), source, authorization };
     let (ours, theirs) = duplex(PIPE_BYTES);
     let (reading, writing) = split(theirs);
     let (from_server, to_server) = stream.into_split();
@@ -184,7 +181,6 @@ pub(super) async fn http(target: &Target, source: Option<IpAddr>, token: &str) -
     let (answer, answers) = mpsc::channel(WAITING_MAX);
     let (ping, pings) = mpsc::channel(WAITING_MAX);
     tokio::spawn(async move {
-        let _driving = driving;
         let mut hearing = std::pin::pin!(hear_both(from_server, decoder, answers, ping, writing));
         // Whatever ends first ends the rest, and the session comes back.
         select! {
@@ -204,10 +200,13 @@ struct Asked {
     body: Option<String>,
 }
 
-/// The connection for requests.
+/// The connection for requests: opened for the first, and again when the server has closed it, as servers do with those that are idle.
 struct Asking {
-    sender: http1::SendRequest<Full<Bytes>>,
-    host: String,
+    sender: Option<http1::SendRequest<Full<Bytes>>>,
+    /// What drives it, for as long as this lives.
+    driving: JoinSet<hyper::Result<()>>,
+    target: Target,
+    source: Option<IpAddr>,
     authorization: String,
 }
 
@@ -224,6 +223,22 @@ impl Asking {
         std::future::pending().await
     }
 
+    /// A connection that takes a request now.
+    async fn sender(&mut self) -> Option<&mut http1::SendRequest<Full<Bytes>>> {
+        let is_ready = match &mut self.sender {
+            Some(sender) => sender.ready().await.is_ok(),
+            None => false,
+        };
+        if !is_ready {
+            let stream = TokioIo::new(dial(&self.target, self.source).await.ok()?);
+            let (sender, connection) = http1::handshake(stream).await.ok()?;
+            self.driving.abort_all();
+            self.driving.spawn(connection);
+            self.sender = Some(sender);
+        }
+        self.sender.as_mut()
+    }
+
     /// The answer as a WebSocket would bring it; nothing if there is none.
     async fn ask(&mut self, asked: Asked) -> Option<Vec<u8>> {
         let method = match asked.method {
@@ -236,14 +251,13 @@ impl Asking {
         let mut request = Request::builder()
             .method(method)
             .uri(asked.path)
-            .header("host", &self.host)
+            .header("host", &self.target.host)
             .header("authorization", &self.authorization);
         if asked.body.is_some() {
             request = request.header("content-type", "application/json");
         }
         let request = request.body(Full::from(asked.body.unwrap_or_default())).ok()?;
-        self.sender.ready().await.ok()?;
-        let (head, body) = self.sender.send_request(request).await.ok()?.into_parts();
+        let (head, body) = self.sender().await?.send_request(request).await.ok()?.into_parts();
         let body = body.collect().await.ok()?.to_bytes();
         let kind = if head.status.is_success() { "ok" } else { "error" };
         let mut line = format!(r#"{{"id":{},"{kind}":"#, asked.id).into_bytes();

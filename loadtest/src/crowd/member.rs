@@ -362,6 +362,13 @@ impl Member {
         session.request("presence.away", args, SOFT_TAG);
     }
 
+    /// The load is over: what has reached us and was not said is said now, however often that was to be.
+    pub(crate) fn speak_up(&mut self, session: &mut Session) {
+        self.habits.receipts_every = Duration::ZERO;
+        self.say_us = 0;
+        self.say(session);
+    }
+
     /// Says what has reached us, of all conversations at once; while that is on its way, the next word gathers.
     fn say(&mut self, session: &mut Session) {
         if self.is_saying || self.unsaid.is_empty() {

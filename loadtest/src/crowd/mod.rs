@@ -46,8 +46,6 @@ const STALL: Duration = Duration::from_secs(60);
 const CREATE_MEMBERS_MAX: usize = 999;
 /// The tag of chores whose answer nobody needs.
 const NO_TAG: u64 = u64::MAX;
-/// How often nothing has come since the look before, 200 ms earlier, until everybody has said what reached them.
-const CALM_LOOKS_MAX: usize = 6;
 /// The tag of what members say of receipts.
 const RECEIPTS_TAG: u64 = u64::MAX - 2;
 /// The tag of what they are shown of them in the end.
@@ -568,7 +566,10 @@ impl Crowd {
     /// Everybody ceases to send; waits until nothing is under way.
     pub async fn rest(&self) -> anyhow::Result<()> {
         for member in &self.members {
-            member.call(|member, _| member.stop());
+            member.call(|member, session| {
+                member.stop();
+                member.speak_up(session);
+            });
         }
         self.settle("ending", 0, |score| score.in_flight.load(Relaxed), &|_| {}).await?;
         self.calm().await;
@@ -577,16 +578,13 @@ impl Crowd {
 
     /// Waits until deliveries have ceased for a moment.
     async fn calm(&self) {
-        let (mut before, mut equal) = (u64::MAX, 0);
+        let mut before = u64::MAX;
         for _ in 0..100 {
             sleep(Duration::from_millis(200)).await;
             let score = &self.shared.score;
             let now =
                 score.deliveries.load(Relaxed) + score.receipts.load(Relaxed) + score.receipts_heard.load(Relaxed);
-            equal = if now == before { equal + 1 } else { 0 };
-            // Of what has reached people they speak a moment later; who does so more rarely still does it beside the reading.
-            let enough = if score.receipts.load(Relaxed) > 0 { CALM_LOOKS_MAX } else { 1 };
-            if equal >= enough {
+            if now == before {
                 return;
             }
             before = now;
