@@ -174,19 +174,18 @@ async fn nodes_say(cluster: &Cluster) -> anyhow::Result<Vec<Metrics>> {
 
 /// How long partitions spent in each step of their moves, on average.
 fn steps(before: &[Metrics], after: &[Metrics]) -> String {
-    let grown = |suffix: &str, step: &str| -> f64 {
+    let grown = |suffix: &str, labels: &[(&str, &str)]| -> f64 {
         let name = format!("{NODE_MOVE_STEP_DURATION_SECONDS}_{suffix}");
-        let of = |all: &[Metrics]| all.iter().map(|one| one.labelled(&name, &[("step", step)])).sum::<f64>();
+        let of = |all: &[Metrics]| all.iter().map(|one| one.labelled(&name, labels)).sum::<f64>();
         of(after) - of(before)
     };
-    let mean = |step| format!("{step} {:.1}", grown("sum", step) / grown("count", step).max(1.0) * 1e3);
-    let all: Vec<String> = ["show", "seal", "agree", "commit", "pause"].map(mean).into();
-    let moves = grown("count", "pause");
-    let bucket = format!("{NODE_MOVE_STEP_DURATION_SECONDS}_bucket");
-    let within = |all: &[Metrics], le| {
-        all.iter().map(|one| one.labelled(&bucket, &[("step", "pause"), ("le", le)])).sum::<f64>()
+    let mean = |step| {
+        let (sum, count) = (grown("sum", &[("step", step)]), grown("count", &[("step", step)]));
+        format!("{step} {:.1}", sum / count.max(1.0) * 1e3)
     };
-    let share = |le| (within(after, le) - within(before, le)) / moves.max(1.0) * 100.0;
+    let all: Vec<String> = ["show", "seal", "agree", "commit", "pause"].map(mean).into();
+    let moves = grown("count", &[("step", "pause")]);
+    let share = |le| grown("bucket", &[("step", "pause"), ("le", le)]) / moves.max(1.0) * 100.0;
     format!(
         "{moves} moves, ms in each step as the giver sees it: {}; {:.1} % of all partitions paused for at most 50 ms, {:.1} % for at most 100",
         all.join(", "),

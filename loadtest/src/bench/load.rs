@@ -1,7 +1,10 @@
 //! What becomes of the figures when the server is not busy (`half-load`), when everybody comes back at once (`resume`), and when
 //! there is much that it knows (`growth`).
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use tokio::time::sleep;
@@ -12,6 +15,7 @@ use super::{
     sends::{self, Shape},
 };
 use crate::{
+    client::Target,
     crowd::{Crowd, Manner, Pace},
     process, raw,
 };
@@ -65,13 +69,11 @@ pub(super) async fn resume(plan: &Plan, name: &str) -> anyhow::Result<Row> {
         aim: "",
         clients: groups * 10,
         groups: (0..groups).map(|group| (group * 10..group * 10 + 10).collect()).collect(),
-        away: 0,
         sends: |_| false,
-        window: 1,
-        every: None,
+        ..sends::shape(plan, "hot")
     };
     let (mut server, _home) = plan.server().await?;
-    let target = std::sync::Arc::new(crate::client::Target::resolve(&server.url()).await?);
+    let target = Arc::new(Target::resolve(&server.url()).await?);
     let crowd = sends::crowd(&shape, &target, &server.signer()?, false).await?;
     let (cpu, meter) =
         (process::Meter::start(server.pid().context("the server does not run")?)?, process::Meter::of_self()?);
@@ -136,16 +138,7 @@ pub(super) async fn growth(plan: &Plan, name: &str) -> anyhow::Result<Row> {
         ..Row::default()
     };
     for away in GROWTH {
-        let shape = Shape {
-            load: String::new(),
-            aim: "",
-            clients,
-            groups: Vec::new(),
-            away,
-            sends: |_| true,
-            window: 1,
-            every: None,
-        };
+        let shape = Shape { clients, away, ..sends::shape(plan, "sparse") };
         let (mut server, _home) = plan.server().await?;
         let began = Instant::now();
         let (measured, _, before, after) = sends::ours(plan, &shape, &server, false).await?;

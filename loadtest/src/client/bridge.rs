@@ -34,6 +34,7 @@ use tokio::{
 use super::{
     Target,
     driver::{Socket, dial, shake_hands},
+    grpc::{PREFIX_BYTES, framed},
     line::{self, Fields},
 };
 use crate::websocket::{self, Decoder, Item, Opcode, Role};
@@ -46,8 +47,6 @@ const READ_BYTES: usize = 4 << 10;
 const WAITING_MAX: usize = 16;
 /// How long the server may take to end a stream that the client has ended.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// In front of each message of gRPC: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
 const CONNECT: &str = "/chappe.v1.Realtime/Connect";
 /// Any key will do: what it masks goes no further than this process, or over loopback.
 const KEY: [u8; 4] = [0x43, 0x68, 0x61, 0x70];
@@ -118,11 +117,7 @@ async fn say_messages(mut pipe: ReadHalf<DuplexStream>, say: mpsc::Sender<Bytes>
     let mut frames = Frames::new();
     while let Some(said) = frames.next(&mut pipe).await {
         for message in said.messages {
-            let mut framed = Vec::with_capacity(PREFIX_BYTES + message.len());
-            framed.push(0);
-            framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
-            framed.extend_from_slice(&message);
-            if say.send(framed.into()).await.is_err() {
+            if say.send(framed(&message)).await.is_err() {
                 return;
             }
         }
@@ -295,19 +290,13 @@ fn place(http: &Http, mut arguments: Map<String, Value>) -> Option<(String, Opti
         template = after;
     }
     path.push_str(template);
-    for (index, name) in http
-        .query
-        .iter()
-        .filter(|name| arguments.contains_key(**name))
-        .copied()
-        .collect::<Vec<_>>()
-        .into_iter()
-        .enumerate()
-    {
-        path.push(if index == 0 { '?' } else { '&' });
+    let mut before = '?';
+    for name in http.query {
+        let Some(value) = arguments.remove(*name) else { continue };
+        path.push(std::mem::replace(&mut before, '&'));
         path.push_str(name);
         path.push('=');
-        push_escaped(&mut path, &arguments.remove(name)?)?;
+        push_escaped(&mut path, &value)?;
     }
     match (arguments.is_empty(), http.method) {
         (true, _) => Some((path, None)),

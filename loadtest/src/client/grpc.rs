@@ -76,14 +76,11 @@ impl Grpc {
 
     /// One message, and what came back: headers and trailers together, and the body.
     async fn send(&self, path: &str, token: &str, message: &[u8]) -> anyhow::Result<(HeaderMap, Bytes)> {
-        let mut framed = vec![0];
-        framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
-        framed.extend_from_slice(message);
         let request = Request::post(format!("{}{path}", self.base))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .header("authorization", format!("Bearer {token}"))
-            .body(Full::new(Bytes::from(framed)))?;
+            .body(Full::new(framed(message)))?;
         let (head, body) = self.client.request(request).await?.into_parts();
         anyhow::ensure!(head.status == 200, "gRPC answered with status {}", head.status);
         let collected = body.collect().await?;
@@ -94,4 +91,13 @@ impl Grpc {
 }
 
 /// In front of each message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
+
+/// A message as it stands in a stream.
+pub(super) fn framed(message: &[u8]) -> Bytes {
+    let mut framed = Vec::with_capacity(PREFIX_BYTES + message.len());
+    framed.push(0);
+    framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    framed.extend_from_slice(message);
+    framed.into()
+}
