@@ -15,7 +15,7 @@ use chappe_schema::{
 
 use crate::planted::{Bug, is};
 
-use super::{AGAIN_MS, Effect, Handover, Life, Says, life::Held};
+use super::{AGAIN_MS, Effect, Handover, Life, Says, has_passed, life::Held};
 use crate::shard::handover::{Delta, Handed, TenureMail};
 
 /// How long a receiver, or one's own shard, may be silent before the plan is given up: clients wait meanwhile.
@@ -122,24 +122,34 @@ impl Life {
             (Step::Cut(_), Says::Agreed) => {
                 giving.end_step(now, effects);
                 giving.enter(Step::Committing { asked: false }, now);
-                self.commit(effects);
+                // Others may have agreed in the same message: the cluster is asked when all of it has been heard.
+                self.is_agreed = true;
             }
             _ => {}
         }
     }
 
-    /// The cluster has answered a commit, or will not.
-    pub(super) fn committed(&mut self, effects: &mut Vec<Effect>) {
-        self.committing = None;
-        self.commit(effects);
+    /// The cluster has answered a commit, or will not. What it certainly has not heard is asked again after a pause, together.
+    pub(super) fn committed(&mut self, was_heard: bool, effects: &mut Vec<Effect>) {
+        if was_heard {
+            self.committing = None;
+            return self.commit(effects);
+        }
+        for partition in &self.giving {
+            if let Some(Held::Giving(Giving { step: Step::Committing { asked }, .. })) = self.held.get_mut(partition) {
+                *asked = false;
+            }
+        }
+        self.committing = Some(self.now);
     }
 
     /// Asks the cluster for everything that was agreed on. One question at a time: what is agreed on meanwhile goes with the next
     /// one, so that the moves of a group are few decisions, each of which everybody hears of.
-    fn commit(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn commit(&mut self, effects: &mut Vec<Effect>) {
         if self.committing.is_some() {
             return;
         }
+        self.is_agreed = false;
         let mut agreed: BTreeMap<PlanId, Vec<Partition>> = BTreeMap::new();
         for partition in &self.giving {
             if let Some(Held::Giving(giving)) = self.held.get_mut(partition)
@@ -158,19 +168,19 @@ impl Life {
     /// Whatever was not answered is said again.
     pub(super) fn give_on(&mut self, effects: &mut Vec<Effect>) {
         let (now, session) = (self.now, self.session());
-        if self.committing.is_some_and(|since| now.abs_diff(since) >= AGAIN_MS) {
-            self.committed(effects);
+        if self.committing.is_some_and(|since| has_passed(since, AGAIN_MS, now)) {
+            self.committed(true, effects);
         }
         for partition in self.giving.clone() {
             let Some(Held::Giving(giving)) = self.held.get_mut(&partition) else { continue };
-            if matches!(giving.step, Step::Sealing) && now >= giving.sent + SEAL_MS_MAX {
+            if matches!(giving.step, Step::Sealing) && has_passed(giving.sent, SEAL_MS_MAX, now) {
                 giving.sent = now;
                 effects.push(Effect::Tenure(partition, TenureMail::Hurry));
             }
-            let is_silent = now >= giving.since + SILENCE_MS_MAX;
+            let is_silent = has_passed(giving.since, SILENCE_MS_MAX, now);
             if is(Bug::CommitUnknownResumes)
                 && matches!(giving.step, Step::Committing { .. })
-                && now >= giving.since + AGAIN_MS
+                && has_passed(giving.since, AGAIN_MS, now)
             {
                 // As if no answer were a refusal.
                 let held = giving.take_back(partition, effects);
@@ -180,9 +190,9 @@ impl Life {
             if is_silent && !matches!(giving.step, Step::Committing { .. } | Step::Aborting) {
                 giving.enter(Step::Aborting, now);
                 giving.ask(session, partition, effects);
-            } else if now >= giving.sent + AGAIN_MS {
+            } else if has_passed(giving.sent, AGAIN_MS, now) {
                 giving.say(partition, now, effects);
-                if now >= giving.sent + 10 * AGAIN_MS {
+                if has_passed(giving.sent, 10 * AGAIN_MS, now) {
                     giving.sent = now;
                     giving.ask(session, partition, effects);
                 }

@@ -11,7 +11,7 @@ use chappe_schema::id::{EntityId, Epoch, Millis, Partition, SessionId};
 
 use crate::planted::{Bug, is};
 
-use super::{AGAIN_MS, Effect, giving::Giving, taking::Taking};
+use super::{AGAIN_MS, Effect, giving::Giving, has_passed, taking::Taking};
 use crate::shard::handover::{Handed, TenureMail};
 
 /// How often a session looks at the time.
@@ -39,6 +39,8 @@ pub(crate) struct Life {
     looked: Millis,
     /// Since when the cluster has been asked to commit moves and has not answered.
     pub(super) committing: Option<Millis>,
+    /// Whether moves were agreed on of which it has not been asked.
+    pub(super) is_agreed: bool,
 }
 
 /// What a session has of a partition.
@@ -74,6 +76,7 @@ impl Life {
             taking: Taking::default(),
             looked: 0,
             committing: None,
+            is_agreed: false,
         }
     }
 
@@ -93,20 +96,23 @@ impl Life {
 
     pub(crate) fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         self.now = now;
+        if self.is_agreed {
+            self.commit(effects);
+        }
         // Whatever is heard is followed by a tick, and there may be much to look at. A clock that jumps back holds up nothing.
         if now.abs_diff(self.looked) < LOOK_MS {
             return;
         }
         self.looked = now;
         if let Some((sessions, since)) = &mut self.fencing
-            && now >= *since + 10 * AGAIN_MS
+            && has_passed(*since, 10 * AGAIN_MS, now)
         {
             // The store answers in any case; this is for one that has forgotten.
             *since = now;
             effects.push(Effect::Fence(sessions.iter().copied().collect()));
         }
         for (session, since) in &mut self.marking {
-            if now >= *since + 10 * AGAIN_MS {
+            if has_passed(*since, 10 * AGAIN_MS, now) {
                 *since = now;
                 effects.push(Effect::Propose(Command::MarkFenced { session: *session }));
             }

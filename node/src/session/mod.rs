@@ -39,6 +39,11 @@ pub(crate) use life::Life;
 /// How long something that was sent may take before it is sent again.
 pub(crate) const AGAIN_MS: Millis = 300;
 
+/// Whether so much time has passed since then, by a clock that may have jumped back meanwhile: nothing waits for it to catch up.
+const fn has_passed(since: Millis, patience: Millis, now: Millis) -> bool {
+    now.abs_diff(since) >= patience
+}
+
 /// Who this node is to the cluster: what it registers each of its sessions as.
 pub use chappe_cluster::ownership::NewSession as Introduction;
 
@@ -110,6 +115,11 @@ pub(crate) struct Sessions {
     generation: Generation,
     map: Map,
     stage: Stage,
+    /// The version of the map that shows the present session: whether it lives, no older one can tell (seed 2600).
+    shown_by: u64,
+    /// Registrations that were not answered. Each ends the session of the one before: another one while one is on its way would end what
+    /// that one begins, and so on for ever (seed 2600).
+    asked: u32,
     now: Millis,
 }
 
@@ -125,7 +135,15 @@ enum Stage {
 impl Sessions {
     /// A node that has just started; `generation` is that of the history which its gateways are told.
     pub(crate) fn new(me: Introduction, generation: Generation) -> Self {
-        Self { me, generation, map: Map::default(), stage: Stage::Unregistered { proposed: None }, now: 0 }
+        Self {
+            me,
+            generation,
+            map: Map::default(),
+            stage: Stage::Unregistered { proposed: None },
+            shown_by: 0,
+            asked: 0,
+            now: 0,
+        }
     }
 
     /// The present session, once it may own anything.
@@ -153,7 +171,7 @@ impl Sessions {
     pub(crate) fn tick(&mut self, now: Millis) -> Vec<Effect> {
         self.now = now;
         let mut effects = Vec::new();
-        let is_due = |since: Option<Millis>, patience| since.is_none_or(|since| now >= since + patience);
+        let is_due = |since: Option<Millis>, patience| since.is_none_or(|since| has_passed(since, patience, now));
         // Who left for good is never taken in again. Its process stays until nothing depends on it: others may wait for its vote.
         let left = self.map.retirement(self.me.node);
         match &mut self.stage {
@@ -165,6 +183,7 @@ impl Sessions {
             Stage::Unregistered { .. } if left.is_some() => {}
             Stage::Unregistered { proposed } if self.map.cluster().is_some() && is_due(*proposed, 10 * AGAIN_MS) => {
                 *proposed = Some(now);
+                self.asked += 1;
                 effects.push(Effect::Propose(Command::RegisterSession(self.me.clone())));
             }
             Stage::Unregistered { .. } => {}
@@ -192,16 +211,15 @@ impl Sessions {
         }
         match &mut self.stage {
             Stage::Unregistered { .. } => {}
-            Stage::Enrolling { session, .. } if !self.map.is_live(*session) => {
-                self.stage = Stage::Unregistered { proposed: None };
-            }
+            _ if self.map.version() < self.shown_by => {}
+            Stage::Enrolling { session, .. } if !self.map.is_live(*session) => self.begin_anew(),
             Stage::Enrolling { .. } => {}
             Stage::Living(life) => {
                 if self.map.is_live(life.session()) {
                     life.map_changed(&self.map, &mut effects);
                 } else {
                     effects.push(Effect::End("the cluster has ended this session".to_owned()));
-                    self.stage = Stage::Unregistered { proposed: None };
+                    self.begin_anew();
                 }
             }
         }
@@ -209,18 +227,29 @@ impl Sessions {
         effects
     }
 
+    /// The present session is over. The next is asked for at once, unless one is on its way.
+    fn begin_anew(&mut self) {
+        self.stage = Stage::Unregistered { proposed: (self.asked > 0).then_some(self.now) };
+    }
+
     /// A proposal was answered.
     pub(crate) fn answered(&mut self, command: &Command, outcome: &Outcome) -> Vec<Effect> {
         let mut effects = Vec::new();
+        if matches!(command, Command::RegisterSession(_)) {
+            self.asked = self.asked.saturating_sub(1);
+        }
         match (&mut self.stage, outcome) {
             (
-                Stage::Unregistered { .. },
-                Outcome::Answered(Answer { result: Ok(Applied::Registered { session, .. }), .. }),
+                Stage::Unregistered { .. } | Stage::Enrolling { .. },
+                Outcome::Answered(Answer { result: Ok(Applied::Registered { session, .. }), version }),
             ) if matches!(command, Command::RegisterSession(_)) => {
+                self.shown_by = *version;
                 self.stage = Stage::Enrolling { session: *session, since: None };
                 effects = self.tick(self.now);
             }
-            (Stage::Living(life), _) if matches!(command, Command::CommitMoves { .. }) => life.committed(&mut effects),
+            (Stage::Living(life), outcome) if matches!(command, Command::CommitMoves { .. }) => {
+                life.committed(!matches!(outcome, Outcome::Unavailable), &mut effects);
+            }
             // Asked again with a tick.
             (Stage::Unregistered { proposed }, _) => {
                 if matches!(outcome, Outcome::Answered(_) | Outcome::Unavailable) {

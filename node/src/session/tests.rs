@@ -83,6 +83,49 @@ fn a_life_begins_when_the_store_has_entered_it_and_another_when_it_ends() {
     assert_eq!(proposed(&effects).len(), 1);
 }
 
+/// The answer to a registration may come before maps that were made before it.
+#[test]
+fn a_map_of_before_its_registration_ends_no_life() {
+    for is_entered in [false, true] {
+        let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
+        let register = proposed(&sessions.map_changed(cluster.map(), 1)).remove(0);
+        // Others are decided about meanwhile, and seen late.
+        cluster.decide(&Command::SetDrain { session: 77, slot: true });
+        let other = sessions_of(NodeUid(9)).map_changed(cluster.map(), 0);
+        cluster.decide(&proposed(&other)[0]);
+        let late = cluster.map();
+        let outcome = cluster.decide(&register);
+        let effects = sessions.answered(&register, &outcome);
+        let [Effect::Enrol(session)] = effects[..] else { panic!("one session is entered") };
+        if is_entered {
+            sessions.enrolled(session, Some(Generation(7)));
+        }
+        let effects = sessions.map_changed(late, 2);
+        assert!(proposed(&effects).is_empty() && !effects.iter().any(|effect| matches!(effect, Effect::End(_))));
+        sessions.map_changed(cluster.map(), 3);
+        sessions.enrolled(session, Some(Generation(7)));
+        assert_eq!(sessions.living(), Some(session));
+    }
+}
+
+/// Two registrations on their way: the second ends what the first has begun. (Seed 2600: for ever, as each end asked for one more.)
+#[test]
+fn registrations_that_overtake_each_other_come_to_an_end() {
+    let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
+    let first = proposed(&sessions.map_changed(cluster.map(), 1)).remove(0);
+    let second = proposed(&sessions.tick(1 + 10 * AGAIN_MS)).remove(0);
+    let (one, other) = (cluster.decide(&first), cluster.decide(&second));
+    let effects = sessions.answered(&first, &one);
+    let [Effect::Enrol(ended)] = effects[..] else { panic!("one session is entered") };
+    let effects = sessions.map_changed(cluster.map(), 2 + 10 * AGAIN_MS);
+    assert!(proposed(&effects).is_empty(), "one is on its way");
+    let effects = sessions.answered(&second, &other);
+    let [Effect::Enrol(session)] = effects[..] else { panic!("the other session is entered") };
+    assert_ne!(session, ended);
+    sessions.enrolled(session, Some(Generation(7)));
+    assert_eq!(sessions.living(), Some(session));
+}
+
 #[test]
 fn a_history_of_another_generation_ends_the_process() {
     let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
@@ -188,17 +231,22 @@ fn what_is_agreed_on_while_the_cluster_decides_goes_with_the_next_question() {
     for number in 0..4 {
         let agreed = two.agree(Partition(number));
         commits.extend(proposed(&Two::carry(agreed, &two.receiver, &mut two.giver)));
+        // What is heard at once is asked at once.
+        if number == 1 {
+            commits.extend(proposed(&two.giver.tick(0)));
+        }
     }
+    commits.extend(proposed(&two.giver.tick(0)));
     let (plan, from) = (two.plan, two.giver.living().unwrap());
     let commit = |numbers: &[u16]| Command::CommitMoves {
         plan,
         from,
         partitions: numbers.iter().copied().map(Partition).collect(),
     };
-    assert_eq!(commits, [commit(&[0])], "one question at a time");
+    assert_eq!(commits, [commit(&[0, 1])], "one question at a time");
     // Whatever the answer is: the map tells what came of it.
-    let next = proposed(&two.giver.answered(&commit(&[0]), &Outcome::Unknown));
-    assert_eq!(next, [commit(&[1, 2, 3])]);
+    let next = proposed(&two.giver.answered(&commit(&[0, 1]), &Outcome::Unknown));
+    assert_eq!(next, [commit(&[2, 3])]);
     for command in commits.iter().chain(&next) {
         two.cluster.decide(command);
     }
@@ -216,12 +264,31 @@ fn a_commit_without_an_answer_holds_up_the_others_for_a_moment_only() {
     for number in 0..2 {
         let agreed = two.agree(Partition(number));
         Two::carry(agreed, &two.receiver, &mut two.giver);
+        two.giver.tick(0);
     }
     assert!(proposed(&two.giver.tick(AGAIN_MS / 2)).is_empty());
     let [Command::CommitMoves { partitions, .. }] = &proposed(&two.giver.tick(AGAIN_MS))[..] else {
         panic!("it goes on")
     };
     assert_eq!(partitions, &[Partition(1)]);
+}
+
+#[test]
+fn a_commit_that_nobody_heard_is_asked_again_with_all_the_others() {
+    let mut two = Two::planned();
+    for number in 0..3 {
+        let agreed = two.agree(Partition(number));
+        Two::carry(agreed, &two.receiver, &mut two.giver);
+    }
+    let [commit] = &proposed(&two.giver.tick(0))[..] else { panic!("one question") };
+    let agreed = two.agree(Partition(3));
+    Two::carry(agreed, &two.receiver, &mut two.giver);
+    assert!(proposed(&two.giver.answered(commit, &Outcome::Unavailable)).is_empty(), "not without a pause");
+    assert!(proposed(&two.giver.tick(AGAIN_MS / 2)).is_empty());
+    let [Command::CommitMoves { partitions, .. }] = &proposed(&two.giver.tick(AGAIN_MS))[..] else {
+        panic!("it is asked again")
+    };
+    assert_eq!(partitions, &(0..4).map(Partition).collect::<Vec<_>>());
 }
 
 #[test]
