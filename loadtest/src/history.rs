@@ -97,6 +97,11 @@ pub enum Fact {
         /// Who.
         user: User,
     },
+    /// Everything at or below is removed from here on.
+    Purged {
+        /// The last seq that is.
+        floor: u64,
+    },
     /// Anything else that has a seq; told apart by a hash of its name.
     Other {
         /// The hash.
@@ -212,6 +217,13 @@ pub enum What {
         seq: u64,
         /// What it says.
         fact: Fact,
+    },
+    /// A read was told that nothing stands at or below `floor` any longer.
+    Purged {
+        /// The read.
+        read: Read,
+        /// The last seq that is removed.
+        floor: u64,
     },
     /// A read is over: it should hold `after + 1 ..= head`.
     ReadEnd {

@@ -28,6 +28,8 @@ mod protobuf;
 mod reactions;
 #[path = "system/receipts.rs"]
 mod receipts;
+#[path = "system/retention.rs"]
+mod retention;
 #[path = "system/scenario.rs"]
 mod scenario;
 #[path = "system/slow.rs"]

@@ -147,6 +147,7 @@ async fn main() {
                 history: HistoryAccess::All,
                 receipts: true,
                 open: false,
+                retention_secs: 0,
             };
             // Each conversation has an owner of its own, so that no inbox grows without end.
             let owner = UserId::new(&format!("owner-{n}")).unwrap();
@@ -197,6 +198,7 @@ async fn main() {
         history: HistoryAccess::All,
         receipts: true,
         open: false,
+        retention_secs: 0,
     };
     bench.ask(&ada, Command::ConversationCreate(Box::new(create))).await;
     bench.drain().await;

@@ -178,6 +178,7 @@ async fn main() {
             history: HistoryAccess::All,
             receipts: true,
             open: false,
+            retention_secs: 0,
         };
         bench.ask(&format!("owner-{n}"), Command::ConversationCreate(Box::new(create)));
         if n % 1_000 == 999 || n + 1 == count {

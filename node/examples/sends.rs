@@ -106,6 +106,7 @@ async fn main() {
             history: HistoryAccess::All,
             receipts: true,
             open: false,
+            retention_secs: 0,
         };
         ask(&node, &users[0], 0, Command::ConversationCreate(Box::new(create)));
     }

@@ -13,11 +13,13 @@ pub struct Config {
     pub entity_memory: ByteSize,
     /// An entity that was not used for this long becomes idle, and a user without connections is unloaded.
     pub idle_after: Period,
+    /// No messages are kept longer than this; 0 for ever. Conversations may say less for themselves.
+    pub retention: Period,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { shards: 0, entity_memory: ByteSize::mib(512), idle_after: Period::secs(60) }
+        Self { shards: 0, entity_memory: ByteSize::mib(512), idle_after: Period::secs(60), retention: Period::ZERO }
     }
 }
 
@@ -29,6 +31,9 @@ pub const SHARD_MEMORY_MIN: ByteSize = ByteSize::mib(4);
 
 /// Shortest idle time: entities would be put away between two messages of a conversation.
 pub const IDLE_AFTER_MIN: Period = Period::secs(1);
+
+/// Shortest time for which messages are kept: less is a mistake of units.
+pub const RETENTION_MIN: Period = Period::secs(1);
 
 impl Config {
     /// Everything about these settings that would make a start fail or a server useless. Keys of problems are those of
@@ -49,6 +54,10 @@ impl Config {
         if self.idle_after < IDLE_AFTER_MIN {
             let message = format!("{} is less than {IDLE_AFTER_MIN}", self.idle_after);
             problems.push(Problem::at("node.idle_after", message));
+        }
+        if self.retention > Period::ZERO && self.retention < RETENTION_MIN {
+            let message = format!("{} is less than {RETENTION_MIN}; 0s keeps messages for ever", self.retention);
+            problems.push(Problem::at("node.retention", message));
         }
         problems
     }
@@ -76,5 +85,6 @@ mod tests {
         assert_eq!(keys(Config { shards: 100_000, ..config() }), ["node.shards"]);
         assert_eq!(keys(Config { entity_memory: ByteSize::mib(7), ..config() }), ["node.entity_memory"]);
         assert_eq!(keys(Config { idle_after: Period::ZERO, ..config() }), ["node.idle_after"]);
+        assert_eq!(keys(Config { retention: Period::ms(999), ..config() }), ["node.retention"]);
     }
 }

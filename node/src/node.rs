@@ -11,6 +11,7 @@ use std::{
 use chappe_cluster::{
     control::{ControlPlane, KEEPALIVE_MS},
     link::{GatewayPort, NodePort},
+    process::config::Period,
 };
 use chappe_schema::{
     error::{Code, Error},
@@ -158,8 +159,11 @@ struct Loops {
 impl Loops {
     fn new(config: &Config) -> Self {
         let shards = config.shards();
-        let settings =
-            Settings { idle_ms: config.idle_after.as_ms(), budget_bytes: config.entity_memory.as_usize() / shards };
+        let settings = Settings {
+            idle_ms: config.idle_after.as_ms(),
+            budget_bytes: config.entity_memory.as_usize() / shards,
+            retention_ms: (config.retention > Period::ZERO).then(|| config.retention.as_ms()),
+        };
         Self { mailboxes: (0..shards).map(|_| Mailbox::new()).collect(), settings, tasks: JoinSet::new() }
     }
 

@@ -58,7 +58,7 @@ impl Stepped {
                     index,
                     peers: Arc::clone(&mailboxes),
                     store: Arc::new(Nothing::default()),
-                    settings: Settings { idle_ms: 5_000, budget_bytes },
+                    settings: Settings { idle_ms: 5_000, budget_bytes, retention_ms: None },
                     clock: Arc::new(move || clock.load(Ordering::Relaxed)),
                     reports: Arc::new(move |report| reports.send(Heard::Report(report))),
                     abroad: Arc::clone(&home) as Arc<dyn Abroad>,

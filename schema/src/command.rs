@@ -20,7 +20,7 @@ use crate::{
     limit::{
         CREATE_MEMBERS_MAX, DATA_BYTES_MAX, ID_AGE_MS_MAX, ID_AHEAD_MS_MAX, INBOX_PAGE_MAX, KEY_BYTES_MAX,
         MEMBERS_PAGE_MAX, PAGE_DEFAULT, PAGE_MAX, REACTIONS_PAGE_MAX, REASON_BYTES_MAX, RECEIPTS_PAGE_MAX,
-        TITLE_BYTES_MAX,
+        RETENTION_SECS_MAX, RETENTION_SECS_MIN, TITLE_BYTES_MAX,
     },
     mention::{Mentioned, Mentions},
     operation::Op,
@@ -104,6 +104,8 @@ pub struct Create {
     pub receipts: bool,
     /// Whether whoever wants to becomes a member.
     pub open: bool,
+    /// How long messages are kept, in seconds; 0 for ever.
+    pub retention_secs: u32,
 }
 
 /// A change of settings; what is `None` stays.
@@ -119,6 +121,8 @@ pub struct Update {
     pub receipts: Option<bool>,
     /// Whether whoever wants to becomes a member, from now on.
     pub open: Option<bool>,
+    /// How long messages are kept from now on, in seconds; 0 for ever.
+    pub retention_secs: Option<u32>,
 }
 
 /// Which part of the history.
@@ -170,6 +174,7 @@ struct CreateArgs<'a> {
     receipts: Option<bool>,
     #[serde(default)]
     open: bool,
+    retention_secs: Option<u64>,
     idempotency_key: Option<String>,
 }
 
@@ -210,6 +215,7 @@ struct UpdateArgs<'a> {
     history: Option<HistoryAccess>,
     receipts: Option<bool>,
     open: Option<bool>,
+    retention_secs: Option<u64>,
     idempotency_key: Option<Uuid>,
 }
 
@@ -472,6 +478,18 @@ pub fn check_id_time(id: CommandId, now: Millis) -> Result<(), Error> {
     }
 }
 
+/// How long messages are to be kept; 0 for ever.
+fn retention(secs: Option<u64>) -> Result<Option<u32>, Error> {
+    let Some(secs) = secs else { return Ok(None) };
+    match u32::try_from(secs) {
+        Ok(secs) if secs == 0 || (RETENTION_SECS_MIN..=RETENTION_SECS_MAX).contains(&secs) => Ok(Some(secs)),
+        _ => {
+            let detail = format!("{RETENTION_SECS_MIN} to {RETENTION_SECS_MAX} seconds, or 0 for ever");
+            Err(Error::invalid("retention_secs", detail))
+        }
+    }
+}
+
 impl Create {
     fn decode(caller: &UserId, args: CreateArgs<'_>) -> Result<Self, Error> {
         if args.encryption != Encryption::None {
@@ -481,6 +499,11 @@ impl Create {
         let data = data(args.data)?;
         if args.open && args.kind != ConversationKind::Channel {
             return Err(Error::invalid("open", "only channels are open to whoever wants to join"));
+        }
+        let retention_secs = retention(args.retention_secs)?.unwrap_or(0);
+        if retention_secs != 0 && args.kind == ConversationKind::Direct {
+            let detail = "how long direct conversations are kept is the server's to say";
+            return Err(Error::invalid("retention_secs", detail));
         }
         if let Some(key) = &args.idempotency_key {
             text_within("idempotency_key", key, KEY_BYTES_MAX)?;
@@ -542,6 +565,7 @@ impl Create {
             history,
             receipts: args.receipts.unwrap_or(true),
             open: args.open,
+            retention_secs,
         })
     }
 }
@@ -581,10 +605,13 @@ impl Command {
                 if let Some(title) = &args.title {
                     text_within("title", title, TITLE_BYTES_MAX)?;
                 }
+                let retention_secs = retention(args.retention_secs)?;
                 let UpdateArgs { history, receipts, open, .. } = args;
-                let update = Update { title: args.title, data: data(args.data)?, history, receipts, open };
+                let data = data(args.data)?;
+                let update = Update { title: args.title, data, history, receipts, open, retention_secs };
                 if update == Update::default() {
-                    let detail = "nothing to change: give `title`, `data`, `history`, `receipts` or `open`";
+                    let detail =
+                        "nothing to change: give `title`, `data`, `history`, `receipts`, `open` or `retention_secs`";
                     return Err(Error::invalid("title", detail));
                 }
                 Self::ConversationUpdate { conversation: args.conversation, update: Box::new(update) }
@@ -984,6 +1011,10 @@ impl Command {
                 if create.open {
                     hash.update(b"\0open");
                 }
+                if create.retention_secs != 0 {
+                    hash.update(b"\0retention");
+                    hash.update(&create.retention_secs.to_le_bytes());
+                }
             }
             Self::ConversationUpdate { update, .. } => {
                 for part in [update.title.as_deref(), update.history.map(HistoryAccess::name)] {
@@ -995,6 +1026,10 @@ impl Command {
                 }
                 if let Some(open) = update.open {
                     hash.update(if open { b"\0open" } else { b"\0not open" });
+                }
+                if let Some(secs) = update.retention_secs {
+                    hash.update(b"\0retention");
+                    hash.update(&secs.to_le_bytes());
                 }
             }
             Self::MemberAdd { user, role, .. } | Self::MemberRole { user, role, .. } => {
@@ -1121,6 +1156,45 @@ mod tests {
         assert_eq!(decoded.id, Some(CommandId(CONVERSATION.parse().unwrap())));
         let Command::MessageSend { body, .. } = decoded.command else { panic!("{:?}", decoded.command) };
         assert_eq!(body.bytes(), r#"{"text":"hi"}"#.as_bytes());
+    }
+
+    #[test]
+    fn how_long_messages_are_kept_is_bounded() {
+        let update = |secs: &str| {
+            let json = format!(r#"{{"conversation":"{CONVERSATION}","retention_secs":{secs}}}"#);
+            match decode(Op::ConversationUpdate, &json).map(|decoded| decoded.command) {
+                Ok(Command::ConversationUpdate { update, .. }) => Ok(update.retention_secs),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => Err(error.field),
+            }
+        };
+        let refused = Err(Some("retention_secs".into()));
+        assert_eq!(update("0"), Ok(Some(0)));
+        assert_eq!(update("60"), Ok(Some(RETENTION_SECS_MIN)));
+        assert_eq!(update(&RETENTION_SECS_MAX.to_string()), Ok(Some(RETENTION_SECS_MAX)));
+        for secs in ["59", "3162240001", "99999999999"] {
+            assert_eq!(update(secs), refused, "{secs}");
+        }
+        let create = |kind: &str| {
+            let json = format!(
+                r#"{{"kind":"{kind}","retention_secs":3600{}}}"#,
+                if kind == "direct" { r#","with":"bob""# } else { "" }
+            );
+            decode(Op::ConversationCreate, &json).map(|decoded| decoded.command.hash()).map_err(|error| error.field)
+        };
+        assert!(create("group").is_ok() && create("channel").is_ok());
+        assert_eq!(create("direct"), Err(Some("retention_secs".into())));
+        let another = |secs| Create { retention_secs: secs, ..group() };
+        let hash = |secs| Command::ConversationCreate(Box::new(another(secs))).hash();
+        assert!(hash(0) != hash(60) && hash(60) != hash(61));
+    }
+
+    fn group() -> Create {
+        let json = r#"{"kind":"group","idempotency_key":"one"}"#;
+        match decode(Op::ConversationCreate, json).unwrap().command {
+            Command::ConversationCreate(create) => *create,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

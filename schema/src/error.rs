@@ -4,6 +4,8 @@ use std::{borrow::Cow, fmt};
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
+use crate::id::Seq;
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -135,13 +137,15 @@ pub struct Error {
     pub field: Option<Cow<'static, str>>,
     /// When to try again.
     pub retry_after_ms: Option<u64>,
+    /// The seq at and below which there is nothing (any longer).
+    pub floor: Option<Seq>,
 }
 
 impl Error {
     /// An error with nothing to add to the table's sentence.
     #[must_use]
     pub const fn new(code: Code) -> Self {
-        Self { code, detail: Cow::Borrowed(""), field: None, retry_after_ms: None }
+        Self { code, detail: Cow::Borrowed(""), field: None, retry_after_ms: None, floor: None }
     }
 
     /// An unacceptable field.
@@ -168,6 +172,13 @@ impl Error {
     #[must_use]
     pub const fn after_ms(mut self, ms: u64) -> Self {
         self.retry_after_ms = Some(ms);
+        self
+    }
+
+    /// Says above which seq there is something.
+    #[must_use]
+    pub const fn above(mut self, floor: Seq) -> Self {
+        self.floor = Some(floor);
         self
     }
 
@@ -217,6 +228,9 @@ impl Serialize for Problem<'_> {
         if let Some(ms) = self.error.retry_after_ms {
             map.serialize_entry("retry_after_ms", &ms)?;
         }
+        if let Some(floor) = self.error.floor {
+            map.serialize_entry("floor", &floor)?;
+        }
         if !self.request_id.is_empty() {
             map.serialize_entry("request_id", self.request_id)?;
         }
@@ -252,12 +266,12 @@ mod tests {
 
     #[test]
     fn a_problem_has_one_shape() {
-        let error = Error::invalid("body.text", "expected a string").after_ms(5);
+        let error = Error::invalid("body.text", "expected a string").after_ms(5).above(7);
         let json = serde_json::to_value(error.problem("r1")).unwrap();
         assert_eq!(
             json,
             serde_json::json!({"code":"request.invalid","status":422,"title":"a field of the request is not acceptable",
-                "detail":"expected a string","field":"body.text","retryable":false,"retry_after_ms":5,"request_id":"r1"})
+                "detail":"expected a string","field":"body.text","retryable":false,"retry_after_ms":5,"floor":7,"request_id":"r1"})
         );
     }
 

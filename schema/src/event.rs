@@ -116,6 +116,16 @@ pub enum Fact {
         /// The new role.
         role: Role,
     },
+    /// Everything at or below `floor` is removed: it was kept as long as it was to be. Nobody did it: the sender is
+    /// [`UserId::nobody`].
+    HistoryPurged {
+        /// The last event that is removed.
+        floor: Seq,
+        /// Messages up to it.
+        floor_n: u64,
+        /// No message above it was stamped before.
+        oldest_at: Millis,
+    },
     // ---- facts of a user's own log
     /// The user became a member of a conversation by its event `at`.
     UserJoined {
@@ -280,6 +290,8 @@ pub struct Settings {
     pub receipts_off: bool,
     /// Whoever knows a channel's id becomes a member by themselves.
     pub open: bool,
+    /// How long a message is kept, in seconds; 0 for ever.
+    pub retention_secs: u32,
 }
 
 // === impl Fact ===
@@ -300,6 +312,7 @@ impl Fact {
             Self::MemberJoined { .. } => "member.joined",
             Self::MemberLeft { .. } => "member.left",
             Self::MemberRole { .. } => "member.role",
+            Self::HistoryPurged { .. } => "history.purged",
             Self::UserJoined { .. } => "user.joined",
             Self::UserLeft { .. } => "user.left",
             Self::UserPreference { .. } => "user.preference",

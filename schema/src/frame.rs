@@ -475,6 +475,9 @@ impl Event {
             Fact::MemberLeft { user } => {
                 data.text("user", user.as_str());
             }
+            Fact::HistoryPurged { floor, floor_n, .. } => {
+                data.number("floor", *floor).number("floor_n", *floor_n);
+            }
             Fact::UserJoined { conversation, kind, at, .. } => {
                 data.display("conversation", *conversation).text("kind", kind.name()).number("at", *at);
             }

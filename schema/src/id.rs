@@ -309,6 +309,20 @@ impl UserId {
         Ok(Self(Arc::from(text)))
     }
 
+    /// The sender of what nobody did. No user has this id: it is empty.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self(Arc::from(""))
+    }
+
+    /// The id that was stored as this text: a user's, or nobody's.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn stored(text: &str) -> Result<Self, Malformed> {
+        if text.is_empty() { Ok(Self::nobody()) } else { Self::new(text) }
+    }
+
     /// The application's text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -431,6 +445,17 @@ impl EntityId {
             }
             _ => Err(WRONG),
         }
+    }
+
+    /// The entity whose key the bytes begin with, whatever follows.
+    #[must_use]
+    pub fn from_key_prefix(key: &[u8]) -> Option<Self> {
+        let len = match key {
+            [CONVERSATION, ..] => 1 + size_of::<Uuid>(),
+            [USER, len, ..] => 2 + usize::from(*len),
+            _ => return None,
+        };
+        Self::from_key(key.get(..len)?).ok()
     }
 
     /// The slice of the hash space in which the entity lives. Top bits, so that doubling the number of
@@ -613,6 +638,8 @@ mod tests {
     #[test]
     fn keys_come_back() {
         for entity in [EntityId::from(ConversationId(Uuid::now_v7())), EntityId::from(user("zoë"))] {
+            assert_eq!(EntityId::from_key_prefix(&entity.to_key()), Some(entity.clone()));
+            assert_eq!(EntityId::from_key_prefix(&[&*entity.to_key(), b"\0more"].concat()), Some(entity.clone()));
             assert_eq!(EntityId::from_key(&entity.to_key()), Ok(entity));
         }
         assert!(EntityId::from_key(b"").is_err());

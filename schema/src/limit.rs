@@ -42,6 +42,33 @@ pub const TITLE_BYTES_MAX: usize = 256;
 /// Largest application data of a conversation (a JSON object). Travels with every `conversation.get`.
 pub const DATA_BYTES_MAX: usize = 4 * 1024;
 
+/// Shortest time for which messages of a conversation may be kept: each part of an hour that is removed costs an event, and
+/// who was away for a minute would find nothing. Less: refused.
+pub const RETENTION_SECS_MIN: u32 = 60;
+
+/// Longest time, a hundred years: whoever means for ever says so. More: refused.
+pub const RETENTION_SECS_MAX: u32 = 100 * 366 * 24 * 3600;
+
+/// What is overdue is removed together: at the latest when so much of the time for which it was to be kept has passed once
+/// more. So a conversation that is always busy has 32 floors in that time, each of which costs an event.
+pub const RETENTION_PARTS: u64 = 32;
+
+/// And at the latest after a day.
+pub const RETENTION_LATE_MS_MAX: u64 = 24 * 3600 * 1000;
+
+/// How often conversations that nobody uses are looked at for what is overdue, at most: each costs a read of its snapshot.
+pub const RETENTION_WALK_MS: u64 = 3600 * 1000;
+
+/// And how often where nothing is kept for a time only, as far as the last look has shown.
+pub const RETENTION_WALK_SELDOM_MS: u64 = 24 * 3600 * 1000;
+
+/// Nothing is removed before the clock has gone evenly for so long: one that is wrong for a moment costs no history.
+pub const CLOCK_STEADY_MS: u64 = 60 * 1000;
+
+/// Ids are remembered for so long after the history that holds them was removed: longer than any of them may be sent again
+/// ([`ID_AGE_MS_MAX`], and what ids may be ahead of the clock).
+pub const PURGED_IDS_KEPT_MS: u64 = ID_AGE_MS_MAX + 24 * 3600 * 1000;
+
 /// Longest idempotency key of a creation.
 pub const KEY_BYTES_MAX: usize = 128;
 

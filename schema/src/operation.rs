@@ -262,7 +262,7 @@ pub const OPERATIONS: &[Operation] = &[
     row!(
         ConversationUpdate,
         "conversation.update",
-        "Change the title, data, history access or receipts of a group, or who may join a channel.",
+        "Change the title, data, history access or receipts of a group, who may join a channel, or (owners) how long messages are kept.",
         http(Method::Patch, CONVERSATION, 200),
         Conversation,
         Admin,

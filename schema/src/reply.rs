@@ -569,6 +569,9 @@ impl Settings {
         if self.open {
             object.flag("open", true);
         }
+        if self.retention_secs != 0 {
+            object.number("retention_secs", self.retention_secs.into());
+        }
     }
 }
 
@@ -850,6 +853,7 @@ mod tests {
             Fact::MemberJoined { user: user("bob"), role: Role::Admin },
             Fact::MemberRole { user: user("bob"), role: Role::Member },
             Fact::MemberLeft { user: user("bob") },
+            Fact::HistoryPurged { floor: 1, floor_n: 1, oldest_at: 0 },
             Fact::ConversationDeleted,
             Fact::UserJoined { conversation: ID, kind: ConversationKind::Direct, at: 1, change: Change::default() },
             Fact::UserLeft { conversation: ID, at: 2, change: Change::default() },
@@ -873,7 +877,7 @@ mod tests {
         );
         assert_eq!((&events[4]["target"], &events[4]["data"]), (&json!(4), &json!({ "key": "👍" })));
         assert_eq!(events[0]["data"]["members"][0]["role"], "owner");
-        assert_eq!((&events[14]["data"]["device"], &events[16]["data"]["by"]), (&json!("tv"), &json!("backend")));
-        assert_eq!(events[15]["data"]["until"], "1970-01-01T00:00:00.001Z");
+        assert_eq!((&events[15]["data"]["device"], &events[17]["data"]["by"]), (&json!("tv"), &json!("backend")));
+        assert_eq!(events[16]["data"]["until"], "1970-01-01T00:00:00.001Z");
     }
 }

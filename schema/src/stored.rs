@@ -274,6 +274,8 @@ pub(crate) struct Meta {
     ban: Option<StoredBan>,
     #[prost(message, optional, tag = "22")]
     presence: Option<StoredPresence>,
+    #[prost(message, optional, tag = "23")]
+    floor: Option<StoredFloor>,
 }
 
 impl Meta {
@@ -446,6 +448,9 @@ pub struct StoredSettings {
     /// Whoever wants to becomes a member.
     #[prost(bool, tag = "5")]
     pub open: bool,
+    /// How long a message is kept, in seconds; 0 for ever.
+    #[prost(uint32, tag = "6")]
+    pub retention_secs: u32,
 }
 
 /// A member, in an event, a snapshot or a row of their own.
@@ -683,10 +688,42 @@ pub struct StoredConversation {
     /// There are too many members for this row: each has one of their own, and `members` is empty.
     #[prost(bool, tag = "19")]
     pub members_apart: bool,
+    /// What else is known of the floor, and of what is above it. Absent in snapshots of before anything was ever removed.
+    #[prost(message, optional, tag = "20")]
+    pub above_floor: Option<StoredFloor>,
     /// The epoch of the owner that wrote it: one above its reader's tells the reader that it is superseded. 0 where there is
     /// one owner for ever.
     #[prost(uint64, tag = "30")]
     pub written_by: u64,
+}
+
+/// Where a conversation's history begins, beside the seq.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct StoredFloor {
+    /// Messages at or below the floor.
+    #[prost(uint64, tag = "1")]
+    pub n: u64,
+    /// No message above it was stamped before; 0 if there is none.
+    #[prost(uint64, tag = "2")]
+    pub oldest_at: u64,
+    /// The event that set the floor.
+    #[prost(uint64, tag = "3")]
+    pub set_by: u64,
+    /// Ids of events at or below are too old to be sent again.
+    #[prost(uint64, tag = "4")]
+    pub ids: u64,
+    /// Those of events at or below will be next.
+    #[prost(uint64, tag = "5")]
+    pub ids_next: u64,
+    /// When `ids_next` became the floor.
+    #[prost(uint64, tag = "6")]
+    pub ids_next_at: u64,
+    /// The store holds nothing of what is at or below.
+    #[prost(uint64, tag = "7")]
+    pub purged: u64,
+    /// It holds no ids of events at or below.
+    #[prost(uint64, tag = "8")]
+    pub purged_ids: u64,
 }
 
 /// The last message of a conversation, as a list shows it.
@@ -946,6 +983,7 @@ const CONVERSATION_DELETED: u32 = 18;
 const MEMBER_JOINED: u32 = 32;
 const MEMBER_LEFT: u32 = 33;
 const MEMBER_ROLE: u32 = 34;
+const HISTORY_PURGED: u32 = 48;
 const USER_JOINED: u32 = 64;
 const USER_LEFT: u32 = 65;
 const CHANGES_RESERVED: u32 = 66;
@@ -1036,6 +1074,12 @@ impl From<&Event> for StoredEvent {
             Fact::MemberRole { user, role } => {
                 meta = about(user, *role as i32);
                 MEMBER_ROLE
+            }
+            Fact::HistoryPurged { floor, floor_n, oldest_at } => {
+                let floor =
+                    StoredFloor { n: *floor_n, oldest_at: *oldest_at, set_by: *floor, ..StoredFloor::default() };
+                meta = Some(Meta { floor: Some(floor), ..Meta::default() });
+                HISTORY_PURGED
             }
             Fact::UserJoined { conversation, kind, at, change } => {
                 meta = Some(Meta { conversation_kind: *kind as i32, at: *at, ..about_inbox(*conversation, *change) });
@@ -1134,6 +1178,10 @@ impl TryFrom<StoredEvent> for Event {
                 let (user, role) = one(&mut meta)?.user_and_role()?;
                 Fact::MemberRole { user, role }
             }
+            HISTORY_PURGED => {
+                let StoredFloor { n: floor_n, oldest_at, set_by: floor, .. } = meta.floor.ok_or(WRONG)?;
+                Fact::HistoryPurged { floor, floor_n, oldest_at }
+            }
             USER_JOINED => Fact::UserJoined {
                 conversation: conversation_id(&meta.conversation)?,
                 kind: ConversationKind::from_number(meta.conversation_kind).ok_or(WRONG)?,
@@ -1164,7 +1212,7 @@ impl TryFrom<StoredEvent> for Event {
         Ok(Self {
             seq: stored.seq,
             n: stored.n,
-            sender: UserId::new(&stored.sender).map_err(|_| WRONG)?,
+            sender: UserId::stored(&stored.sender).map_err(|_| WRONG)?,
             device: if stored.device.is_empty() {
                 None
             } else {
@@ -1322,6 +1370,7 @@ impl From<&Settings> for StoredSettings {
             history: settings.history as i32,
             receipts_off: settings.receipts_off,
             open: settings.open,
+            retention_secs: settings.retention_secs,
         }
     }
 }
@@ -1331,8 +1380,8 @@ impl TryFrom<StoredSettings> for Settings {
     fn try_from(stored: StoredSettings) -> Result<Self, Corrupt> {
         let history = HistoryAccess::from_number(stored.history)
             .ok_or(Corrupt::Content("a stored number is no history access"))?;
-        let StoredSettings { title, data, receipts_off, open, .. } = stored;
-        Ok(Self { title, data, history, receipts_off, open })
+        let StoredSettings { title, data, receipts_off, open, retention_secs, .. } = stored;
+        Ok(Self { title, data, history, receipts_off, open, retention_secs })
     }
 }
 
@@ -1354,6 +1403,7 @@ mod tests {
             history: HistoryAccess::All,
             receipts_off: true,
             open: true,
+            retention_secs: 86_400,
         };
         let conversation = ConversationId(Uuid::now_v7());
         let change = Change { epoch: 7, count: 9 };
@@ -1375,6 +1425,7 @@ mod tests {
             Fact::MemberJoined { user: user("eve"), role: Role::Admin },
             Fact::MemberLeft { user: user("eve") },
             Fact::MemberRole { user: user("bob"), role: Role::Owner },
+            Fact::HistoryPurged { floor: 5, floor_n: 4, oldest_at: 17 },
             Fact::UserJoined { conversation, kind: ConversationKind::Direct, at: 9, change },
             Fact::UserLeft { conversation, at: 10, change },
             Fact::UserPreference {

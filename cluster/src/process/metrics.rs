@@ -213,6 +213,8 @@ catalogue! {
         NODE_ENTITY_RESTARTS_TOTAL = "chappe_node_entity_restarts_total", Kind::Counter, Count,
             {kind: &["conversation", "user"], reason: OPEN},
             "Entities dropped from memory and recovered from the log.";
+        NODE_PURGED_EVENTS_TOTAL = "chappe_node_purged_events_total", Kind::Counter, Count, {},
+            "Events that were kept as long as they were to be, and of which the store is rid.";
         NODE_USERS_RESTING = "chappe_node_users_resting", Kind::Gauge, Count, {},
             "Users out of memory whose conversations are watched, so that their return asks only what has moved on.";
         NODE_INBOX_QUESTIONS_TOTAL = "chappe_node_inbox_questions_total", Kind::Counter, Count, {kind: &["head", "row"]},

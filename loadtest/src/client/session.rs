@@ -79,12 +79,15 @@ pub struct Refusal {
     pub retry_after_ms: Option<u64>,
     /// One sentence.
     #[serde(default)]
-    pub title: String,
+    pub title: Box<str>,
     /// More of it.
     #[serde(default)]
     pub detail: String,
     /// The offending field.
     pub field: Option<String>,
+    /// The seq at and below which there is nothing any longer; 0 if that is not what is wrong.
+    #[serde(default)]
+    pub floor: u64,
 }
 
 /// Why a request has no result.
@@ -831,7 +834,25 @@ impl Session {
             | Purpose::Receipts { tag, .. } => handler.answered(self, tag, Err(failure)),
             Purpose::Open { .. } => {}
             Purpose::Page { reading } => {
-                let Some(reading) = self.readings.get_mut(reading).and_then(Option::take) else { return };
+                let Some(mut reading) = self.readings.get_mut(reading).and_then(Option::take) else { return };
+                // What is removed is missed by nobody: the read goes on above.
+                if let Failure::Refused(Refusal { floor, .. }) = &failure
+                    && *floor >= reading.next
+                {
+                    if let Some(recorder) = &self.recorder {
+                        recorder.note(What::Purged { read: reading.read, floor: *floor });
+                    }
+                    reading.next = floor + 1;
+                    if let Some(track) = reading.track.map(|index| self.tracks.get(index)) {
+                        track.cursor = track.cursor.max(*floor);
+                    }
+                    let index = self.readings.iter().position(Option::is_none).unwrap_or(self.readings.len());
+                    if index == self.readings.len() {
+                        self.readings.push(None);
+                    }
+                    self.readings[index] = Some(reading);
+                    return self.ask_page(index);
+                }
                 match reading.track {
                     // What cannot be read is not waited for: the next event begins anew.
                     Some(index) => {
@@ -1099,6 +1120,10 @@ impl Recorder {
             }
             "member.joined" => Fact::Join { user: somebody() },
             "member.left" => Fact::Leave { user: somebody() },
+            "history.purged" => {
+                let floor = event.field("data").and_then(|data| line::field(data, "floor")).and_then(line::number);
+                Fact::Purged { floor: floor.unwrap_or(0) }
+            }
             other => Fact::Other { mark: history::hash(other.as_bytes()) },
         }
     }
@@ -1116,6 +1141,7 @@ impl Refusal {
             retry_after_ms: None,
             title: "the server's error could not be read".into(),
             detail: error.to_string(),
+            floor: 0,
             field: None,
         })
     }

@@ -39,11 +39,23 @@ pub(super) struct Send {
 pub(super) enum Slot {
     Empty,
     Message(SendIndex),
-    Edit { target: u32, hash: u64 },
-    Delete { target: u32 },
-    React { target: u32, user: User, key: u32, on: bool },
+    Edit {
+        target: u32,
+        hash: u64,
+    },
+    Delete {
+        target: u32,
+    },
+    React {
+        target: u32,
+        user: User,
+        key: u32,
+        on: bool,
+    },
     Join(User),
     Leave(User),
+    /// Nobody's doing: it comes when it is due, in a quiet system too.
+    Purged(u64),
     Other(u64),
 }
 
@@ -155,6 +167,7 @@ impl Slot {
             Fact::React { target, user, key, on } => Self::React { target: target as u32, user, key, on },
             Fact::Join { user } => Self::Join(user),
             Fact::Leave { user } => Self::Leave(user),
+            Fact::Purged { floor } => Self::Purged(floor),
             Fact::Other { mark } => Self::Other(mark),
         })
     }

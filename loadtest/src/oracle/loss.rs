@@ -9,7 +9,7 @@ impl Oracle {
             let Some(log) = self.ledger.known_log(read.conversation) else { continue };
             let end = self.views.visible_upto(read.user, read.conversation).min(log.slots().len() as u64);
             for seq in read.head + 1..=end {
-                if log.at(seq) != Slot::Empty {
+                if !matches!(log.at(seq), Slot::Empty | Slot::Purged(_)) {
                     let (user, place) = (self.names.user(read.user), self.names.conversation(read.conversation));
                     let head = read.head;
                     self.findings.report(Rule::NoLoss, || {

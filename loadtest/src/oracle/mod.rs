@@ -277,6 +277,7 @@ impl Oracle {
                 self.read_started(read, user, conversation, after, last)
             }
             What::ReadItem { read, seq, fact } => self.read_item(read, seq, &fact),
+            What::Purged { read, floor } => self.read_purged(read, floor),
             What::ReadEnd { read, head } => self.read_ended(read, head),
             What::Show { conversation, seq, shown, last, .. } => self.shown(conversation, seq, shown, last),
             What::ChangeStart { conversation, target, id, hash, .. } => {

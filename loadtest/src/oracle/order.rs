@@ -73,6 +73,9 @@ impl Oracle {
             Fact::React { target, user, key, on } => self.genuine_reaction(conversation, target, user, key, on),
             _ => self.genuine_change(conversation, fact),
         }
+        if let Fact::Purged { floor } = *fact {
+            self.reads.removed(conversation, floor);
+        }
         let Some(slot) = Slot::of(fact) else { return };
         self.place_fact(conversation, seq, slot);
     }
@@ -133,6 +136,7 @@ impl Oracle {
             }
             Slot::Join(user) => format!("the joining of {}", self.names.user(user)),
             Slot::Leave(user) => format!("the leaving of {}", self.names.user(user)),
+            Slot::Purged(floor) => format!("the removal of everything up to {floor}"),
             Slot::Other(mark) => format!("another event ({mark:x})"),
         }
     }

@@ -1,5 +1,5 @@
 //! Rule 7: a read holds what its user wrote, read or received before it began. And the gathering of what reads found,
-//! which rules 1 and 5 decide about.
+//! which rules 1 and 5 decide about. What a read is told to be removed, an event must have removed.
 
 use hashbrown::HashMap;
 
@@ -12,6 +12,8 @@ pub(super) struct Reads {
     holes: Vec<Hole>,
     /// The final reads, ended.
     pub(super) last: Vec<Ended>,
+    /// Up to where events have removed the history, and up to where reads were told that it is.
+    removed: HashMap<Conversation, (u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -31,7 +33,26 @@ pub(super) struct Ended {
     pub(super) head: u64,
 }
 
+impl Reads {
+    /// An event has removed everything up to here.
+    pub(super) fn removed(&mut self, conversation: Conversation, floor: u64) {
+        let removed = self.removed.entry(conversation).or_default();
+        removed.0 = removed.0.max(floor);
+    }
+}
+
 impl Oracle {
+    /// A read goes on above what is removed: nothing is missed there, by this read or by a connection before it.
+    pub(super) fn read_purged(&mut self, read: Read, floor: u64) {
+        let Some(open) = self.reads.open.get_mut(&read) else { return };
+        let (user, conversation, from) = (open.user, open.conversation, open.next);
+        open.next = open.next.max(floor + 1);
+        let told = self.reads.removed.entry(conversation).or_default();
+        told.1 = told.1.max(floor);
+        let view = self.views.of(user, conversation);
+        view.settle(from, floor);
+    }
+
     pub(super) fn read_started(&mut self, read: Read, user: User, conversation: Conversation, after: u64, last: bool) {
         self.findings.stats.reads += 1;
         let floor = self.views.of(user, conversation).floor;
@@ -89,6 +110,14 @@ impl Oracle {
     }
 
     pub(super) fn finish_reads(&mut self) {
+        for (conversation, (removed, told)) in &self.reads.removed {
+            if told > removed {
+                let place = self.names.conversation(*conversation);
+                self.findings.report(Rule::NoLoss, || {
+                    format!("a read was told that {place} is removed up to {told}, and events say {removed}")
+                });
+            }
+        }
         let holes = std::mem::take(&mut self.reads.holes);
         self.decide_holes(&holes);
     }

@@ -184,6 +184,16 @@ impl Device {
                     track.filling = false;
                     return;
                 }
+                // What is removed is missed by nobody: the read goes on above.
+                if let (Some("history.purged"), Some(floor)) =
+                    (code, line::field(error, "floor").and_then(line::number))
+                {
+                    sight.notes.push(What::Purged { read: asked.read, floor });
+                    if let Some(track) = self.tracks.get_mut(&asked.conversation) {
+                        track.position = track.position.max(floor);
+                    }
+                    return self.fetch(asked.conversation, Some(asked.read), sight);
+                }
                 if code != Some("internal") && line::field(error, "retryable") != Some(b"true") {
                     sight.wrong.push(format!("a fetch was refused: {}", String::from_utf8_lossy(error)));
                 }
@@ -333,6 +343,10 @@ fn fact(event: &line::Event<'_>) -> Fact {
         "message.new" => Fact::Message { id: event.id().unwrap_or_default(), hash },
         "message.updated" => Fact::Edit { target, hash },
         "message.deleted" => Fact::Delete { target },
+        "history.purged" => {
+            let floor = event.field("data").and_then(|data| line::field(data, "floor")).and_then(line::number);
+            Fact::Purged { floor: floor.unwrap_or(0) }
+        }
         other => Fact::Other { mark: history::hash(other.as_bytes()) },
     }
 }

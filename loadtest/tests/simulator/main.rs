@@ -38,6 +38,7 @@ fn seeds_keep_every_promise() {
     }
     let (from, count) = (setting("CHAPPE_SIM_FROM").unwrap_or(0), setting("CHAPPE_SIM_SEEDS").unwrap_or(2_000));
     let (next, acked, moves) = (AtomicU64::new(from), AtomicU64::new(0), AtomicU64::new(0));
+    let removed = AtomicU64::new(0);
     let began = Instant::now();
     let bad = parking_lot::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -51,6 +52,7 @@ fn seeds_keep_every_promise() {
                     let outcomes = world::run(seed, false);
                     acked.fetch_add(outcomes.acked, Ordering::Relaxed);
                     moves.fetch_add(outcomes.moves as u64, Ordering::Relaxed);
+                    removed.fetch_add(u64::from(outcomes.removed > 0), Ordering::Relaxed);
                     if !outcomes.is_clean() {
                         println!("seed {seed}: {}\n{:#?}", outcomes.verdict, outcomes.wrong);
                         bad.lock().push(seed);
@@ -61,12 +63,14 @@ fn seeds_keep_every_promise() {
     });
     let took = began.elapsed().as_secs_f64();
     println!(
-        "{count} seeds in {took:.1} s ({:.1} a second), {} sends acknowledged, {} moves planned",
+        "{count} seeds in {took:.1} s ({:.1} a second), {} sends acknowledged, {} moves planned, something removed in {} worlds",
         count as f64 / took,
         acked.load(Ordering::Relaxed),
-        moves.load(Ordering::Relaxed)
+        moves.load(Ordering::Relaxed),
+        removed.load(Ordering::Relaxed)
     );
     assert!(bad.lock().is_empty(), "seeds {:?}", bad.lock());
+    assert!(removed.load(Ordering::Relaxed) >= count / 8, "of a quarter of all worlds, too few removed anything");
 }
 
 /// How many seeds it takes to find each planted bug: every one within a thousand, from a seed on from which that holds.

@@ -60,6 +60,8 @@ pub const CONVERSATIONS: usize = 3;
 /// Few, so that a partition holds more than one entity, and maps are short.
 pub const PARTITIONS: usize = 16;
 
+/// How long messages are kept where they are kept for a time only: a run has some times as much.
+const RETENTION_SECS: u32 = 5;
 const T0: Millis = 1_700_000_000_000;
 const TICK_US: u64 = 100_000;
 /// Within this time after everything has healed everything must be answered.
@@ -78,6 +80,8 @@ pub struct Outcomes {
     pub trace: u64,
     pub acked: u64,
     pub moves: usize,
+    /// Up to where the history of a conversation was removed, because it was kept long enough.
+    pub removed: u64,
 }
 
 impl Outcomes {
@@ -221,6 +225,11 @@ const BREAKS: f64 = 0.003;
 type Spoken = Arc<Mutex<Vec<(usize, usize, SessionId, Vec<ToGateway>)>>>;
 
 pub struct World {
+    seed: u64,
+    /// When events were stamped, by conversation and seq, as far as anybody was told.
+    stamps: Vec<BTreeMap<u64, Millis>>,
+    /// The highest floor that anybody was told of.
+    removed: u64,
     pub rng: StdRng,
     now: u64,
     queue: BTreeMap<(u64, u64), Event_>,
@@ -325,6 +334,9 @@ impl World {
             Device::new(User(who as u32), token(&user(who)), format!("d{}", index / CLIENTS), &conversations)
         };
         Self {
+            seed,
+            stamps: vec![BTreeMap::new(); CONVERSATIONS],
+            removed: 0,
             rng: StdRng::seed_from_u64(seed),
             now: 0,
             queue: BTreeMap::new(),
@@ -437,6 +449,7 @@ impl World {
                 history: HistoryAccess::All,
                 receipts: true,
                 open: false,
+                retention_secs: self.retention_secs(index),
             };
             let command = Command::ConversationCreate(Box::new(create));
             let now = self.ms();
@@ -509,8 +522,9 @@ impl World {
         while !self.is_level() && self.now < end {
             self.step();
         }
+        let ends = self.ends();
         for (device, client) in self.devices.iter().zip(self.clients.iter().cycle()) {
-            for ((id, _), head) in self.conversations.iter().zip(&self.heads) {
+            for ((id, _), head) in self.conversations.iter().zip(&ends) {
                 let position = device.position(*id);
                 if position != *head {
                     self.wrong.push(format!(
@@ -536,16 +550,29 @@ impl World {
             wrong: self.wrong,
             trace: self.trace.finish(),
             moves: self.moves,
+            removed: self.removed,
         }
     }
 
     /// Whether every device has heard of everything.
     fn is_level(&self) -> bool {
+        let ends = self.ends();
         let has_all = |device: &Device| {
-            let mut heads = self.conversations.iter().zip(&self.heads);
+            let mut heads = self.conversations.iter().zip(&ends);
             device.is_settled() && heads.all(|((id, _), head)| device.position(*id) == *head)
         };
         self.devices.iter().all(has_all)
+    }
+
+    /// Where conversations end: as the last readings say, or as anybody has heard since. Where messages are kept for a time only, what
+    /// is overdue goes on being removed.
+    fn ends(&self) -> Vec<u64> {
+        let of = |(index, (id, _)): (usize, &(ConversationId, Conversation))| {
+            let heard =
+                self.devices.iter().map(|device| device.position(*id)).filter(|_| self.retention_secs(index) != 0);
+            heard.chain([self.heads[index]]).max().unwrap_or(0)
+        };
+        self.conversations.iter().enumerate().map(of).collect()
     }
 
     /// The next thing happens, in the store or elsewhere.
@@ -891,6 +918,27 @@ impl World {
         }
     }
 
+    /// How long messages of a conversation are kept: in every fourth world the first one's for some seconds.
+    fn retention_secs(&self, index: usize) -> u32 {
+        if self.seed % 4 == 1 && index == 0 { RETENTION_SECS } else { 0 }
+    }
+
+    /// Nothing is removed before its time: by stamps, which clocks that jump do not change.
+    fn judge_removal(&mut self, index: usize, event: &Event) {
+        self.stamps[index].insert(event.seq, event.created_at);
+        let Fact::HistoryPurged { floor, .. } = event.fact else { return };
+        let kept_ms = u64::from(self.retention_secs(index)) * 1000;
+        let young =
+            self.stamps[index].range(..=floor).find(|(_, at)| kept_ms == 0 || **at + kept_ms > event.created_at);
+        if let Some((seq, at)) = young {
+            self.wrong.push(format!(
+                "event {seq} of conversation {index}, stamped {at}, was removed at {}",
+                event.created_at
+            ));
+        }
+        self.removed = self.removed.max(floor);
+    }
+
     pub fn begin_read(&mut self, client: usize, index: usize, after: u64, why: Why) {
         self.reads += 1;
         let (user, conversation) = (self.clients[client].named, Conversation(index as u32));
@@ -939,6 +987,15 @@ impl World {
             Came::Refused(error) => {
                 self.say(|| format!("      {} was refused: {error}", asked.id));
                 match asked.what {
+                    // What is removed is missed by nobody: the read goes on above.
+                    Kind::Read { read, why, .. } if error.floor.is_some() => {
+                        let floor = error.floor.unwrap_or(0);
+                        self.note(What::Purged { read: history::Read(read), floor });
+                        if why == Why::Last {
+                            let (now, id) = (self.ms(), self.conversations[asked.conversation].0);
+                            self.clients[client].read(now, asked.conversation, id, floor, (read, why));
+                        }
+                    }
                     Kind::Send { .. } if asked.repeated => {
                         self.wrong
                             .push(format!("{} was acknowledged, and refused when it came again: {error}", asked.id));
@@ -955,6 +1012,7 @@ impl World {
         match (asked.what, reply) {
             (Kind::Send { .. }, Reply::Sent(sent)) => {
                 self.note(What::Ack { id: asked.id.0, seq: sent.seq });
+                self.stamps[asked.conversation].insert(sent.seq, sent.created_at);
                 if let Some(wrong) = self.clients[client].out_of_order(number, &asked, sent.seq) {
                     self.wrong.push(wrong);
                 }
@@ -965,6 +1023,7 @@ impl World {
             (Kind::Change { .. }, Reply::Changed { changed: false, .. }) => {}
             (Kind::Read { after, read, why }, Reply::Events { items, head, .. }) => {
                 for event in &items {
+                    self.judge_removal(asked.conversation, event);
                     self.note(What::ReadItem { read: history::Read(read), seq: event.seq, fact: seen(event) });
                 }
                 let reached = items.last().map_or(after, |event| event.seq);
@@ -1494,6 +1553,7 @@ pub fn seen(event: &Event) -> Seen {
         Fact::MessageNew { body, .. } => Seen::Message { id: event.id.0, hash: hash(body) },
         Fact::MessageUpdated { body, .. } => Seen::Edit { target: event.target, hash: hash(body) },
         Fact::MessageDeleted { .. } => Seen::Delete { target: event.target },
+        Fact::HistoryPurged { floor, .. } => Seen::Purged { floor: *floor },
         other => Seen::Other { mark: history::hash(other.name().as_bytes()) },
     }
 }

@@ -10,8 +10,8 @@ use std::{
 };
 
 use chappe_node::store::{
-    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
-    Session, Shared, Store, Written,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Purge, Reacted, ReactedRequest,
+    Recovered, Session, Shared, Store, Walked, Written,
 };
 use chappe_schema::{
     id::{CommandId, ConversationId, EntityId, Generation, Millis, Seq, SessionId, UserId},
@@ -19,6 +19,7 @@ use chappe_schema::{
     stored::{StoredId, StoredOverlay, StoredReaction},
 };
 use parking_lot::Mutex;
+use prost::bytes::Bytes;
 
 /// Something of which one kind passes at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -207,10 +208,18 @@ impl Store for Gated<dyn Store> {
         entity: EntityId,
         sender: UserId,
         id: CommandId,
-        not_before: Millis,
+        since: (Seq, Millis),
         done: Done<Result<Option<StoredId>, Error>>,
     ) {
-        self.store.find_id(entity, sender, id, not_before, self.counted(done));
+        self.store.find_id(entity, sender, id, since, self.counted(done));
+    }
+
+    fn purge(&self, purge: Purge, done: Done<Result<bool, Error>>) {
+        self.store.purge(purge, self.counted(done));
+    }
+
+    fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>) {
+        self.store.walk(from, limit, all, self.counted(done));
     }
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {

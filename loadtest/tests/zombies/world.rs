@@ -441,6 +441,7 @@ impl World {
             history: HistoryAccess::All,
             receipts: false,
             open: false,
+            retention_secs: 0,
         };
         let id = self.fresh_id();
         self.ask(who, Question { id, command: Command::ConversationCreate(Box::new(create)), about: About::Creation });

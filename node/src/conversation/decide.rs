@@ -168,7 +168,7 @@ impl Case<'_> {
     pub(super) fn target(&self, seq: Seq) -> Option<&Target> {
         let visible =
             self.state.member(&self.actor.user).map(|member| member.visible(self.state.settings.history).contains(seq));
-        if !visible.unwrap_or(false) || seq > self.state.head || seq <= self.state.floor {
+        if !visible.unwrap_or(false) || seq > self.state.head || seq <= self.state.floor.seq() {
             return Some(&Target::Missing);
         }
         self.state.hot.as_ref()?.targets.get(&seq)

@@ -77,7 +77,7 @@ impl Ids {
     pub fn recovered(stored: &[StoredId], block_end: Seq, block_at: Millis) -> Result<Self, Corrupt> {
         let mut ids = Self { block_end, block_at, ..Self::default() };
         for one in stored {
-            let sender = UserId::new(&one.sender).map_err(|_| Corrupt::Content("a stored text is no user id"))?;
+            let sender = UserId::stored(&one.sender).map_err(|_| Corrupt::Content("a stored text is no user id"))?;
             if one.seq != ids.end() + 1 {
                 return Err(Corrupt::Content("the ids of a snapshot have a hole"));
             }

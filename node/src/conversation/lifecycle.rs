@@ -37,6 +37,7 @@ impl Case<'_> {
                 history: create.history,
                 receipts_off: !create.receipts,
                 open: create.open,
+                retention_secs: create.retention_secs,
             },
             members: std::iter::once((self.actor.user.clone(), founder)).chain(others).collect(),
         };
@@ -88,6 +89,11 @@ impl Case<'_> {
                 return Err(Error::invalid("open", "only channels are open to whoever wants to join"));
             }
             settings.open = open;
+        }
+        if let Some(secs) = update.retention_secs {
+            // What is removed is gone for everybody, like the conversation when it is deleted.
+            require(member, Role::Owner)?;
+            settings.retention_secs = secs;
         }
         if settings == *self.state.settings {
             return Ok(self.unchanged());

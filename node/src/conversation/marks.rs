@@ -73,6 +73,25 @@ impl Marks {
         }
     }
 
+    /// The messages up to `n` are removed.
+    pub fn purge(&mut self, n: u64) {
+        if n == 0 {
+            return;
+        }
+        let lists = self.0.get_or_insert_default();
+        lists.mentions.retain(|(at, _)| *at > n);
+        // One run for all of them, and those that go on from there: it is known again of all which are deleted.
+        let after = lists.deleted.partition_point(|(first, _)| *first <= n + 1);
+        let last = lists.deleted.drain(..after).map(|(_, last)| last).max().unwrap_or(0).max(n);
+        lists.deleted.insert(0, (1, last));
+        if lists.deleted_floor <= n {
+            lists.deleted_floor = 0;
+        }
+        if lists.mentions_floor <= n {
+            lists.mentions_floor = 0;
+        }
+    }
+
     /// Whether a list is longer than it may be.
     #[must_use]
     pub fn is_crowded(&self) -> bool {

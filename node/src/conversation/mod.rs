@@ -5,6 +5,7 @@
 //! - [`decide`]: how each command is judged; one file a command below it
 //! - [`members`]: who may see what
 //! - [`recent`]: its last events
+//! - [`floor`]: where its history begins
 //! - [`overlay`]: what edits, deletions and reactions made of messages
 //! - [`receipts`]: how far members have got
 //! - [`ids`]: which commands are known already
@@ -14,6 +15,7 @@
 mod decide;
 mod delete;
 mod edit;
+pub mod floor;
 pub mod ids;
 mod latest;
 mod lifecycle;

@@ -116,7 +116,8 @@ impl Conversation {
     fn try_read(&self, actor: &Actor, command: &Command) -> Result<Verdict, Error> {
         let member = self.member(&actor.user)?;
         let visible = member.visible(self.settings.history);
-        let floor = self.floor.max(visible.floor());
+        let floor = self.floor.seq().max(visible.floor());
+        let is_there = |seq: Seq| visible.contains(seq) && floor < seq && seq <= self.head;
         let shape = match command {
             Command::ConversationGet { .. } => {
                 return Ok(Verdict::Answer(Ok(Reply::Conversation(Box::new(self.view(member, false))))));
@@ -148,10 +149,10 @@ impl Conversation {
             Command::TypingStop { .. } => return Ok(Verdict::Answer(Ok(Reply::Closed))),
             Command::ConversationClose { .. } => return Ok(Verdict::Answer(Ok(Reply::Closed))),
             Command::EventList { after, limit, .. } => {
-                if *after < self.floor {
-                    return Err(
-                        Error::new(Code::HistoryPurged).with_detail(format!("the log begins after seq {}", self.floor))
-                    );
+                if *after < self.floor.seq() {
+                    let floor = self.floor.seq();
+                    let detail = format!("the log begins after seq {floor}");
+                    return Err(Error::new(Code::HistoryPurged).with_detail(detail).above(floor));
                 }
                 Shape::Events { after: (*after).max(floor), limit: *limit }
             }
@@ -169,8 +170,8 @@ impl Conversation {
                     Shape::AroundBelow { at: seq.clamp(floor + 1, self.head.max(floor + 1)), limit: page.limit }
                 }
             },
-            Command::MessageGet { seq, .. } if visible.contains(*seq) && *seq <= self.head => Shape::One { seq: *seq },
-            Command::MessageHistory { seq, .. } if visible.contains(*seq) && *seq <= self.head => {
+            Command::MessageGet { seq, .. } if is_there(*seq) => Shape::One { seq: *seq },
+            Command::MessageHistory { seq, .. } if is_there(*seq) => {
                 let Some(hot) = &self.hot else { return Ok(Verdict::NeedHot) };
                 match hot.targets.get(seq) {
                     None => return Ok(Verdict::NeedTarget(*seq)),
@@ -185,7 +186,7 @@ impl Conversation {
                     },
                 }
             }
-            Command::ReactionList { seq, key, after, limit, .. } if visible.contains(*seq) && *seq <= self.head => {
+            Command::ReactionList { seq, key, after, limit, .. } if is_there(*seq) => {
                 let Some(hot) = &self.hot else { return Ok(Verdict::NeedHot) };
                 let overlay = match hot.targets.get(seq) {
                     None => return Ok(Verdict::NeedTarget(*seq)),
@@ -213,7 +214,7 @@ impl Conversation {
                     items: Vec::new(),
                 }
             }
-            Command::ReceiptList { seq, after, limit, .. } if visible.contains(*seq) && *seq <= self.head => {
+            Command::ReceiptList { seq, after, limit, .. } if is_there(*seq) => {
                 if !self.shows_receipts() {
                     return Err(Code::ReceiptsOff.into());
                 }

@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use chappe_schema::{
     event::{ConversationKind, Encryption, Settings},
-    id::ConversationId,
-    stored::{Corrupt, Kind, StoredConversation, StoredSettings, seal, unseal},
+    id::{ConversationId, Millis},
+    stored::{Corrupt, Kind, StoredConversation, StoredFloor, StoredSettings, seal, unseal},
 };
 
 use crate::planted::{Bug, is};
 
 use super::{
+    floor::{Floor, kept_ms},
     ids::Ids,
     latest::Latest,
     marks::Marks,
@@ -38,7 +39,8 @@ impl Conversation {
             encryption: self.encryption as i32,
             settings: Some(StoredSettings::from(&*self.settings)),
             members: self.members.to_stored(),
-            floor: self.floor,
+            floor: self.floor.seq(),
+            above_floor: Some(self.floor.to_stored()),
             last_at: self.last_at,
             origin: self.origin,
             written_by: self.owner,
@@ -63,6 +65,23 @@ impl Conversation {
         unseal::<StoredConversation>(Kind::Snapshot, bytes).is_ok_and(|stored| stored.members_apart)
     }
 
+    /// For how long the messages of a snapshot's conversation are kept, where none are kept longer than `everywhere_ms`, and a
+    /// time before which none of them was stamped. `None` if they are kept for ever, or there are none. Of damaged bytes
+    /// nobody can tell.
+    #[must_use]
+    pub fn kept_of_snapshot(bytes: Bytes, everywhere_ms: Option<Millis>, is_behind: bool) -> Option<(Millis, Millis)> {
+        let stored: StoredConversation = unseal(Kind::Snapshot, bytes).ok()?;
+        let own_secs = stored.settings.as_ref().map_or(0, |settings| settings.retention_secs);
+        let kept_ms = kept_ms(own_secs, everywhere_ms)?;
+        let oldest_at = match stored.above_floor {
+            // What is not in the snapshot was stamped later.
+            Some(StoredFloor { oldest_at: 0, .. }) if is_behind => stored.last_at,
+            Some(floor) => floor.oldest_at,
+            None => stored.created_at,
+        };
+        Some((kept_ms, oldest_at))
+    }
+
     /// The conversation of a snapshot; without its members, if it says that they stand apart.
     ///
     /// # Errors
@@ -73,6 +92,8 @@ impl Conversation {
         if ids.end() != stored.seq {
             return Err(Corrupt::Content("the ids of a snapshot do not reach its seq"));
         }
+        let oldest_at = if stored.n == 0 { 0 } else { stored.created_at };
+        let oldest_seen = stored.above_floor.as_ref().map_or(oldest_at, |floor| floor.oldest_at) != 0;
         const NUMBER: Corrupt = Corrupt::Content("a stored number has no meaning");
         Ok(Self {
             id,
@@ -80,7 +101,7 @@ impl Conversation {
             n: stored.n,
             last_at: stored.last_at,
             created_at: stored.created_at,
-            floor: stored.floor,
+            floor: Floor::from_stored(stored.floor, stored.above_floor, oldest_at),
             origin: stored.origin,
             owner: stored.written_by,
             kind: ConversationKind::from_number(stored.kind).ok_or(NUMBER)?,
@@ -94,6 +115,8 @@ impl Conversation {
             marks: Marks::from_stored(stored.marks)?,
             unsettled: Unsettled::default(),
             snapshot_at: stored.seq,
+            retention_seen: true,
+            oldest_seen,
             hot: Some(Box::new(Hot { ids, ..Hot::default() })),
         })
     }

@@ -11,9 +11,10 @@ use chappe_schema::{
     stored::StoredOverlay,
 };
 
-use crate::pace::snapshot_events;
+use crate::pace::{idle_snapshot_events, snapshot_events};
 
 use super::{
+    floor::Floor,
     ids::Ids,
     latest::Latest,
     marks::Marks,
@@ -41,8 +42,8 @@ pub struct Conversation {
     pub last_at: Millis,
     /// The stamp of the first event.
     pub created_at: Millis,
-    /// Everything at or below was removed.
-    pub floor: Seq,
+    /// Where its history begins.
+    pub floor: Floor,
     /// The epoch under which the last event was written first.
     pub origin: Epoch,
     /// The epoch of the owner whose memory this is, and whose snapshots; read from a snapshot, that of its writer.
@@ -69,6 +70,10 @@ pub struct Conversation {
     pub(super) unsettled: Unsettled,
     /// The seq of the last durable (or submitted) snapshot.
     pub snapshot_at: Seq,
+    /// Whether that says how long messages are kept.
+    pub(super) retention_seen: bool,
+    /// And how old the oldest one is.
+    pub(super) oldest_seen: bool,
     /// What only a busy conversation needs; an idle one reads it again.
     pub hot: Option<Box<Hot>>,
 }
@@ -118,7 +123,7 @@ impl Conversation {
             n: 0,
             last_at: 0,
             created_at: 0,
-            floor: 0,
+            floor: Floor::default(),
             origin: 0,
             owner: 0,
             kind: ConversationKind::Group,
@@ -132,6 +137,8 @@ impl Conversation {
             marks: Marks::default(),
             unsettled: Unsettled::default(),
             snapshot_at: 0,
+            retention_seen: true,
+            oldest_seen: false,
             hot: Some(Box::default()),
         }
     }
@@ -195,7 +202,7 @@ impl Conversation {
             Fact::ConversationCreated { kind, encryption, settings, members } => {
                 self.kind = *kind;
                 self.encryption = *encryption;
-                *self.settings = settings.clone();
+                self.set(settings);
                 self.creation_hash = event.hash;
                 self.created_at = event.created_at;
                 self.message_at = event.created_at;
@@ -205,7 +212,7 @@ impl Conversation {
                 self.members.shrink();
                 audience_changes = true;
             }
-            Fact::ConversationUpdated { settings } => *self.settings = settings.clone(),
+            Fact::ConversationUpdated { settings } => self.set(settings),
             Fact::ConversationDeleted => self.deleted = true,
             Fact::MemberJoined { user, role } => {
                 self.members.join(user, *role, event.seq, event.n);
@@ -221,12 +228,23 @@ impl Conversation {
             Fact::MessageNew { mentions, .. } => {
                 self.members.read(&event.sender, event.n);
                 self.message_at = event.created_at;
+                self.floor.message(event.created_at);
                 self.marks.mention(event.n, mentions);
             }
             Fact::MessageUpdated { mentions, target_n, .. } if *target_n != 0 => {
                 self.marks.mention(*target_n, mentions);
             }
             Fact::MessageDeleted { target_n, .. } if *target_n != 0 => self.marks.delete(*target_n),
+            Fact::HistoryPurged { floor, floor_n, oldest_at } => {
+                self.floor.rise(*floor, *floor_n, *oldest_at, (event.seq, event.created_at));
+                self.marks.purge(*floor_n);
+                if self.latest.seq().is_some_and(|seq| seq <= *floor) {
+                    self.latest = Latest::None;
+                }
+                if let Some(hot) = &mut self.hot {
+                    hot.targets = hot.targets.split_off(&(floor + 1));
+                }
+            }
             Fact::MessageUpdated { .. }
             | Fact::MessageDeleted { .. }
             | Fact::ReactionAdded { .. }
@@ -255,6 +273,11 @@ impl Conversation {
                 hot.audience = None;
             }
         }
+    }
+
+    fn set(&mut self, settings: &Settings) {
+        self.retention_seen &= self.settings.retention_secs == settings.retention_secs;
+        *self.settings = settings.clone();
     }
 
     /// Who hears of `event`, which is about to be applied: the members before it, and whoever it is about.
@@ -292,10 +315,36 @@ impl Conversation {
         }
     }
 
-    /// Whether a snapshot of the present state is worth its row.
+    /// Whether a snapshot of the present state is worth its row: after so many events, and where whoever looks for what is
+    /// overdue must find it there.
     #[must_use]
     pub fn snapshot_due(&self) -> bool {
         self.head >= self.snapshot_at + snapshot_events()
+            || self.floor.set_by() > self.snapshot_at
+            || (!self.retention_seen && self.head > self.snapshot_at)
+    }
+
+    /// Whether a snapshot is worth its row when the conversation goes to rest, where no messages are kept longer than
+    /// `everywhere_ms`.
+    #[must_use]
+    pub fn snapshot_due_at_rest(&self, everywhere_ms: Option<Millis>) -> bool {
+        let is_sought = self.kept_ms(everywhere_ms).is_some() && self.floor.oldest_at != 0;
+        self.head >= self.snapshot_at + idle_snapshot_events()
+            || (is_sought && !self.oldest_seen && self.head > self.snapshot_at)
+    }
+
+    /// This state came from somebody's memory. Before the store is rid of what is removed, a snapshot must say so there.
+    pub fn distrust_snapshot(&mut self) {
+        if self.floor.is_purging() {
+            self.snapshot_at = self.snapshot_at.min(self.floor.set_by() - 1);
+        }
+    }
+
+    /// A snapshot of the present state is on its way.
+    pub fn snapshot_taken(&mut self) {
+        self.snapshot_at = self.head;
+        self.retention_seen = true;
+        self.oldest_seen = self.floor.oldest_at != 0;
     }
 
     /// The message at `seq` was looked up for a command.
@@ -351,6 +400,7 @@ impl Conversation {
             + self.members.heap_bytes()
             + self.latest.heap_bytes()
             + self.marks.heap_bytes()
+            + self.floor.heap_bytes()
             + self.unsettled.heap_bytes()
             + hot
     }
@@ -375,7 +425,7 @@ impl Conversation {
             role: member.role,
             head: self.head,
             n: self.n,
-            floor: self.floor.max(member.visible(self.settings.history).floor()),
+            floor: self.floor.seq().max(member.visible(self.settings.history).floor()),
             created_at: self.created_at,
             last_at: self.last_at,
             existed,

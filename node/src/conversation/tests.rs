@@ -1,6 +1,7 @@
 //! The pure state: arrange events, judge one command, compare the verdict.
 
 mod channels;
+mod floor;
 mod reactions;
 mod receipts;
 
@@ -205,6 +206,7 @@ fn creation(kind: ConversationKind, members: &[&str], history: HistoryAccess) ->
         history,
         receipts: true,
         open: false,
+        retention_secs: 0,
     }
 }
 

@@ -18,17 +18,17 @@ use chappe_schema::{
 use smallvec::SmallVec;
 
 use super::{
-    InHand, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, Told, WITHDRAWN_MS,
+    InHand, Incarnation, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, Told, WITHDRAWN_MS,
     line::Pending,
     members::{Gathered, MembersSlot},
     reactions::Reacting,
     rebuild::{self, Rebuilt},
     receipts::{ReceiptSlot, Said},
+    retention::Retaining,
     supervision::Lost,
 };
 use crate::{
     conversation::{Audience, Conversation, Evidence, Got, Read, Verdict, read::Progress},
-    pace::idle_snapshot_events,
     planted::{Bug, is},
     recovery,
     store::{self, Page, PageRequest, Projection, Recovered, Show},
@@ -73,6 +73,8 @@ pub(super) struct ConversationSlot {
     id_block: Option<Seq>,
     /// Mutations that wait, in order, for the id blocks to be asked, the first one first.
     asking_id: VecDeque<(GatewayId, Arc<Asked>)>,
+    /// What is being removed of it.
+    pub(super) retaining: Retaining,
     /// Whether a question is on its way: one at a time. It may be about another than the first, if that came back to the
     /// front meanwhile; then its answer counts for nothing.
     is_asking: bool,
@@ -112,6 +114,7 @@ impl ConversationSlot {
             members: MembersSlot::default(),
             id_block: None,
             asking_id: VecDeque::new(),
+            retaining: Retaining::default(),
             is_asking: false,
         }
     }
@@ -133,6 +136,12 @@ impl ConversationSlot {
             && self.id_block.is_none()
             && self.receipts.is_quiet()
             && self.members.is_quiet()
+            && self.retaining.is_quiet()
+    }
+
+    /// Whether others must still hear of something, or may have to.
+    pub(super) fn is_announcing(&self) -> bool {
+        !self.announcing.is_empty() || !self.unannounced.is_empty()
     }
 }
 
@@ -213,6 +222,11 @@ pub(super) const fn is_announced(fact: &Fact) -> bool {
     )
 }
 
+/// Whether an event is listed until what it decides is done outside of the log, too.
+pub(super) const fn is_listed(fact: &Fact) -> bool {
+    is_announced(fact) || matches!(fact, Fact::HistoryPurged { .. })
+}
+
 impl Shard {
     /// A client's command.
     pub(super) fn command(&mut self, id: ConversationId, from: GatewayId, asked: Arc<Asked>) {
@@ -230,7 +244,14 @@ impl Shard {
         };
         slot.used = now;
         match slot.phase {
-            Phase::Ready(_) => self.judge(id, from, asked, Evidence::default()),
+            Phase::Ready(_) => {
+                let only_reads = !asked.command.is_mutation();
+                self.judge(id, from, asked, Evidence::default());
+                // What is only read goes neither to rest nor through a commit.
+                if only_reads {
+                    self.retain(id);
+                }
+            }
             Phase::Loading => {
                 self.park(id, Parked::Command(from, asked, Evidence::default()));
                 // Already under way, unless an earlier attempt has failed.
@@ -395,6 +416,7 @@ impl Shard {
             }
             Verdict::NeedId(since) => {
                 let upto = state.hot.as_ref().map_or(0, |hot| hot.ids.durable().0);
+                let above = state.floor.ids();
                 let (user, command_id) = (asked.actor.user.clone(), asked.id);
                 let key = (from, asked.correlation);
                 // Whoever asks again stays in front.
@@ -408,7 +430,7 @@ impl Shard {
                 }
                 let token = self.token();
                 let done = self.answer(move |found| StoreMail::Id { token, found });
-                self.store.find_id(id.into(), user, command_id, since, done);
+                self.store.find_id(id.into(), user, command_id, (above, since), done);
                 self.reads.insert(token, Reading::Id(id, key, upto));
             }
             Verdict::NeedHot => {
@@ -463,7 +485,7 @@ impl Shard {
             Release::Target(seq) => {
                 let Some(slot) = self.conversations.get_mut(&id) else { return };
                 slot.looks += 1;
-                let epoch = slot.epoch;
+                let of = (slot.epoch, slot.lives);
                 let request = PageRequest {
                     entity: id.into(),
                     from: seq,
@@ -474,7 +496,7 @@ impl Shard {
                     bytes_max: usize::MAX,
                     reader: None,
                 };
-                let done = self.answer(move |page| StoreMail::Target { conversation: id, epoch, seq, page });
+                let done = self.answer(move |page| StoreMail::Target { conversation: id, of, seq, page });
                 self.store.page(request, done);
             }
             Release::Head(user, known) => self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
@@ -513,6 +535,7 @@ impl Shard {
         };
         self.guarded(|| id.into(), derive);
         self.pay_head(id);
+        self.retain(id);
         self.reload(id);
     }
 
@@ -663,12 +686,16 @@ impl Shard {
         if !slot.unannounced.is_empty() {
             return;
         }
-        let upto = slot.announcing.keys().next().map_or(slot.line.committed(), |first| first - 1);
-        if slot.announcing.is_empty() {
-            self.unannounced.remove(&EntityId::Conversation(id));
-            self.telling.remove(&id);
+        match slot.announcing.keys().next() {
+            Some(first) => {
+                let upto = first - 1;
+                self.project(Projected::Other, Projection::Announced { entity: id.into(), upto });
+            }
+            None => {
+                self.telling.remove(&id);
+                self.end_announcing(id);
+            }
         }
-        self.project(Projected::Other, Projection::Announced { entity: id.into(), upto });
         self.guarded(|| id.into(), |shard| shard.project_conversation(id));
     }
 
@@ -687,7 +714,7 @@ impl Shard {
             writes.extend(rows.map(|row| (Projected::Other, row)));
         }
         if slot.snapshot.is_none() && state.snapshot_due() {
-            state.snapshot_at = state.head;
+            state.snapshot_taken();
             state.members.part();
             slot.snapshot = state.snapshot().map(|bytes| (state.head, bytes));
             slot.members.take_stale(state, &mut self.next_token);
@@ -713,7 +740,7 @@ impl Shard {
             && slot.members.are_durable()
             && let Some((seq, bytes)) = slot.snapshot.take()
         {
-            writes.push((Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes }));
+            writes.push((Projected::Snapshot(id, seq), Projection::Snapshot { entity: id.into(), seq, bytes }));
         }
         self.projections.extend(writes);
         self.ask_overlays(id);
@@ -808,7 +835,13 @@ impl Shard {
             }
             Err(error) => {
                 let error = self.store_failed(id, &error);
-                self.answer_now(from, &asked, Err(error));
+                self.answer_now(from, &asked, Err(error.clone()));
+                // Those behind it share its fate. They would overtake it if this answer got lost: then its gateway asks again
+                // for it, and not for them (seed 5563).
+                let behind = self.conversations.get_mut(&id).map(|slot| std::mem::take(&mut slot.asking_id));
+                for (from, asked) in behind.into_iter().flatten() {
+                    self.answer_now(from, &asked, Err(error.clone()));
+                }
             }
         }
         self.judge_those_behind(id);
@@ -832,8 +865,16 @@ impl Shard {
         }
     }
 
-    pub(super) fn target_found(&mut self, id: ConversationId, seq: Seq, page: Result<Page, store::Error>) {
-        self.looked(id);
+    pub(super) fn target_found(
+        &mut self,
+        id: ConversationId,
+        of: Incarnation,
+        seq: Seq,
+        page: Result<Page, store::Error>,
+    ) {
+        if !self.is_of_present_state(id, of) {
+            return;
+        }
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         // Judged whatever becomes of the state: without one they wait for it.
         let waiting = slot.targets.remove(&seq).unwrap_or_default();
@@ -846,17 +887,30 @@ impl Shard {
                     }
                 };
                 self.guarded(|| id.into(), remember);
+                // What became durable meanwhile is forgotten only after it was merged with what was found.
+                self.looked(id);
                 for (from, asked, evidence) in waiting {
                     self.judge(id, from, asked, evidence);
                 }
             }
             Err(error) => {
                 let error = self.store_failed(id, &error);
+                self.looked(id);
                 for (from, asked, _) in waiting {
                     self.answer_now(from, &asked, Err(error.clone()));
                 }
             }
         }
+    }
+
+    /// Whether what was looked up is for the present state. For a former one it is back, and that is all: whoever waited for it is
+    /// judged anew.
+    pub(super) fn is_of_present_state(&mut self, id: ConversationId, of: Incarnation) -> bool {
+        let present = self.incarnation(id);
+        if present.is_some_and(|(epoch, _)| epoch == of.0) && present != Some(of) {
+            self.looked(id);
+        }
+        present == Some(of)
     }
 
     /// A read that is merged with memory is back.
@@ -978,6 +1032,9 @@ impl Shard {
     pub(super) fn rebuild_conversation(&mut self, id: ConversationId, recovered: Recovered, members: Gathered) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let (epoch, trusting) = (slot.epoch, self.confirms_at_once);
+        if let Some((seq, _)) = &recovered.snapshot {
+            slot.retaining.keeps(*seq);
+        }
         let rebuilt = self.guarded(|| id.into(), |_| rebuild(id, epoch, recovered, members, trusting));
         let Some(rebuilt) = rebuilt else { return };
         match rebuilt {
@@ -995,7 +1052,7 @@ impl Shard {
 
     fn conversation_rebuilt(&mut self, id: ConversationId, mut rebuilt: Rebuilt<Conversation>) {
         let owes = self.unannounced.contains(&EntityId::Conversation(id));
-        let (committed, bytes) = (rebuilt.committed, rebuilt.bytes);
+        let bytes = rebuilt.bytes;
         let events = std::mem::take(&mut rebuilt.events);
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let (is_new_to_watch, epoch) = (slot.slot.bytes == 0, slot.epoch);
@@ -1007,6 +1064,7 @@ impl Shard {
         }
         slot.id_block = None;
         slot.snapshot = None;
+        slot.retaining.forget();
         slot.members.forget_state();
         Self::account(&mut self.bytes, &mut slot.slot.bytes, bytes);
         if is_new_to_watch {
@@ -1021,8 +1079,7 @@ impl Shard {
                 .collect();
             if owed.is_empty() {
                 // Everybody had heard; only the note of it was lost.
-                self.unannounced.remove(&EntityId::Conversation(id));
-                self.project(Projected::Other, Projection::Announced { entity: id.into(), upto: committed });
+                self.end_announcing(id);
             }
             self.tell_everybody(id, &[], &owed);
         }
@@ -1047,6 +1104,7 @@ impl Shard {
                 Parked::Said(said) => self.hear_progress(id, said),
             }
         }
+        self.retain(id);
         self.drop_if_absent(id);
     }
 
@@ -1195,15 +1253,16 @@ impl Shard {
 
     /// A conversation that has moved on since its last snapshot writes one, so that it is cheap to read again.
     pub(super) fn snapshot_before_rest(&mut self, id: ConversationId) {
+        let everywhere_ms = self.settings.retention_ms;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let announced = slot.announcing.is_empty() && slot.unannounced.is_empty();
         let complete = slot.line.has_no_rows() && announced && slot.members.are_durable();
         let Some(state) = slot.ready() else { return };
-        if complete && state.can_cool() && state.head >= state.snapshot_at + idle_snapshot_events() {
+        if complete && state.can_cool() && state.snapshot_due_at_rest(everywhere_ms) {
             state.members.part();
             let Some(bytes) = state.snapshot() else { return };
             let seq = state.head;
-            state.snapshot_at = seq;
+            state.snapshot_taken();
             if state.members.are_apart() {
                 // Behind their rows.
                 let Some(slot) = self.conversations.get_mut(&id) else { return };
@@ -1212,7 +1271,7 @@ impl Shard {
                 slot.members.take_stale(state, &mut self.next_token);
                 self.project_conversation(id);
             } else {
-                self.project(Projected::Other, Projection::Snapshot { entity: id.into(), seq, bytes });
+                self.project(Projected::Snapshot(id, seq), Projection::Snapshot { entity: id.into(), seq, bytes });
             }
         }
     }

@@ -191,6 +191,7 @@ impl Shard {
                     return;
                 }
                 state.owner = epoch;
+                state.distrust_snapshot();
                 let mut slot = ConversationSlot::loading(now, (partition, epoch));
                 slot.slot.line.restart(seq, state.origin);
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());
@@ -201,6 +202,8 @@ impl Shard {
                 if is_active {
                     self.owe_head(id);
                 }
+                // What its last owner had begun to remove.
+                self.guarded(|| id.into(), |shard| shard.project_conversation(id));
             }
             EntityId::User(id) => {
                 let Ok(mut state) = User::from_snapshot(id.clone(), bytes) else { return };
@@ -367,6 +370,8 @@ impl Shard {
                 _ => delta.warm.push(id.into()),
             }
         }
+        // What was put away lately may have news on a way that has broken: the successor says where it stands.
+        delta.warm.extend(self.recent.of(partition).into_iter().map(EntityId::from));
         for id in self.users_of(partition) {
             let streamed = self.users.get(&id).and_then(|slot| slot.streamed);
             if let Some(handed) = self.hand_user(&id)

@@ -26,6 +26,7 @@ pub(crate) struct Measures {
     asked_heads: Counter,
     asked_rows: Counter,
     settling: Counter,
+    purged: Counter,
     resets: [Counter; 4],
     presence_told: Counter,
     watches: Gauge,
@@ -57,6 +58,7 @@ impl Measures {
             conversations: metrics::gauge!(names::NODE_CONVERSATIONS, "state" => "active"),
             users: metrics::gauge!("chappe_node_users"),
             resting: metrics::gauge!(names::NODE_USERS_RESTING),
+            purged: metrics::counter!(names::NODE_PURGED_EVENTS_TOTAL),
             asked_heads: metrics::counter!(names::NODE_INBOX_QUESTIONS_TOTAL, "kind" => "head"),
             asked_rows: metrics::counter!(names::NODE_INBOX_QUESTIONS_TOTAL, "kind" => "row"),
             settling: metrics::counter!(names::NODE_INBOX_SETTLING_TOTAL),
@@ -86,6 +88,11 @@ impl Measures {
             failed.increment(1)
         }
         self.durations[op as usize].record(ms as f64 / 1000.0);
+    }
+
+    /// The store is rid of so many events.
+    pub(super) fn removed(&self, events: u64) {
+        self.purged.increment(events);
     }
 
     pub(super) fn queue_depth(&self, mail: usize) {

@@ -16,6 +16,7 @@
 //! - [`typing`]: who is writing where
 //! - [`rebuild`]: reading an entity again
 //! - [`receipts`]: how far members have got
+//! - [`retention`]: what is kept for a time only
 //! - [`resting`]: users who are not in memory
 //! - [`recent`]: conversations that were put away a while ago
 //! - [`supervision`]: what a panic costs
@@ -51,7 +52,7 @@ use crate::{
     conversation::{Read, ids::prints_since},
     planted::{Bug, is},
     presence::Board,
-    store::{self, Append, Confirmation, MemberRows, Page, Projection, Reacted, Recovered, Store, Written},
+    store::{self, Append, Confirmation, MemberRows, Page, Projection, Reacted, Recovered, Store, Walked, Written},
     typing::Typing,
     user::{Connection, HeadKnown},
 };
@@ -72,6 +73,7 @@ mod rebuild;
 mod receipts;
 mod recent;
 mod resting;
+pub(crate) mod retention;
 pub(crate) mod supervision;
 mod tenure;
 mod typing;
@@ -91,6 +93,7 @@ use reactions::ReactionsFound;
 use receipts::{Due, Keeping, Said, Telling};
 use recent::Recent;
 use resting::Resting;
+use retention::{StepDone, Walk};
 use supervision::{InHand, WITHDRAWN_MS};
 use tenure::{Question, Standing, Tenure, Tenures};
 
@@ -121,11 +124,17 @@ pub(crate) enum Mail {
     End(String),
     /// These partitions have another owner than before, wherever that is.
     Moved(Arc<[(Partition, Owner)]>),
+    /// Something of this conversation may have been kept for too long.
+    Overdue(ConversationId),
     /// Time passes: once a second.
     Tick,
     /// Flush everything and say when it is done.
     Stop(oneshot::Sender<()>),
 }
+
+/// A state of an entity in memory: the epoch of its tenure, and how often it had been read. What was looked up for one state says
+/// nothing to another, which may know of what came later only from a snapshot (seed 1062).
+pub(crate) type Incarnation = (Epoch, u32);
 
 /// The store's answers.
 pub(crate) enum StoreMail {
@@ -142,7 +151,7 @@ pub(crate) enum StoreMail {
     },
     Target {
         conversation: ConversationId,
-        epoch: Epoch,
+        of: Incarnation,
         seq: Seq,
         page: Result<Page, store::Error>,
     },
@@ -162,7 +171,7 @@ pub(crate) enum StoreMail {
     /// Overlays as they were before what a recovery found.
     Overlays {
         conversation: ConversationId,
-        epoch: Epoch,
+        of: Incarnation,
         targets: Vec<Seq>,
         found: Result<Vec<(Seq, StoredOverlay)>, store::Error>,
     },
@@ -174,6 +183,15 @@ pub(crate) enum StoreMail {
         token: u64,
         result: Result<(), store::Error>,
     },
+    /// A step of a removal is done.
+    Retained {
+        conversation: ConversationId,
+        epoch: Epoch,
+        token: u64,
+        done: StepDone,
+    },
+    /// Some of the conversations that there are.
+    Walked(Result<Walked, store::Error>),
 }
 
 /// From shard to shard, of one node or of several. Between nodes anything may get lost: whoever needs an answer asks
@@ -344,6 +362,8 @@ pub(crate) struct Settings {
     pub(crate) idle_ms: u64,
     /// Bytes that entities of this shard may take; beyond, the longest unused are evicted.
     pub(crate) budget_bytes: usize,
+    /// No messages are kept longer than this.
+    pub(crate) retention_ms: Option<Millis>,
 }
 
 /// What shards say of themselves.
@@ -424,6 +444,8 @@ struct Slot<C, P, R> {
     /// Reads of the store under way that will be merged with what is in memory: until they are back, nothing that
     /// became durable meanwhile is forgotten.
     looks: u32,
+    /// How often its state was read.
+    lives: u32,
     bytes: usize,
     /// The seq at which it was shown to the next owner, while its partition is being given away.
     streamed: Option<Seq>,
@@ -441,6 +463,7 @@ impl<C, P, R> Slot<C, P, R> {
             reading: false,
             panics: SmallVec::new(),
             looks: 0,
+            lives: 0,
             bytes: 0,
             streamed: None,
         }
@@ -538,6 +561,7 @@ enum Projected {
     Receipts(ConversationId),
     /// Some rows of members, of those that were taken under this number.
     Members(ConversationId, u64),
+    Snapshot(ConversationId, Seq),
     Other,
 }
 
@@ -638,6 +662,8 @@ pub(crate) struct Shard {
     began: Millis,
     /// Who is writing.
     typing: Typing,
+    /// A look at all conversations, for what is overdue.
+    walk: Walk,
     /// The request whose handling is under way, while nobody else keeps it.
     in_hand: Option<InHand>,
     stopping: Option<oneshot::Sender<()>>,
@@ -730,6 +756,7 @@ impl Shard {
             opened: HashMap::default(),
             began: 0,
             typing: Typing::default(),
+            walk: Walk::default(),
             in_hand: None,
             stopping: None,
             stopped: false,
@@ -827,6 +854,7 @@ impl Shard {
             Mail::Begin(store) => self.begin_session(store),
             Mail::End(why) => self.die(why),
             Mail::Moved(partitions) => self.moved(&partitions),
+            Mail::Overdue(id) => self.overdue(id),
             Mail::Tick => self.tick(),
             Mail::Attach(id, port) => self.gateways.push(GatewaySlot { id, port, batch: Vec::new() }),
             Mail::Detach(id) => {
@@ -891,21 +919,23 @@ impl Shard {
                 self.recover_waiting();
             }
             StoreMail::Page { token, page } => self.page_read(token, page),
-            StoreMail::Target { conversation, epoch, seq, page } => {
-                if self.epoch_of(&conversation.into()) == Some(epoch) {
-                    self.target_found(conversation, seq, page);
-                }
-            }
+            StoreMail::Target { conversation, of, seq, page } => self.target_found(conversation, of, seq, page),
             StoreMail::Reactions(found) => self.reactions_found(found),
             StoreMail::Members { conversation, token, page } => self.members_read(conversation, token, page),
             StoreMail::Reacted { token, page } => self.reacted_read(token, page),
-            StoreMail::Overlays { conversation, epoch, targets, found } => {
-                if self.epoch_of(&conversation.into()) == Some(epoch) {
+            StoreMail::Overlays { conversation, of, targets, found } => {
+                if self.incarnation(conversation) == Some(of) {
                     self.overlays_found(conversation, &targets, found);
                 }
             }
             StoreMail::Id { token, found } => self.id_found(token, found),
             StoreMail::Projected { token, result } => self.projected(token, result),
+            StoreMail::Retained { conversation, epoch, token, done } => {
+                if self.epoch_of(&conversation.into()) == Some(epoch) {
+                    self.retained(conversation, token, done);
+                }
+            }
+            StoreMail::Walked(result) => self.walked(result),
         }
     }
 
@@ -1133,6 +1163,11 @@ impl Shard {
         }
     }
 
+    /// The present state of a conversation.
+    fn incarnation(&self, id: ConversationId) -> Option<Incarnation> {
+        self.conversations.get(&id).map(|slot| (slot.epoch, slot.lives))
+    }
+
     /// What the entity sent under this epoch, which is its tenure's, is committed.
     fn commit(&mut self, entity: &EntityId, epoch: Epoch) {
         if !self.may_release(entity) && !is(Bug::CutReleases) {
@@ -1246,6 +1281,7 @@ impl Shard {
                 Projected::Inbox(id) => self.inbox_flushed(&id),
                 Projected::Receipts(id) => self.receipts_kept(id),
                 Projected::Members(id, token) => self.members_durable(id, token),
+                Projected::Snapshot(id, seq) => self.snapshot_durable(id, seq),
                 Projected::Other => {}
             }
         }
@@ -1290,6 +1326,7 @@ impl Shard {
         self.tick_presence();
         self.tick_typing();
         self.tick_receipts();
+        self.tick_retention();
         self.measures.entities(self.conversations.len(), self.users.len(), self.resting.len());
         if !self.confirms_at_once && !self.is_dead {
             self.ask_again();

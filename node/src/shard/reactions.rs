@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use chappe_schema::{
-    id::{ConversationId, Epoch, GatewayId, Seq, UserId},
+    id::{ConversationId, GatewayId, Seq, UserId},
     reaction::ReactionKey,
     stored::{StoredOverlay, StoredReaction},
     wire::{Asked, Correlation},
 };
 
-use super::{InHand, Shard, StoreMail, conversations::Reading};
+use super::{InHand, Incarnation, Shard, StoreMail, conversations::Reading};
 use crate::{
     conversation::{Evidence, Read},
     store::{self, Reacted, ReactedRequest},
@@ -19,8 +19,8 @@ use crate::{
 /// A user's reactions to a message, as they were asked for and found.
 pub(crate) struct ReactionsFound {
     pub(super) conversation: ConversationId,
-    /// Of the tenure that asked.
-    pub(super) epoch: Epoch,
+    /// The state that asked.
+    pub(super) of: Incarnation,
     pub(super) target: Seq,
     pub(super) user: UserId,
     pub(super) rows: Result<Vec<(ReactionKey, StoredReaction)>, store::Error>,
@@ -78,15 +78,15 @@ impl Shard {
         }
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         slot.looks += 1;
-        let (epoch, whose) = (slot.epoch, user.clone());
-        let found = move |rows| ReactionsFound { conversation: id, epoch, target, user: whose, rows };
+        let (of, whose) = ((slot.epoch, slot.lives), user.clone());
+        let found = move |rows| ReactionsFound { conversation: id, of, target, user: whose, rows };
         let done = self.answer(move |rows| StoreMail::Reactions(found(rows)));
         self.store.reactions(id.into(), target, user, keys, done);
     }
 
     pub(super) fn reactions_found(&mut self, found: ReactionsFound) {
-        let ReactionsFound { conversation: id, epoch, target, user, rows } = found;
-        if self.epoch_of(&id.into()) != Some(epoch) {
+        let ReactionsFound { conversation: id, of, target, user, rows } = found;
+        if !self.is_of_present_state(id, of) {
             return;
         }
         // What became durable meanwhile is forgotten only after it was merged with what was found.
@@ -148,11 +148,11 @@ impl Shard {
     /// Asks the store for the overlays of messages of which a recovery found only what changed lately.
     pub(super) fn ask_overlays(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let epoch = slot.epoch;
+        let of = (slot.epoch, slot.lives);
         let Some(hot) = slot.ready().and_then(|state| state.hot.as_mut()) else { return };
         if let Some(targets) = hot.overlays.ask() {
             let asked = targets.clone();
-            let done = self.answer(move |found| StoreMail::Overlays { conversation: id, epoch, targets: asked, found });
+            let done = self.answer(move |found| StoreMail::Overlays { conversation: id, of, targets: asked, found });
             self.store.overlays(id.into(), targets, done);
         }
     }

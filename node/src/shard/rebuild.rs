@@ -9,7 +9,7 @@ use chappe_schema::{
     stored::LogRow,
 };
 
-use super::{Phase, Slot, conversations::is_announced, line::Pending};
+use super::{Phase, Slot, conversations::is_listed, line::Pending};
 use crate::{
     conversation::Conversation,
     planted::{Bug, is},
@@ -116,9 +116,10 @@ impl<C, P, R> Slot<C, P, R> {
     pub(super) fn answer_again(&mut self, rebuilt: Rebuilt<C>) -> bool {
         let Rebuilt { state, committed, committed_origin, standing, adopted, .. } = rebuilt;
         let pending = |Found { event, origin }| {
-            let announce = is_announced(&event.fact);
+            let announce = is_listed(&event.fact);
             Pending { event, audience: None, announce, origin }
         };
+        self.lives += 1;
         self.line.restart(committed, committed_origin);
         let stands = !standing.is_empty();
         if stands {

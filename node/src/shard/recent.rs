@@ -64,6 +64,13 @@ impl Recent {
         found
     }
 
+    /// Those of a partition, in order.
+    pub(super) fn of(&self, partition: Partition) -> Vec<ConversationId> {
+        let mut found: Vec<_> = self.conversations.keys().copied().filter(|id| id.partition() == partition).collect();
+        found.sort_unstable();
+        found
+    }
+
     fn forget_first(&mut self) {
         if let Some((at, conversation)) = self.order.pop_front()
             && self.conversations.get(&conversation).is_some_and(|put| put.at == at)
@@ -96,7 +103,9 @@ mod tests {
         assert_eq!(of(&recent, 2), []);
         recent.forget(conversation(2));
         assert_eq!(of(&recent, 3), [conversation(1)]);
+        assert_eq!(recent.of(conversation(1).partition()), [conversation(1)]);
         recent.forget_all(|partition| partition == conversation(1).partition());
+        assert!(recent.of(conversation(1).partition()).is_empty());
         assert_eq!(of(&recent, 3), []);
     }
 

@@ -2,6 +2,7 @@
 
 mod reactions;
 mod receipts;
+mod retention;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,6 +12,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use chappe_cluster::link::GatewayPort;
 use chappe_schema::{
     access::{By, Token},
@@ -43,8 +45,8 @@ use super::{
 use crate::{
     conversation::state::fault,
     store::{
-        Append, Confirmation, Done, Error as StoreError, MemberRows, Page, PageRequest, Projection, Reacted,
-        ReactedRequest, Recovered, Session, Show, Store, Written,
+        Append, Confirmation, Done, Error as StoreError, MemberRows, Page, PageRequest, Part, Projection, Purge,
+        Reacted, ReactedRequest, Recovered, Session, Show, Store, Walked, Written,
     },
 };
 
@@ -75,7 +77,7 @@ struct Held {
     /// Members' rows that were written, and pages of them that were read.
     member_rows: usize,
     member_pages: usize,
-    /// Whether members cannot be read.
+    /// Whether members and ids cannot be read, and nothing be removed.
     deaf: bool,
     /// Rows of receipts that were written.
     receipt_rows: usize,
@@ -88,6 +90,8 @@ struct Held {
     projected: usize,
     /// Ids that were looked for.
     sought: usize,
+    /// What was removed.
+    purged: Vec<(Part, Seq, Seq)>,
     /// Looks at a user's own reactions.
     looked: usize,
     /// Whether recoveries bring no prints.
@@ -308,11 +312,14 @@ impl Store for Scripted {
         entity: EntityId,
         sender: UserId,
         id: CommandId,
-        _: Millis,
+        _: (Seq, Millis),
         done: Done<Result<Option<StoredId>, StoreError>>,
     ) {
         let read = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
             held.sought += 1;
+            if held.deaf {
+                return Box::new(move || done(Err(StoreError::Unavailable("on purpose".to_owned()))));
+            }
             let blocks = held.blocks.iter().filter(|((whose, _), _)| *whose == entity);
             let found = blocks
                 .flat_map(|(_, block)| &block.ids)
@@ -321,6 +328,39 @@ impl Store for Scripted {
             Box::new(move || done(Ok(found)))
         };
         self.held.lock().others.push_back(Box::new(read));
+    }
+
+    fn purge(&self, purge: Purge, done: Done<Result<bool, StoreError>>) {
+        let remove = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            if held.deaf {
+                return Box::new(move || done(Err(StoreError::Unavailable("on purpose".to_owned()))));
+            }
+            let is_in = |seq: Seq| purge.above < seq && seq <= purge.upto;
+            match purge.part {
+                Part::History => held.rows.retain(|(whose, last), _| *whose != purge.entity || !is_in(*last)),
+                Part::Ids => held.blocks.retain(|(whose, end), _| *whose != purge.entity || !is_in(*end)),
+            }
+            held.purged.push((purge.part, purge.above, purge.upto));
+            Box::new(move || done(Ok(true)))
+        };
+        self.held.lock().others.push_back(Box::new(remove));
+    }
+
+    fn walk(&self, _: Option<Bytes>, _: usize, all: bool, done: Done<Result<Walked, StoreError>>) {
+        let look = move |held: &mut Held| -> Box<dyn FnOnce() + Send> {
+            let mut walked = Walked::default();
+            let logged = held.rows.keys().map(|(whose, _)| whose).filter(|_| all);
+            let entities: std::collections::BTreeSet<EntityId> = held.snapshots.keys().chain(logged).cloned().collect();
+            for entity in entities {
+                let EntityId::Conversation(id) = entity else { continue };
+                let snapshot = held.snapshots.get(&entity).cloned();
+                let above = snapshot.as_ref().map_or(0, |(seq, _)| *seq);
+                let is_behind = held.rows.keys().any(|(whose, last)| *whose == entity && *last > above);
+                walked.found.push((id, snapshot.map(|(_, bytes)| bytes), is_behind));
+            }
+            Box::new(move || done(Ok(walked)))
+        };
+        self.held.lock().others.push_back(Box::new(look));
     }
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), StoreError>>) {
@@ -451,6 +491,7 @@ fn group(members: &[&str]) -> Command {
         history: HistoryAccess::All,
         receipts: true,
         open: false,
+        retention_secs: 0,
     }))
 }
 
@@ -473,7 +514,7 @@ impl Bench {
             index: 0,
             peers: Arc::from([mailbox.clone()]),
             store: Arc::new(store.clone()),
-            settings: Settings { idle_ms: 60_000, budget_bytes: 1 << 30 },
+            settings: Settings { idle_ms: 60_000, budget_bytes: 1 << 30, retention_ms: None },
             clock: Arc::new(move || clock.load(Ordering::Relaxed)),
             reports: Arc::new(move |report| {
                 if let Report::Ended(_, why) = report {
@@ -986,6 +1027,30 @@ fn sends_that_wait_for_the_store_keep_their_order() {
     assert_eq!(next.store.held.lock().sought, 20);
 }
 
+/// Seed 5563 of the simulator: the answer to the first was lost, and its gateway asked for it again, behind those that had been behind it.
+#[test]
+fn those_behind_a_look_that_failed_share_its_fate() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for n in 0..300 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    bench.put_away();
+    let mut next = Bench::over(bench.store.clone());
+    next.store.held.lock().printless = true;
+    next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
+    next.asked = 10_000;
+    next.store.held.lock().deaf = true;
+    let asked: Vec<Correlation> = (0..5).map(|n| next.ask("ada", send(&n.to_string()))).collect();
+    next.settle();
+    for asked in asked {
+        let answer = next.answer(asked).expect("no answer");
+        assert_eq!(answer.map_err(|error| error.code), Err(Code::Unavailable));
+    }
+    next.store.held.lock().deaf = false;
+    assert_eq!(sent(Some(next.done("ada", send("later")))).seq, 302);
+}
+
 /// A group of ada and bob in which ada has said something, under an id that is known.
 fn with_an_old_message() -> (Bench, CommandId, Sent) {
     let mut bench = Bench::new(false);
@@ -1430,6 +1495,7 @@ fn a_snapshot_knows_the_origin_of_what_stands_above_all() {
             history: HistoryAccess::All,
             receipts: true,
             open: false,
+            retention_secs: 0,
         }));
         second.done("ada", create).unwrap();
     }

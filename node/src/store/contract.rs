@@ -27,7 +27,7 @@ use chappe_schema::{
 use uuid::Uuid;
 
 use super::{
-    Append, Confirmation, Done, Error, MemberRows, PAGE_SCAN_MAX, Page, PageRequest, Projection, Reacted,
+    Append, Confirmation, Done, Error, MemberRows, PAGE_SCAN_MAX, Page, PageRequest, Part, Projection, Purge, Reacted,
     ReactedRequest, Recovered, Session, Show, Store, Written,
 };
 use crate::recovery::{Basis, Found, resolve};
@@ -89,6 +89,9 @@ pub const CASES: &[(&str, Case)] = &[
     ("large bodies come back", large_bodies_come_back),
     ("ids are found as far back as asked", ids_are_found_as_far_back_as_asked),
     ("a recovery brings the prints of young ids", a_recovery_brings_the_prints_of_young_ids),
+    ("what is removed stays removed", what_is_removed_stays_removed),
+    ("a bucket is removed as a whole", a_bucket_is_removed_as_a_whole),
+    ("a walk meets every conversation", a_walk_meets_every_conversation),
     ("names that begin alike are kept apart", names_that_begin_alike_are_kept_apart),
     ("announcements are owed until they are made", announcements_are_owed_until_they_are_made),
     ("a clean owner is confirmed", a_clean_owner_is_confirmed),
@@ -326,7 +329,7 @@ fn an_entity_without_a_log_is_empty(harness: &mut dyn Harness) {
         assert_eq!(ask(harness, |store, done| store.reactions(entity.clone(), 1, user("ada"), keys, done)), Ok(vec![]));
         assert_eq!(reacted(harness, &entity, 1, "+1", None, 9), (vec![], true));
         let id = CommandId(Uuid::from_u128(1));
-        assert_eq!(ask(harness, |store, done| store.find_id(entity, user("ada"), id, 0, done)), Ok(None));
+        assert_eq!(ask(harness, |store, done| store.find_id(entity, user("ada"), id, (0, 0), done)), Ok(None));
     }
     assert_eq!(ask(harness, |store, done| store.announced(done)), Ok(vec![]));
 }
@@ -824,7 +827,7 @@ fn ids_are_found_as_far_back_as_asked(harness: &mut dyn Harness) {
     for _ in 0..2 {
         let mut find = |sender, id: u128, not_before| {
             let id = CommandId(Uuid::from_u128(id));
-            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, not_before, done))
+            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, (0, not_before), done))
                 .unwrap()
                 .map(|found| (found.seq, found.hash))
         };
@@ -862,6 +865,121 @@ fn a_recovery_brings_the_prints_of_young_ids(harness: &mut dyn Harness) {
     }
 }
 
+fn purge(harness: &mut dyn Harness, purge: &Purge) {
+    for _ in 0..100 {
+        if ask(harness, |store, done| store.purge(purge.clone(), done)).unwrap() {
+            return;
+        }
+    }
+    panic!("a removal has no end");
+}
+
+fn what_is_removed_stays_removed(harness: &mut dyn Harness) {
+    let (entity, other): (EntityId, EntityId) = (conversation(1).into(), conversation(2).into());
+    let block_of =
+        |entity: &EntityId, end| Projection::IdBlock { entity: entity.clone(), end, block: block("ada", end - 3, end) };
+    for entity in [&entity, &other] {
+        write_log(harness, entity, 1, 20, 5, false);
+        let derived = [2, 10, 11].map(|target| overlay(entity, target, target + 5, "better")).to_vec();
+        project(harness, derived);
+        let with = |target: Seq, user| reaction(entity, target, "+1", user, target + 4, false);
+        project(harness, vec![with(10, "ada"), with(10, "bob"), with(11, "ada")]);
+        project(harness, [4, 8, 12].map(|end| block_of(entity, end)).to_vec());
+        project(harness, vec![snapshot(entity, 17, "kept")]);
+    }
+    let history = Purge { entity: entity.clone(), part: Part::History, above: 0, upto: 10, at: 16 };
+    let ids = Purge { part: Part::Ids, upto: 9, ..history.clone() };
+    for round in 0..4 {
+        for part in [&ids, &history] {
+            purge(harness, part);
+        }
+        let rest = page(harness, PageRequest { limit: 30, ..wanted(&entity, 1, 20) });
+        assert_eq!((seqs(&rest), rest.complete), ((11..=20).collect(), true), "round {round}");
+        let messages = PageRequest { show: Show::Messages, limit: 30, newest_first: true, ..wanted(&entity, 1, 20) };
+        let targets: Vec<Seq> = page(harness, messages).overlays.iter().map(|(target, _)| *target).collect();
+        assert_eq!(targets, [11]);
+        let overlays = ask(harness, |store, done| store.overlays(entity.clone(), vec![2, 10, 11], done)).unwrap();
+        assert_eq!(overlays.iter().map(|(target, _)| *target).collect::<Vec<_>>(), [11]);
+        assert_eq!(reacted(harness, &entity, 10, "+1", None, 9), (vec![], true));
+        assert_eq!(reacted(harness, &entity, 11, "+1", None, 9).0.len(), 1);
+        let mut find = |id: u128, above| {
+            let id = CommandId(Uuid::from_u128(id));
+            ask(harness, |store, done| store.find_id(entity.clone(), user("ada"), id, (above, 0), done))
+                .unwrap()
+                .is_some()
+        };
+        // A block whose last id is to be kept is kept whole.
+        assert!(find(9, 8) && find(12, 0) && !find(8, 0) && !find(1, 0));
+        let found = recover(harness, &entity);
+        assert_eq!(found.snapshot.map(|(seq, _)| seq), Some(17));
+        let above = events(&found.rows).iter().map(|event| event.seq).filter(|seq| *seq > 17).collect::<Vec<_>>();
+        assert_eq!(above, [18, 19, 20]);
+        // Another's stands.
+        let whole = page(harness, PageRequest { limit: 30, ..wanted(&other, 1, 20) });
+        assert_eq!(seqs(&whole), (1..=20).collect::<Vec<_>>());
+        assert_eq!(reacted(harness, &other, 10, "+1", None, 9).0.len(), 2);
+        // What was written before it was removed may arrive later.
+        if let Some(zombie) = harness.zombie() {
+            let late = rows(zombie.session(), &entity, 0, (1..=5).map(|seq| message(seq, "late")).collect());
+            let outcomes = ask_of(harness, &*zombie, |store, done| store.append(vec![late], done));
+            assert_eq!(outcomes, [Written::Durable]);
+            project(harness, vec![overlay(&entity, 2, 7, "late"), reaction(&entity, 10, "+1", "eve", 14, false)]);
+        }
+        harness.succeed();
+    }
+}
+
+fn a_bucket_is_removed_as_a_whole(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    write_log(harness, &entity, 8101, 8200, 4, false);
+    project(harness, [8150, 8192, 8193].map(|target| overlay(&entity, target, 8195, "better")).to_vec());
+    let bucket = Purge { entity: entity.clone(), part: Part::History, above: 0, upto: 8192, at: 8200 };
+    assert!(bucket.is_whole() && !Purge { upto: 8191, ..bucket.clone() }.is_whole());
+    purge(harness, &bucket);
+    for _ in 0..2 {
+        let rest = page(
+            harness,
+            PageRequest { show: Show::Messages, newest_first: true, limit: 200, ..wanted(&entity, 1, 8200) },
+        );
+        assert_eq!(seqs(&rest), (8193..=8200).collect::<Vec<_>>());
+        assert_eq!(rest.overlays.iter().map(|(target, _)| *target).collect::<Vec<_>>(), [8193]);
+        harness.succeed();
+    }
+}
+
+fn a_walk_meets_every_conversation(harness: &mut dyn Harness) {
+    let session = session(harness);
+    for number in 1..=7 {
+        let entity: EntityId = conversation(number).into();
+        make_durable(harness, &[rows(session, &entity, 0, vec![message(1, "hello"), message(2, "again")])]);
+        if number <= 4 {
+            project(harness, vec![snapshot(&entity, if number <= 2 { 1 } else { 2 }, "kept")]);
+        }
+    }
+    let ada: EntityId = user("ada").into();
+    make_durable(harness, &[rows(session, &ada, 0, vec![message(1, "mine")])]);
+    project(harness, vec![snapshot(&ada, 1, "hers")]);
+    for (limit, all) in [(1, true), (2, true), (3, false), (100, true), (100, false)] {
+        let mut met = BTreeSet::new();
+        let mut from = None;
+        for _ in 0..100 {
+            let walked = ask(harness, |store, done| store.walk(from.take(), limit, all, done)).unwrap();
+            assert!(walked.found.len() <= limit);
+            for (id, bytes, is_behind) in walked.found {
+                let number = id.0.as_u128();
+                assert_eq!(bytes.is_some(), number <= 4, "{number}");
+                assert!(!is_behind || number != 3 && number != 4, "{number}");
+                met.insert(number);
+            }
+            from = walked.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        assert_eq!(met, (1..=if all { 7 } else { 4 }).collect(), "{limit} at a time, all: {all}");
+    }
+}
+
 fn names_that_begin_alike_are_kept_apart(harness: &mut dyn Harness) {
     let names = ["a", "aa", "aaa", "aaaaaaaaaaaaaaaa", "b", "a\u{10ffff}"];
     let session = session(harness);
@@ -896,7 +1014,7 @@ fn names_that_begin_alike_are_kept_apart(harness: &mut dyn Harness) {
         }
         let id = CommandId(Uuid::from_u128(2));
         let mut found = |sender| {
-            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, 0, done)).unwrap().is_some()
+            ask(harness, |store, done| store.find_id(entity.clone(), user(sender), id, (0, 0), done)).unwrap().is_some()
         };
         assert!(found(&text) && !found("of 99"));
     }

@@ -59,6 +59,8 @@ pub(super) fn recent<E>(
 pub(super) struct Wanted<'a> {
     pub(super) sender: &'a UserId,
     pub(super) id: CommandId,
+    /// There are no blocks at or below.
+    pub(super) above: Seq,
     pub(super) not_before: Millis,
 }
 
@@ -93,8 +95,8 @@ impl Descent {
     }
 
     /// Below all prints.
-    pub(super) fn rest(self) -> RangeInclusive<Seq> {
-        1..=self.upto
+    pub(super) fn rest(self, wanted: &Wanted<'_>) -> RangeInclusive<Seq> {
+        wanted.above + 1..=self.upto
     }
 }
 
@@ -144,7 +146,7 @@ impl Wanted<'_> {
                 return Ok(None);
             }
         }
-        Ok(if let Look::Found(id) = read(descent.rest())? { Some(id) } else { None })
+        Ok(if let Look::Found(id) = read(descent.rest(self))? { Some(id) } else { None })
     }
 
     /// Looks for it in a block.
@@ -188,7 +190,7 @@ mod tests {
     fn find(id: u128, not_before: Millis, printless: &[Seq]) -> (Option<Seq>, usize) {
         let all = blocks();
         let sender = UserId::new("ada").unwrap();
-        let wanted = Wanted { sender: &sender, id: CommandId(Uuid::from_u128(id)), not_before };
+        let wanted = Wanted { sender: &sender, id: CommandId(Uuid::from_u128(id)), above: 0, not_before };
         let prints = all.iter().rev().filter(|(end, _)| !printless.contains(end));
         let read = Cell::new(0);
         let found = wanted.find(

@@ -22,6 +22,8 @@ pub(super) enum Operation {
     Reacted,
     Members,
     FindId,
+    Purge,
+    Walk,
     Announced,
     Confirm,
     Enrol,
@@ -29,7 +31,7 @@ pub(super) enum Operation {
     Activity,
 }
 
-const OPERATIONS: [(Operation, &str); 14] = [
+const OPERATIONS: [(Operation, &str); 16] = [
     (Operation::Append, "append"),
     (Operation::Project, "project"),
     (Operation::Recover, "recover"),
@@ -39,6 +41,8 @@ const OPERATIONS: [(Operation, &str); 14] = [
     (Operation::Reacted, "reacted"),
     (Operation::Members, "members"),
     (Operation::FindId, "find_id"),
+    (Operation::Purge, "purge"),
+    (Operation::Walk, "walk"),
     (Operation::Announced, "announced"),
     (Operation::Confirm, "confirm"),
     (Operation::Enrol, "enrol"),

@@ -13,6 +13,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use bytes::Bytes;
 use chappe_schema::{
+    cql::{LOG_BUCKET_BITS, log_bucket},
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
     reaction::ReactionKey,
@@ -156,6 +157,54 @@ pub struct Reacted {
     pub rows: Vec<(UserId, StoredReaction)>,
     /// Whether there are no more.
     pub complete: bool,
+}
+
+/// What is removed of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its events, and what became of its messages.
+    History,
+    /// The ids of its events.
+    Ids,
+}
+
+/// A part of a log that is removed for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purge {
+    /// Whose.
+    pub entity: EntityId,
+    /// What of it.
+    pub part: Part,
+    /// What is above this seq.
+    pub above: Seq,
+    /// And at or below this one: both in one bucket ([`log_bucket`]).
+    pub upto: Seq,
+    /// The event that decided it. Whatever was written for events before is removed; nothing is written later for what is
+    /// at or below `upto`.
+    pub at: Seq,
+}
+
+impl Purge {
+    /// The seq below a bucket's first.
+    #[must_use]
+    pub const fn below(bucket: i32) -> Seq {
+        (bucket as Seq) << LOG_BUCKET_BITS
+    }
+
+    /// Whether nothing of the bucket remains.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.upto == Self::below(log_bucket(self.upto) + 1)
+    }
+}
+
+/// Some of the conversations that there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Each with its snapshot, if it has one; and whether events are known to stand above that.
+    pub found: Vec<(ConversationId, Option<Bytes>, bool)>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Bytes>,
 }
 
 /// Members of a conversation, each of whom has a row of their own.
@@ -362,19 +411,27 @@ pub trait Store: Send + Sync + 'static {
         done: Done<Result<MemberRows, Error>>,
     );
 
-    /// Looks for an id among the durable blocks, by their prints, newest first, as far back as blocks whose last event was stamped
-    /// at or after `not_before`.
+    /// Looks for an id among the durable blocks above a seq, by their prints, newest first, as far back as blocks whose last event
+    /// was stamped at or after a time: both are `since`.
     fn find_id(
         &self,
         entity: EntityId,
         sender: UserId,
         id: CommandId,
-        not_before: Millis,
+        since: (Seq, Millis),
         done: Done<Result<Option<StoredId>, Error>>,
     );
 
     /// Writes derived rows; those of one call may become durable in any order.
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>);
+
+    /// Removes a part of a log, or some of it: `false` when it must be called again. Called again it changes nothing. A row of
+    /// several events is removed when all of them are.
+    fn purge(&self, purge: Purge, done: Done<Result<bool, Error>>);
+
+    /// Some of the conversations that there are, in an order of its own: about so many, from where the last walk ended; `all`, or
+    /// those that have a snapshot. One may come up twice.
+    fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>);
 
     /// The entities whose events other entities may not have heard of.
     fn announced(&self, done: Done<Result<Vec<EntityId>, Error>>);

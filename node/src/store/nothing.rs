@@ -1,5 +1,6 @@
 //! The way in of a node that has no session: it answers nothing, and nobody asks.
 
+use bytes::Bytes;
 use chappe_schema::{
     id::{CommandId, ConversationId, EntityId, Generation, Millis, Seq, UserId},
     reaction::ReactionKey,
@@ -7,8 +8,8 @@ use chappe_schema::{
 };
 
 use super::{
-    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
-    Session, Store, Written,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Purge, Reacted, ReactedRequest,
+    Recovered, Session, Store, Walked, Written,
 };
 
 /// See the module's documentation.
@@ -55,9 +56,21 @@ impl Store for Nothing {
 
     fn members(&self, _: ConversationId, _: Option<UserId>, _: usize, _: Done<Result<MemberRows, Error>>) {}
 
-    fn find_id(&self, _: EntityId, _: UserId, _: CommandId, _: Millis, _: Done<Result<Option<StoredId>, Error>>) {}
+    fn find_id(
+        &self,
+        _: EntityId,
+        _: UserId,
+        _: CommandId,
+        _: (Seq, Millis),
+        _: Done<Result<Option<StoredId>, Error>>,
+    ) {
+    }
 
     fn project(&self, _: Vec<Projection>, _: Done<Result<(), Error>>) {}
+
+    fn purge(&self, _: Purge, _: Done<Result<bool, Error>>) {}
+
+    fn walk(&self, _: Option<Bytes>, _: usize, _: bool, _: Done<Result<Walked, Error>>) {}
 
     fn announced(&self, _: Done<Result<Vec<EntityId>, Error>>) {}
 }

@@ -41,10 +41,11 @@ use chappe_schema::{
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use uuid::Uuid;
 
 use super::{
-    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
-    Session, Shared, Store, Written, generation_of,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Part, Projection, Purge, Reacted, ReactedRequest,
+    Recovered, Session, Shared, Store, Walked, Written, generation_of,
     ids::{self, Wanted},
     slice::Slice,
 };
@@ -156,6 +157,8 @@ struct Shelf {
     members: BTreeMap<UserId, StoredMember>,
     /// Up to where others must hear of it, and up to where they have.
     announce: (Seq, Seq),
+    /// What was removed: whatever is as old and in it stays removed, whenever it comes.
+    removed: Vec<Purge>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -184,12 +187,13 @@ enum Request {
     Claim(Claim),
     ReadClaims,
     ReadActivity(SessionId, u64),
-    Read(EntityId, Part),
+    Read(EntityId, Wanting),
     ReadAnnounced,
+    ReadAll,
 }
 
 /// What of a shelf is asked.
-enum Part {
+enum Wanting {
     Recovery { ids_since: Millis },
     Log { from: Seq, upto: Seq, reader: Option<UserId> },
     Overlays(Vec<Seq>),
@@ -204,6 +208,7 @@ enum Mutation {
     Announce(EntityId, Seq),
     Active(SessionId, u64, Vec<EntityId>),
     Projection(Projection),
+    Purge(Purge),
 }
 
 enum Answer {
@@ -211,6 +216,7 @@ enum Answer {
     Fenced(bool),
     Shelf(Box<Shelf>),
     Announced(BTreeMap<EntityId, (Seq, Seq)>),
+    All(BTreeMap<ConversationId, Shelf>),
     Active(BTreeSet<EntityId>),
     Registry(BTreeSet<SessionId>),
     Claims(BTreeSet<Claim>),
@@ -241,7 +247,8 @@ enum Then {
     Reactions(Vec<ReactionKey>, Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>),
     Reacted(ReactedRequest, Done<Result<Reacted, Error>>),
     Members(usize, Done<Result<MemberRows, Error>>),
-    FindId(UserId, CommandId, Millis, Done<Result<Option<StoredId>, Error>>),
+    Walk(Option<Bytes>, usize, bool, Done<Result<Walked, Error>>),
+    FindId(UserId, CommandId, (Seq, Millis), Done<Result<Option<StoredId>, Error>>),
     Announced(Done<Result<Vec<EntityId>, Error>>),
 }
 
@@ -539,6 +546,15 @@ impl World {
             Request::Read(entity, part) => {
                 Answer::Shelf(Box::new(replica.shelves.get(entity).map(|shelf| shelf.part(part)).unwrap_or_default()))
             }
+            Request::ReadAll => {
+                let conversation = |(entity, shelf): (&EntityId, &Shelf)| match entity {
+                    EntityId::Conversation(id) => {
+                        Some((*id, shelf.part(&Wanting::Recovery { ids_since: Millis::MAX })))
+                    }
+                    EntityId::User(_) => None,
+                };
+                Answer::All(replica.shelves.iter().filter_map(conversation).collect())
+            }
             Request::ReadAnnounced => {
                 let listed = replica.shelves.iter().map(|(entity, shelf)| (entity.clone(), shelf.announce));
                 Answer::Announced(listed.filter(|(_, (listed, _))| *listed > 0).collect())
@@ -574,6 +590,7 @@ impl Replica {
                 if there != row {
                     return Err(format!("{entity}: another content under seq {} and epoch {epoch}", row.event.seq));
                 }
+                self.shelf(entity).bury();
             }
             Mutation::Announce(entity, seq) => {
                 let announce = &mut self.shelf(entity).announce;
@@ -583,6 +600,13 @@ impl Replica {
                 self.activity.entry((*session, *minute)).or_default().extend(entities.iter().cloned());
             }
             Mutation::Projection(projection) => self.project(projection),
+            Mutation::Purge(purge) => {
+                let shelf = self.shelf(&purge.entity);
+                if !shelf.removed.contains(purge) {
+                    shelf.removed.push(purge.clone());
+                }
+                shelf.bury();
+            }
         }
         Ok(())
     }
@@ -600,6 +624,7 @@ impl Replica {
                 if there.as_of < overlay.as_of {
                     *there = overlay.clone();
                 }
+                self.shelf(entity).bury();
             }
             Projection::Reaction { entity, target, key, user, reaction } => {
                 let place = (*target, key.clone(), user.clone());
@@ -607,11 +632,13 @@ impl Replica {
                 if there.seq < reaction.seq {
                     *there = *reaction;
                 }
+                self.shelf(entity).bury();
             }
             Projection::IdBlock { entity, end, block } => {
                 let shelf = self.shelf(entity);
                 shelf.ids.insert(*end, Arc::clone(block));
                 shelf.prints.insert(*end, StoredIdPrints::of(block));
+                shelf.bury();
             }
             Projection::Inbox { user, conversation, position } => {
                 let there = self.shelf(&user.clone().into()).inbox.entry(*conversation).or_default();
@@ -632,16 +659,38 @@ impl Replica {
 }
 
 impl Shelf {
-    fn part(&self, part: &Part) -> Self {
+    /// What was removed goes, as far as it is as old as that.
+    fn bury(&mut self) {
+        for Purge { part, above, upto, at, .. } in &self.removed {
+            let is_in = |seq: Seq| above < &seq && seq <= *upto;
+            match part {
+                Part::History => {
+                    self.rows.retain(|(seq, _), _| !(is_in(*seq) && seq <= at));
+                    self.overlays.retain(|target, row| !(is_in(*target) && row.as_of <= *at));
+                    self.reactions.retain(|(target, ..), row| !(is_in(*target) && row.seq <= *at));
+                }
+                Part::Ids => {
+                    self.ids.retain(|end, _| !(is_in(*end) && end <= at));
+                    self.prints.retain(|end, _| !(is_in(*end) && end <= at));
+                }
+            }
+        }
+    }
+
+    fn part(&self, part: &Wanting) -> Self {
+        Self { removed: self.removed.clone(), ..self.wanted(part) }
+    }
+
+    fn wanted(&self, part: &Wanting) -> Self {
         match part {
-            Part::Recovery { ids_since } => {
+            Wanting::Recovery { ids_since } => {
                 let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq) + 1;
                 let rows = self.rows.range((above, 0)..).map(|(place, row)| (*place, row.clone())).collect();
                 let prints = self.recent_prints(*ids_since).into_iter().collect();
                 let (snapshot, inbox, receipts) = (self.snapshot.clone(), self.inbox.clone(), self.receipts.clone());
                 Self { snapshot, rows, inbox, receipts, prints, ..Self::default() }
             }
-            Part::Log { from, upto, reader } => {
+            Wanting::Log { from, upto, reader } => {
                 let rows = self
                     .rows
                     .range((*from, 0)..=(*upto, Epoch::MAX))
@@ -653,27 +702,27 @@ impl Shelf {
                     .reactions_of(|target, _, user| Some(user) == reader.as_ref() && (*from..=*upto).contains(&target));
                 Self { rows, overlays, reactions, ..Self::default() }
             }
-            Part::Overlays(targets) => {
+            Wanting::Overlays(targets) => {
                 let wanted = self.overlays.iter().filter(|(target, _)| targets.contains(target));
                 Self {
                     overlays: wanted.map(|(target, overlay)| (*target, overlay.clone())).collect(),
                     ..Self::default()
                 }
             }
-            Part::Reactions(message, whose) => {
+            Wanting::Reactions(message, whose) => {
                 let reactions = self.reactions_of(|target, _, user| target == *message && user == whose);
                 Self { reactions, ..Self::default() }
             }
-            Part::Reacted(message, with) => {
+            Wanting::Reacted(message, with) => {
                 let reactions = self.reactions_of(|target, key, _| target == *message && key == with);
                 Self { reactions, ..Self::default() }
             }
-            Part::Members(after) => {
+            Wanting::Members(after) => {
                 let is_above = |user: &UserId| after.as_ref().is_none_or(|after| user > after);
                 let above = self.members.iter().filter(|(user, _)| is_above(user));
                 Self { members: above.map(|(user, row)| (user.clone(), row.clone())).collect(), ..Self::default() }
             }
-            Part::Ids => Self { ids: self.ids.clone(), prints: self.prints.clone(), ..Self::default() },
+            Wanting::Ids => Self { ids: self.ids.clone(), prints: self.prints.clone(), ..Self::default() },
         }
     }
 
@@ -701,6 +750,8 @@ impl Shelf {
         }
         self.receipts.raise(&other.receipts.items);
         other.members.values().for_each(|row| self.take_member(row));
+        self.removed.extend(other.removed);
+        self.bury();
         self
     }
 
@@ -776,8 +827,8 @@ impl Shelf {
         slice.finish()
     }
 
-    fn find_id(&self, sender: &UserId, id: CommandId, not_before: Millis) -> Option<StoredId> {
-        let wanted = Wanted { sender, id, not_before };
+    fn find_id(&self, sender: &UserId, id: CommandId, (above, not_before): (Seq, Millis)) -> Option<StoredId> {
+        let wanted = Wanted { sender, id, above, not_before };
         let Ok(found) = wanted.find(self.newest_prints(), |ends, take| {
             let _ = self.ids.range(ends).rev().all(|(_, block)| take((**block).clone()));
             Ok(())
@@ -867,8 +918,21 @@ impl Operation {
                 let result = shelf(self.answers).map(|shelf| shelf.member_rows(limit));
                 Box::new(move || done(result))
             }
-            Then::FindId(sender, id, not_before, done) => {
-                let result = shelf(self.answers).map(|shelf| shelf.find_id(&sender, id, not_before));
+            Then::Walk(from, limit, every, done) => {
+                let mut all: BTreeMap<ConversationId, Shelf> = BTreeMap::new();
+                for (id, shelf) in self.answers.into_iter().flat_map(|answer| match answer {
+                    Answer::All(some) => some,
+                    _ => BTreeMap::new(),
+                }) {
+                    let known = all.remove(&id).unwrap_or_default();
+                    all.insert(id, known.merge(shelf));
+                }
+                all.retain(|_, shelf| every || shelf.snapshot.is_some());
+                let result = if complete { Ok(walked(all, from.as_deref(), limit)) } else { Err(unavailable()) };
+                Box::new(move || done(result))
+            }
+            Then::FindId(sender, id, since, done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.find_id(&sender, id, since));
                 Box::new(move || done(result))
             }
             Then::Announced(done) => {
@@ -904,7 +968,7 @@ impl Quorum {
         self.replicas.fence(earlier, done);
     }
 
-    fn read(&self, entity: EntityId, part: Part, then: Then) {
+    fn read(&self, entity: EntityId, part: Wanting, then: Then) {
         self.replicas.begin(vec![Request::Read(entity, part)], then);
     }
 }
@@ -1052,17 +1116,17 @@ impl Store for Quorum {
     }
 
     fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>) {
-        self.read(entity, Part::Recovery { ids_since }, Then::Recover(ids_since, done));
+        self.read(entity, Wanting::Recovery { ids_since }, Then::Recover(ids_since, done));
     }
 
     fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>) {
         let reader = request.reader.clone();
-        let part = Part::Log { from: request.from.min(request.upto), upto: request.upto, reader };
+        let part = Wanting::Log { from: request.from.min(request.upto), upto: request.upto, reader };
         self.read(request.entity.clone(), part, Then::Page(request, done));
     }
 
     fn overlays(&self, entity: EntityId, targets: Vec<Seq>, done: Done<Result<Vec<(Seq, StoredOverlay)>, Error>>) {
-        self.read(entity, Part::Overlays(targets), Then::Overlays(done));
+        self.read(entity, Wanting::Overlays(targets), Then::Overlays(done));
     }
 
     fn reactions(
@@ -1073,11 +1137,11 @@ impl Store for Quorum {
         keys: Vec<ReactionKey>,
         done: Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>,
     ) {
-        self.read(entity, Part::Reactions(target, user), Then::Reactions(keys, done));
+        self.read(entity, Wanting::Reactions(target, user), Then::Reactions(keys, done));
     }
 
     fn reacted(&self, request: ReactedRequest, done: Done<Result<Reacted, Error>>) {
-        let part = Part::Reacted(request.target, request.key.clone());
+        let part = Wanting::Reacted(request.target, request.key.clone());
         self.read(request.entity.clone(), part, Then::Reacted(request, done));
     }
 
@@ -1088,7 +1152,7 @@ impl Store for Quorum {
         limit: usize,
         done: Done<Result<MemberRows, Error>>,
     ) {
-        self.read(conversation.into(), Part::Members(after), Then::Members(limit, done));
+        self.read(conversation.into(), Wanting::Members(after), Then::Members(limit, done));
     }
 
     fn find_id(
@@ -1096,10 +1160,19 @@ impl Store for Quorum {
         entity: EntityId,
         sender: UserId,
         id: CommandId,
-        not_before: Millis,
+        since: (Seq, Millis),
         done: Done<Result<Option<StoredId>, Error>>,
     ) {
-        self.read(entity, Part::Ids, Then::FindId(sender, id, not_before, done));
+        self.read(entity, Wanting::Ids, Then::FindId(sender, id, since, done));
+    }
+
+    fn purge(&self, purge: Purge, done: Done<Result<bool, Error>>) {
+        let done: Done<Result<(), Error>> = Box::new(move |result| done(result.map(|()| true)));
+        self.replicas.begin(vec![Request::Write(vec![Mutation::Purge(purge)])], Then::Project(done));
+    }
+
+    fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>) {
+        self.replicas.begin(vec![Request::ReadAll], Then::Walk(from, limit, all, done));
     }
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {
@@ -1110,6 +1183,20 @@ impl Store for Quorum {
     fn announced(&self, done: Done<Result<Vec<EntityId>, Error>>) {
         self.replicas.begin(vec![Request::ReadAnnounced], Then::Announced(done));
     }
+}
+
+/// So many of all conversations, from that one on.
+fn walked(all: BTreeMap<ConversationId, Shelf>, from: Option<&[u8]>, limit: usize) -> Walked {
+    let above = from.and_then(|from| Uuid::from_slice(from).ok()).map(ConversationId);
+    let mut some = all.into_iter().filter(|(id, _)| above.is_none_or(|above| *id > above));
+    let mut walked = Walked::default();
+    for (id, shelf) in some.by_ref().take(limit) {
+        let is_behind = !shelf.rows.is_empty();
+        walked.found.push((id, shelf.snapshot.map(|(_, bytes)| bytes), is_behind));
+    }
+    let last = walked.found.last().map(|(id, ..)| Bytes::copy_from_slice(id.0.as_bytes()));
+    walked.next = last.filter(|_| some.next().is_some());
+    walked
 }
 
 fn no_quorum() -> Error {

@@ -62,6 +62,7 @@ fn questions() -> Vec<ToNode> {
         history: HistoryAccess::All,
         receipts: true,
         open: false,
+        retention_secs: 0,
     };
     let progress = vec![Progress { conversation: CONVERSATION, delivered: Some(4), read: None }];
     let commands = [

@@ -32,6 +32,10 @@ pub struct Error {
     #[prost(string, optional, tag = "8")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: ::core::option::Option<::prost::alloc::string::String>,
+    /// At and below this seq there is nothing any longer: where to begin.
+    #[prost(uint64, optional, tag = "9")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor: ::core::option::Option<u64>,
 }
 /// Nothing more to say.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -121,6 +125,10 @@ pub struct ConversationCreateRequest {
     #[prost(bool, optional, tag = "10")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open: ::core::option::Option<bool>,
+    /// How long messages of a group or channel are kept, in seconds, at least 60; for ever unless it is said.
+    #[prost(uint64, optional, tag = "11")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_secs: ::core::option::Option<u64>,
 }
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -223,6 +231,10 @@ pub struct Conversation {
     #[prost(bool, optional, tag = "17")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub large: ::core::option::Option<bool>,
+    /// How long messages are kept, in seconds; for ever if it is missing.
+    #[prost(uint64, optional, tag = "18")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_secs: ::core::option::Option<u64>,
 }
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -446,6 +458,10 @@ pub struct ConversationUpdateRequest {
     #[prost(bool, optional, tag = "7")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open: ::core::option::Option<bool>,
+    /// How long messages are kept from now on, in seconds, those that there are too: at least 60, or 0 for ever. For owners.
+    #[prost(uint64, optional, tag = "8")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_secs: ::core::option::Option<u64>,
 }
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -1149,6 +1165,17 @@ pub struct EventData {
     #[prost(bool, optional, tag = "15")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open: ::core::option::Option<bool>,
+    #[prost(uint64, optional, tag = "16")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_secs: ::core::option::Option<u64>,
+    /// Everything at or below this seq is removed.
+    #[prost(uint64, optional, tag = "17")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor: ::core::option::Option<u64>,
+    /// Messages up to the floor.
+    #[prost(uint64, optional, tag = "18")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor_n: ::core::option::Option<u64>,
 }
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(default)]

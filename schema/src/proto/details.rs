@@ -31,6 +31,7 @@ pub fn message(error: &Error, request_id: &str) -> v1::Error {
         field: error.field.as_deref().map(str::to_owned),
         retryable: row.retryable,
         retry_after_ms: error.retry_after_ms,
+        floor: error.floor,
         request_id: (!request_id.is_empty()).then(|| request_id.to_owned()),
     }
 }

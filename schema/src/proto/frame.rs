@@ -262,6 +262,10 @@ fn data(fact: &Fact) -> v1::EventData {
             data.role = word::<v1::Role>(role.name());
         }
         Fact::MemberLeft { user } => data.user = Some(user.as_str().to_owned()),
+        Fact::HistoryPurged { floor, floor_n, .. } => {
+            data.floor = Some(*floor);
+            data.floor_n = Some(*floor_n);
+        }
         // The rest has nothing to tell, or is of users' own logs, which no client is shown.
         _ => {}
     }
@@ -274,6 +278,7 @@ fn set(data: &mut v1::EventData, settings: &Settings) {
     data.history = word::<v1::HistoryAccess>(settings.history.name());
     data.receipts = Some(!settings.receipts_off);
     data.open = settings.open.then_some(true);
+    data.retention_secs = (settings.retention_secs != 0).then_some(settings.retention_secs.into());
 }
 
 fn word<W: super::json::Word>(name: &str) -> Option<i32> {
@@ -362,6 +367,8 @@ mod tests {
             Fact::MemberJoined { user: user("eve"), role: Role::Admin },
             Fact::MemberRole { user: user("bob"), role: Role::Member },
             Fact::MemberLeft { user: user("bob") },
+            Fact::HistoryPurged { floor: 3, floor_n: 2, oldest_at: 7 },
+            Fact::ConversationUpdated { settings: Settings { retention_secs: 60, ..Settings::default() } },
         ];
         for fact in facts {
             let event = Event {

@@ -39,10 +39,11 @@ pub(crate) fn request(op: Op) -> Value {
     match op {
         Op::ConversationCreate => {
             json!({"kind": "group", "title": "Towers", "members": ["bob", "eve"], "data": {"color": "blue"},
-            "history": "since_join", "encryption": "none", "receipts": true, "open": false})
+            "history": "since_join", "encryption": "none", "receipts": true, "open": false, "retention_secs": 7_776_000})
         }
         Op::ConversationUpdate => {
-            json!({"title": "Towers of France", "data": {"color": "red"}, "history": "all", "receipts": true, "open": false})
+            json!({"title": "Towers of France", "data": {"color": "red"}, "history": "all", "receipts": true, "open": false,
+            "retention_secs": 7_776_000})
         }
         Op::MemberAdd | Op::MemberRole => json!({"role": "admin"}),
         Op::MessageSend => {

@@ -64,3 +64,27 @@ fn news_go_once_to_each_node() {
     }
     assert!(heard.is_empty());
 }
+
+/// A conversation that was put away a moment ago may have news on a way that has broken, and only its former owner knows of the way.
+/// (Seed 214: a member heard of nothing more.)
+#[test]
+fn what_was_put_away_lately_is_read_again_by_the_next_owner() {
+    let mut bench = Bench::new(true);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", send("1")).unwrap();
+    bench.put_away();
+    let (plan, cuts) = (chappe_cluster::ownership::PlanId(7), Arc::new(Mutex::new(Vec::new())));
+    let kept = Arc::clone(&cuts);
+    bench.shard.reports = Arc::new(move |report| {
+        if let Report::Cut(partition, _, delta) = report {
+            kept.lock().push((partition, delta));
+        }
+    });
+    let partition = CONVERSATION.partition();
+    bench.mail(Mail::Tenure(TenureMail::Stream(partition, plan)));
+    bench.mail(Mail::Tenure(TenureMail::Seal(partition, plan)));
+    bench.settle();
+    let cuts = cuts.lock();
+    let [(of, delta)] = &cuts[..] else { panic!("it is cut once") };
+    assert_eq!((*of, &delta.warm[..]), (partition, &[CONVERSATION.into()][..]));
+}

@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use chappe_cluster::process::config::SecretError;
 use chappe_schema::{
     cql::Dialect,
@@ -39,8 +40,8 @@ use tokio::runtime::Handle;
 use crate::planted::{Bug, is};
 
 use super::{
-    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
-    Session, Store, Written,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Purge, Reacted, ReactedRequest,
+    Recovered, Session, Store, Walked, Written,
     ids::Wanted,
     meter::{Operation, Operations, Rows},
 };
@@ -381,12 +382,20 @@ impl Store for Log {
         entity: EntityId,
         sender: UserId,
         id: CommandId,
-        not_before: Millis,
+        (above, not_before): (Seq, Millis),
         done: Done<Result<Option<StoredId>, Error>>,
     ) {
         self.cql.ask(Operation::FindId, done, async move |shelf| {
-            read::find_id(&shelf, &entity, &Wanted { sender: &sender, id, not_before }).await
+            read::find_id(&shelf, &entity, &Wanted { sender: &sender, id, above, not_before }).await
         });
+    }
+
+    fn purge(&self, purge: Purge, done: Done<Result<bool, Error>>) {
+        self.cql.ask(Operation::Purge, done, async move |shelf| write::purge(&shelf, &purge).await.map(|()| true));
+    }
+
+    fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>) {
+        self.cql.ask(Operation::Walk, done, async move |shelf| read::walk(&shelf, from, limit, all).await);
     }
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {

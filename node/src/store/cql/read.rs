@@ -25,7 +25,7 @@ use scylla::{DeserializeRow, value::CqlTimestamp};
 
 use super::Shelf;
 use crate::store::{
-    Error, MemberRows, Page, PageRequest, Reacted, ReactedRequest, Recovered, Show,
+    Error, MemberRows, Page, PageRequest, Reacted, ReactedRequest, Recovered, Show, Walked,
     ids::{Descent, Look, Recent, Wanted},
     slice::Slice,
 };
@@ -222,7 +222,7 @@ pub(super) async fn find_id(shelf: &Shelf, entity: &EntityId, wanted: &Wanted<'_
     };
     prints(shelf, entity, top, step).await?;
     if !ended {
-        ranges.push(descent.rest());
+        ranges.push(descent.rest(wanted));
     }
     for range in ranges {
         let (from, upto) = (*range.start(), (*range.end()).min(highest));
@@ -259,6 +259,71 @@ async fn find_in_blocks(
         }
     }
     Ok(Look::Absent)
+}
+
+// === a walk over all there is ===
+
+/// Where a walk stands: among the snapshots, then among the first buckets of logs, in the order of their tokens.
+struct At {
+    is_logs: bool,
+    token: i64,
+}
+
+impl At {
+    fn open(from: Option<Bytes>) -> Self {
+        let at = |bytes: &[u8]| Some((*bytes.first()? != 0, i64::from_be_bytes(*bytes.get(1..)?.first_chunk()?)));
+        let (is_logs, token) = from.as_deref().and_then(at).unwrap_or((false, i64::MIN));
+        Self { is_logs, token }
+    }
+
+    fn close(&self) -> Bytes {
+        let mut bytes = vec![u8::from(self.is_logs)];
+        bytes.extend_from_slice(&self.token.to_be_bytes());
+        bytes.into()
+    }
+}
+
+/// Some of the conversations that there are. Nobody looks whether events stand above a snapshot: whoever takes over from a
+/// session that has ended reads what it was active in.
+pub(super) async fn walk(shelf: &Shelf, from: Option<Bytes>, limit: usize, all: bool) -> Result<Walked, Error> {
+    let mut at = At::open(from);
+    let mut walked = Walked::default();
+    let (mut rows, mut last) = (0, at.token);
+    let conversation = |key: &[u8]| match EntityId::from_key(key) {
+        Ok(EntityId::Conversation(id)) => Some(id),
+        _ => None,
+    };
+    if at.is_logs {
+        let mut some = Vec::new();
+        let take = |(token, key, bucket): (i64, Vec<u8>, i32)| {
+            (rows, last) = (rows + 1, token);
+            some.extend((bucket == 0).then(|| conversation(&key)).flatten());
+            Ok(true)
+        };
+        shelf.driver.read(&shelf.statements.walk_log, (at.token, limit as i32), take).await?;
+        let asked = some.into_iter().map(|id| async move {
+            let key = EntityId::from(id).to_key();
+            let known: Vec<(i64,)> = shelf.driver.rows(&shelf.statements.snapshot_seq, (key,)).await?;
+            Ok::<_, Error>(known.is_empty().then_some((id, None, false)))
+        });
+        walked.found.extend(try_join_all(asked).await?.into_iter().flatten());
+    } else {
+        let take = |(token, key, bytes): (i64, Vec<u8>, Option<Vec<u8>>)| {
+            (rows, last) = (rows + 1, token);
+            walked.found.extend(conversation(&key).map(|id| (id, bytes.map(Bytes::from), false)));
+            Ok(true)
+        };
+        shelf.driver.read(&shelf.statements.walk_snapshots, (at.token, limit as i32), take).await?;
+    }
+    at.token = last;
+    let is_end = rows < limit;
+    if is_end && all && !at.is_logs {
+        at = At { is_logs: true, token: i64::MIN };
+    } else if is_end {
+        return Ok(walked);
+    }
+    walked.next = Some(at.close());
+    Ok(walked)
 }
 
 // === pages ===

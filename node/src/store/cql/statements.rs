@@ -62,6 +62,13 @@ pub(super) struct Statements {
     pub(super) registry: PreparedStatement,
     pub(super) active: PreparedStatement,
     pub(super) activity: PreparedStatement,
+    /// A bucket of reactions, of overlays and of the log: all of it, or some.
+    pub(super) purge_bucket: [PreparedStatement; 3],
+    pub(super) purge_some: [PreparedStatement; 3],
+    pub(super) purge_ids: PreparedStatement,
+    pub(super) purge_prints: PreparedStatement,
+    pub(super) walk_snapshots: PreparedStatement,
+    pub(super) walk_log: PreparedStatement,
     pub(super) claim: PreparedStatement,
     pub(super) claims: PreparedStatement,
 }
@@ -163,6 +170,28 @@ impl Statements {
             registry: reading("SELECT session FROM $session_registry WHERE cluster = ?", PAGE).await?,
             active: writing("INSERT INTO $session_activity (session, minute, k, entities) VALUES (?, ?, ?, ?)").await?,
             activity: reading("SELECT entities FROM $session_activity WHERE session = ? AND minute >= ?", PAGE).await?,
+            purge_bucket: [
+                writing(&purge_bucket("reactions")).await?,
+                writing(&purge_bucket("overlay")).await?,
+                writing(&purge_bucket("log")).await?,
+            ],
+            purge_some: [
+                writing(&purge_some("reactions", "target_seq")).await?,
+                writing(&purge_some("overlay", "target_seq")).await?,
+                writing(&purge_some("log", "seq")).await?,
+            ],
+            purge_ids: writing(&purge_some("id_blocks", "block_end")).await?,
+            purge_prints: writing(&purge_some("id_prints", "block_end")).await?,
+            walk_snapshots: reading(
+                "SELECT token(entity), entity, bytes FROM $snapshot WHERE token(entity) > ? LIMIT ?",
+                PAGE,
+            )
+            .await?,
+            walk_log: reading(
+                "SELECT DISTINCT token(entity, bucket), entity, bucket FROM $log WHERE token(entity, bucket) > ? LIMIT ?",
+                PAGE,
+            )
+            .await?,
             claim: writing("INSERT INTO $cluster_meta (key, generation, node, cluster) VALUES (?, ?, ?, ?)").await?,
             claims: reading("SELECT generation, node, cluster FROM $cluster_meta WHERE key = ?", PAGE).await?,
         })
@@ -182,6 +211,16 @@ fn inbox_cell(column: &str) -> String {
 /// One cell of a receipt, in the same way.
 fn receipt_cell(column: &str) -> String {
     format!("UPDATE $receipts USING TIMESTAMP ? SET {column} = ? WHERE entity = ? AND user = ?")
+}
+
+/// A whole partition.
+fn purge_bucket(table: &str) -> String {
+    format!("DELETE FROM ${table} USING TIMESTAMP ? WHERE entity = ? AND bucket = ?")
+}
+
+/// A part of one.
+fn purge_some(table: &str, seq: &str) -> String {
+    format!("DELETE FROM ${table} USING TIMESTAMP ? WHERE entity = ? AND bucket = ? AND {seq} > ? AND {seq} <= ?")
 }
 
 fn repeated(statement: &PreparedStatement, count: usize) -> Batch {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use chappe_cluster::{
     consensus::bootstrap::{Claim, Group, find::ClusterMeta},
     ownership::ClusterId,
@@ -34,8 +35,8 @@ use tokio::{
 
 use super::{Config, Cql, OpenError, real};
 use crate::store::{
-    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
-    Session, Shared, Show, Store, Written,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Purge, Reacted, ReactedRequest,
+    Recovered, Session, Shared, Show, Store, Walked, Written,
     contract::{self, Harness, ask, conversation, make_durable, message, rows, user},
     generation_of,
 };
@@ -166,10 +167,18 @@ impl Store for Troubled {
         entity: EntityId,
         sender: UserId,
         id: CommandId,
-        not_before: Millis,
+        since: (Seq, Millis),
         done: Done<Result<Option<StoredId>, Error>>,
     ) {
-        self.store.find_id(entity, sender, id, not_before, done);
+        self.store.find_id(entity, sender, id, since, done);
+    }
+
+    fn purge(&self, purge: Purge, done: Done<Result<bool, Error>>) {
+        self.store.purge(purge, done);
+    }
+
+    fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>) {
+        self.store.walk(from, limit, all, done);
     }
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {

@@ -26,7 +26,7 @@ use scylla::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Shelf, driver::Failure};
-use crate::store::{Append, Error, Projection, Written};
+use crate::store::{Append, Error, Part, Projection, Purge, Written};
 
 /// A row of the log, in the order of its statement's marks.
 #[derive(SerializeRow)]
@@ -145,6 +145,38 @@ async fn announce(shelf: &Shelf, entity: &[u8], seq: Seq) -> Result<(), Failure>
 pub(super) async fn project(shelf: &Shelf, writes: &[Projection]) -> Result<(), Error> {
     let done = join_all(writes.iter().map(|write| one(shelf, write))).await;
     done.into_iter().collect::<Result<(), Failure>>().map_err(Failure::into_error)
+}
+
+/// Removes a part of a log, by tombstones that are as old as what decided it: nothing that is written for later events is
+/// hidden by them.
+///
+/// # Errors
+/// When some of it may not be removed.
+pub(super) async fn purge(shelf: &Shelf, purge: &Purge) -> Result<(), Error> {
+    let (driver, statements, entity) = (&shelf.driver, &shelf.statements, purge.entity.to_key());
+    let (at, above, upto) = (purge.at as i64, purge.above as i64, purge.upto as i64);
+    let (bucket, prints) = (log_bucket(purge.upto), prints_bucket(purge.upto));
+    // In this order: whoever finds no event knows that there is nothing else.
+    let done = async {
+        match purge.part {
+            Part::History if purge.is_whole() => {
+                for whole in &statements.purge_bucket {
+                    driver.write(whole, (at, &entity, bucket)).await?;
+                }
+            }
+            Part::History => {
+                for some in &statements.purge_some {
+                    driver.write(some, (at, &entity, bucket, above, upto)).await?;
+                }
+            }
+            Part::Ids => {
+                driver.write(&statements.purge_prints, (at, &entity, prints, above, upto)).await?;
+                driver.write(&statements.purge_ids, (at, &entity, bucket, above, upto)).await?;
+            }
+        }
+        Ok::<(), Failure>(())
+    };
+    done.await.map_err(Failure::into_error)
 }
 
 async fn one(shelf: &Shelf, write: &Projection) -> Result<(), Failure> {

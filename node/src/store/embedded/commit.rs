@@ -30,6 +30,7 @@ use super::{
     engine::Tables,
     key,
     meter::{Meter, Operation},
+    read::Doomed,
 };
 use crate::store::{Done, Error, Projection, Written};
 
@@ -74,6 +75,7 @@ pub(super) struct Committer {
 struct Waiting {
     appends: Vec<Appending>,
     projections: Vec<Projecting>,
+    removals: Vec<Removing>,
     closed: bool,
 }
 
@@ -91,11 +93,18 @@ struct Projecting {
     asked: Instant,
 }
 
+/// Rows that are removed for good.
+struct Removing {
+    doomed: Doomed,
+    done: Done<Result<bool, Error>>,
+}
+
 /// What is committed together.
 #[derive(Default)]
 struct Group {
     appends: Vec<Appending>,
     projections: Vec<Projecting>,
+    removal: Option<Removing>,
 }
 
 // === impl Committer ===
@@ -133,6 +142,23 @@ impl Committer {
             return;
         }
         waiting.projections.push(Projecting { writes, done, asked: Instant::now() });
+        drop(waiting);
+        self.arrived.notify_one();
+    }
+
+    /// Removes rows; tells whether there are no more.
+    pub(super) fn remove(&self, doomed: Doomed, done: Done<Result<bool, Error>>) {
+        if self.has_failed() {
+            return;
+        }
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            drop(waiting);
+            self.meter.refused(Operation::Purge);
+            done(Err(Error::Unavailable(CLOSED.to_owned())));
+            return;
+        }
+        waiting.removals.push(Removing { doomed, done });
         drop(waiting);
         self.arrived.notify_one();
     }
@@ -186,7 +212,7 @@ impl Committer {
             if !waiting.appends.is_empty() || waiting.closed {
                 break;
             }
-            if waiting.projections.is_empty() {
+            if waiting.projections.is_empty() && waiting.removals.is_empty() {
                 self.arrived.wait(&mut waiting);
                 continue;
             }
@@ -196,7 +222,7 @@ impl Committer {
             }
         }
         let group = waiting.take();
-        (!group.appends.is_empty() || !group.projections.is_empty()).then_some(group)
+        (!group.appends.is_empty() || !group.projections.is_empty() || group.removal.is_some()).then_some(group)
     }
 }
 
@@ -214,6 +240,8 @@ impl Waiting {
         Group {
             appends: std::mem::replace(&mut self.appends, rest),
             projections: std::mem::take(&mut self.projections),
+            // One at a time: there is no hurry, and each may be as large as a group.
+            removal: self.removals.pop(),
         }
     }
 }
@@ -234,10 +262,12 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// When the engine could not write or sync. What is on disk is unknown then, so nothing is answered.
-    fn write(&mut self, group: Group) -> Result<(), fjall::Error> {
+    fn write(&mut self, mut group: Group) -> Result<(), fjall::Error> {
         if let Some(why) = self.space.refusal() {
+            let removal = group.removal.take();
             self.refuse(group, &why);
-            return Ok(());
+            // What makes room is done all the same: it takes little, and there is a reserve.
+            group = Group { removal, ..Group::default() };
         }
         let mut batch = self.tables.batch(group.appends.iter().map(|append| append.rows.rows.len()).sum::<usize>() + 8);
         let mut announcements = HashMap::new();
@@ -266,6 +296,13 @@ impl Writer<'_> {
             }
         }
 
+        let removal = group.removal.map(|Removing { doomed, done }| {
+            for (table, key) in doomed.keys {
+                batch.remove(table.of(&self.tables), key);
+            }
+            (done, doomed.complete)
+        });
+
         let began = Instant::now();
         batch.commit()?;
         self.meter.commit.record(began.elapsed().as_secs_f64());
@@ -279,6 +316,9 @@ impl Writer<'_> {
         for job in group.projections {
             self.meter.answered(Operation::Project, job.asked, projected.as_ref().err());
             (job.done)(projected.clone());
+        }
+        if let Some((done, complete)) = removal {
+            done(Ok(complete));
         }
         if self.tables.is_full() {
             self.watch.wake();

@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use chappe_cluster::engine::in_words;
 use chappe_schema::{
     id::{CommandId, ConversationId, EntityId, Millis, Seq, UserId},
@@ -32,8 +33,8 @@ use chappe_schema::{
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Reacted, ReactedRequest, Recovered,
-    Session, Store, Written, ids::Wanted,
+    Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Projection, Purge, Reacted, ReactedRequest,
+    Recovered, Session, Store, Walked, Written, ids::Wanted,
 };
 
 mod commit;
@@ -265,12 +266,26 @@ impl Store for Embedded {
         entity: EntityId,
         sender: UserId,
         id: CommandId,
-        not_before: Millis,
+        (above, not_before): (Seq, Millis),
         done: Done<Result<Option<StoredId>, Error>>,
     ) {
         self.read(meter::Operation::FindId, done, move |tables| {
-            read::find_id(tables, &entity, &Wanted { sender: &sender, id, not_before })
+            read::find_id(tables, &entity, &Wanted { sender: &sender, id, above, not_before })
         });
+    }
+
+    fn purge(&self, purge: Purge, done: Done<Result<bool, Error>>) {
+        let committer = Arc::clone(&self.committer);
+        let found: Done<Result<read::Doomed, Error>> = Box::new(move |found| match found {
+            Ok(doomed) if doomed.keys.is_empty() => done(Ok(doomed.complete)),
+            Ok(doomed) => committer.remove(doomed, done),
+            Err(error) => done(Err(error)),
+        });
+        self.read(meter::Operation::Purge, found, move |tables| read::doomed(tables, &purge));
+    }
+
+    fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>) {
+        self.read(meter::Operation::Walk, done, move |tables| read::walk(tables, from.as_deref(), limit, all));
     }
 
     fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {

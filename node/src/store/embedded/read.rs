@@ -16,12 +16,12 @@ use chappe_schema::{
         StoredReceipts, conversation_id, unseal,
     },
 };
-use fjall::{Guard, Iter, Readable};
+use fjall::{Guard, Iter, Keyspace, Readable};
 use parking_lot::{Condvar, Mutex};
 
 use super::{engine::Tables, key};
 use crate::store::{
-    Error, MemberRows, Page, PageRequest, Reacted, ReactedRequest, Recovered,
+    Error, MemberRows, Page, PageRequest, Part, Purge, Reacted, ReactedRequest, Recovered, Walked,
     ids::{self, Wanted},
     slice::Slice,
 };
@@ -340,6 +340,101 @@ fn prints(
             }
         }
     })
+}
+
+// === what goes ===
+
+/// Most rows that one call removes: a group of the committer's size.
+const DOOMED_MAX: usize = 4096;
+
+/// Rows that are to be removed.
+pub(super) struct Doomed {
+    pub(super) keys: Vec<(Table, Vec<u8>)>,
+    /// Whether there are no more.
+    pub(super) complete: bool,
+}
+
+/// A table of which rows are removed.
+#[derive(Clone, Copy)]
+pub(super) enum Table {
+    Log,
+    Overlay,
+    Reaction,
+    Ids,
+}
+
+impl Table {
+    pub(super) const fn of(self, tables: &Tables) -> &Keyspace {
+        match self {
+            Self::Log => &tables.log,
+            Self::Overlay => &tables.overlay,
+            Self::Reaction => &tables.reaction,
+            Self::Ids => &tables.ids,
+        }
+    }
+}
+
+/// What stands of a part of a log; its events last, so that whoever finds none knows that there is nothing else.
+pub(super) fn doomed(tables: &Tables, purge: &Purge) -> Result<Doomed, Error> {
+    let entity = purge.entity.to_key();
+    let (from, upto) = (purge.above + 1, purge.upto);
+    // Reactions go on behind the seq.
+    let rows = |table, first: Vec<u8>, last: Vec<u8>| (table, first, key::joined(&last, &[u8::MAX]));
+    let ranges = match purge.part {
+        Part::History => vec![
+            rows(Table::Reaction, key::with_seq(&entity, from), key::with_seq(&entity, upto)),
+            rows(Table::Overlay, key::with_seq(&entity, from), key::with_seq(&entity, upto)),
+            rows(Table::Log, key::with_seq(&entity, from), key::with_seq(&entity, upto)),
+        ],
+        Part::Ids => vec![
+            rows(Table::Ids, key::prints(&entity, from), key::prints(&entity, upto)),
+            rows(Table::Ids, key::with_seq(&entity, from), key::with_seq(&entity, upto)),
+        ],
+    };
+    let mut doomed = Doomed { keys: Vec::new(), complete: true };
+    for (table, first, last) in ranges {
+        for guard in table.of(tables).range(first..=last) {
+            if doomed.keys.len() == DOOMED_MAX {
+                doomed.complete = false;
+                return Ok(doomed);
+            }
+            doomed.keys.push((table, guard.key().map_err(|error| failed(&purge.entity, &error))?.to_vec()));
+        }
+    }
+    Ok(doomed)
+}
+
+/// Some of the conversations that there are, by their keys, from that key on.
+pub(super) fn walk(tables: &Tables, from: Option<&[u8]>, limit: usize, all: bool) -> Result<Walked, Error> {
+    let view = tables.view();
+    let unreadable = |error: fjall::Error| Error::Unavailable(in_words(&error));
+    let first_of = |table: &Keyspace, from: &[u8]| match view.range(table, from..).next() {
+        Some(guard) => guard.key().map(|key| EntityId::from_key_prefix(&key)).map_err(unreadable),
+        None => Ok(None),
+    };
+    let mut at = from.map_or_else(Vec::new, <[u8]>::to_vec);
+    let mut walked = Walked::default();
+    for _ in 0..limit {
+        let kept = first_of(&tables.snapshot, &at)?;
+        let logged = if all { first_of(&tables.log, &at)? } else { None };
+        let next = kept.into_iter().chain(logged).map(|entity| (entity.to_key(), entity)).min_by(|a, b| a.0.cmp(&b.0));
+        let Some((key, entity)) = next else { return Ok(walked) };
+        // Nothing else begins like this, and nothing of it lies behind.
+        at = key::joined(&key, &[u8::MAX; 9]);
+        // Users stand behind all conversations.
+        let EntityId::Conversation(id) = entity else { return Ok(walked) };
+        let snapshot = view.get(&tables.snapshot, &key).map_err(|error| failed(&entity, &error))?;
+        let opened = snapshot.map(|value| {
+            let seq = key::open_checked_seq(&value).map_err(|why| corrupt(&entity, why))?;
+            Ok::<_, Error>((seq, Bytes::copy_from_slice(&value[key::CHECKED_SEQ..])))
+        });
+        let (seq, bytes) = opened.transpose()?.map_or((0, None), |(seq, bytes)| (seq, Some(bytes)));
+        let above = key::with_seq(&key, seq + 1)..=key::with_seq(&key, Seq::MAX);
+        let is_behind = view.range(&tables.log, above).next().is_some();
+        walked.found.push((id, bytes, is_behind));
+    }
+    walked.next = Some(at.into());
+    Ok(walked)
 }
 
 /// The entities that are listed for announcement.

@@ -17,7 +17,7 @@ use chappe_cluster::engine::journal;
 use chappe_schema::stored::StoredIdBlock;
 
 use crate::store::{
-    Show,
+    Part, Show,
     contract::{self, Harness, ask, conversation, make_durable, message, rows, user},
 };
 
@@ -764,7 +764,8 @@ fn embedded_store_finds_ids_whose_prints_are_missing() {
     owner.store = Some(Arc::new(open(owner.directory.path())));
     for id in 0..=21 {
         let (sender, command) = (user("ada"), CommandId(uuid::Uuid::from_u128(id)));
-        let found = ask(&mut owner, |store, done| store.find_id(entity.clone(), sender, command, 0, done)).unwrap();
+        let found =
+            ask(&mut owner, |store, done| store.find_id(entity.clone(), sender, command, (0, 0), done)).unwrap();
         assert_eq!(found.map(|found| u128::from(found.seq)), (1..=20).contains(&id).then_some(id));
     }
 }
@@ -790,7 +791,7 @@ fn an_old_id_in_a_long_log() {
         for round in 0..3 {
             let id = CommandId(uuid::Uuid::from_u128(1 << 100 | round));
             let began = std::time::Instant::now();
-            let found = ask(owner, |store, done| store.find_id(entity.clone(), user("ada"), id, 0, done));
+            let found = ask(owner, |store, done| store.find_id(entity.clone(), user("ada"), id, (0, 0), done));
             println!("{what}, round {round}: {:?}", began.elapsed());
             assert_eq!(found, Ok(None));
         }
@@ -807,4 +808,59 @@ fn an_old_id_in_a_long_log() {
     drop(tables);
     owner.store = Some(Arc::new(open(owner.directory.path())));
     measure(&mut owner, "by the blocks");
+}
+
+/// Thread: synapse#3364, where purging made disks fuller.
+#[test]
+fn what_is_removed_makes_room_on_the_disk() {
+    let mut owner = Owner::new();
+    let entity: EntityId = conversation(1).into();
+    let session = owner.store().session();
+    let path = owner.directory.path().to_owned();
+    // What does not compress.
+    let mut random = 1u64;
+    let mut text = || -> String {
+        let mut letter = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'a' + (random >> 59) as u8 % 26)
+        };
+        (0..4000).map(|_| letter()).collect()
+    };
+    for first in (1..=8192).step_by(64) {
+        let events = (first..first + 64).map(|seq| message(seq, &text())).collect();
+        make_durable(&mut owner, &[rows(session, &entity, first - 1, events)]);
+    }
+    // Journals are thrown away by themselves.
+    let path = path.join("log").join("keyspaces");
+    let full = bytes_in(&path);
+    assert!(full > 20 << 20, "{full} bytes");
+    let purge = Purge { entity: entity.clone(), part: Part::History, above: 0, upto: 8192, at: 8200 };
+    while !ask(&mut owner, |store, done| store.purge(purge.clone(), done)).unwrap() {}
+    // Merges go on as others write, a tenth of it.
+    let other: EntityId = conversation(2).into();
+    for first in (1..=819).step_by(32) {
+        let events = (first..first + 32).map(|seq| message(seq, &text())).collect();
+        make_durable(&mut owner, &[rows(session, &other, first - 1, events)]);
+    }
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let left = bytes_in(&path);
+        if left < full / 2 {
+            println!("{full} bytes, then {left}");
+            return;
+        }
+        assert!(Instant::now() < patience, "{full} bytes, and still {left}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// What the files of a directory take.
+fn bytes_in(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).unwrap().flatten();
+    let of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(data) if data.is_dir() => bytes_in(&entry.path()),
+        // A merge may remove it meanwhile.
+        data => data.map_or(0, |data| data.len()),
+    };
+    entries.map(of).sum()
 }

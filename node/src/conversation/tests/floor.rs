@@ -1,0 +1,206 @@
+//! What is kept for a time only.
+
+use chappe_schema::inbox::Counts;
+
+use super::*;
+use crate::conversation::floor::Overdue;
+
+const HOUR: Millis = 3_600_000;
+
+fn keep(secs: u32) -> Command {
+    let update = Update { retention_secs: Some(secs), ..Update::default() };
+    Command::ConversationUpdate { conversation: CONVERSATION, update: Box::new(update) }
+}
+
+impl Talk {
+    /// Removes what is overdue, as a shard does. What the floor is then, if it has moved.
+    fn retain(&mut self, everywhere_ms: Option<Millis>) -> Option<Seq> {
+        let mut search = self.state.search(everywhere_ms, self.state.head, self.now)?;
+        while let Some(seq) = search.next() {
+            search.take(&self.log[seq as usize - 1]);
+        }
+        match self.state.purge(search.found(), self.now) {
+            Some(event) => {
+                assert_eq!(self.state.purge(search.found(), self.now).map(|again| again.id), Some(event.id));
+                self.state.apply(&event);
+                self.log.push(event);
+                Some(self.state.floor.seq())
+            }
+            None => {
+                self.state.nothing_overdue(search.found());
+                None
+            }
+        }
+    }
+
+    fn counts(&self, who: &str) -> Counts {
+        self.state.standing(&user(who)).unwrap().counts
+    }
+}
+
+#[test]
+fn only_owners_say_how_long_messages_are_kept() {
+    let mut talk = Talk::group(&["bob", "eve"]);
+    talk.ok("ada", role("bob", Role::Admin));
+    for who in ["bob", "eve"] {
+        assert_eq!(talk.refused(who, keep(3600)), Code::Forbidden);
+    }
+    talk.ok("ada", keep(3600));
+    let Reply::Conversation(view) = talk.ok("eve", GET) else { panic!("no conversation") };
+    assert_eq!((view.settings.retention_secs, view.floor), (3600, 0));
+    let again = talk.ok("ada", keep(3600));
+    assert!(matches!(again, Reply::Changed { changed: false, .. }), "{again:?}");
+    talk.ok("ada", keep(0));
+    assert_eq!(talk.state.settings.retention_secs, 0);
+    let mut direct = Talk::created(ConversationKind::Direct, &["bob"], HistoryAccess::SinceJoin);
+    assert_eq!(direct.refused("ada", keep(3600)), Code::ConversationFixed);
+}
+
+#[test]
+fn what_is_overdue_is_gone_for_everybody() {
+    let mut talk = Talk::created(ConversationKind::Group, &["bob"], HistoryAccess::All);
+    talk.ok("ada", keep(3600));
+    let old = talk.send("ada", "old");
+    talk.ok("bob", react(old.seq, "+1"));
+    let edited = talk.send("bob", "worse");
+    talk.ok("bob", edit(edited.seq, "better"));
+    talk.now += HOUR / 2;
+    let young = talk.send("ada", "young");
+    assert_eq!(talk.retain(None), None, "nothing is overdue");
+    talk.now = T + HOUR + HOUR / 32 - 1;
+    assert_eq!(talk.retain(None), None, "not long enough");
+    talk.now += 1;
+    assert_eq!(talk.retain(None), Some(young.seq - 1));
+
+    let event = talk.log.last().unwrap().clone();
+    assert_eq!((event.sender.as_str(), event.n, event.target), ("", 3, 0));
+    let fact = Fact::HistoryPurged { floor: young.seq - 1, floor_n: 2, oldest_at: T + HOUR / 2 };
+    assert_eq!(event.fact, fact);
+    assert_eq!(talk.seqs("bob", From::Newest, 9), [young.seq]);
+    for from in [From::Before(young.seq), From::After(0), From::Around(1)] {
+        let seqs = talk.seqs("bob", from, 9);
+        assert!(seqs.iter().all(|seq| *seq == young.seq), "{from:?}: {seqs:?}");
+    }
+    for command in [
+        Command::MessageGet { conversation: CONVERSATION, seq: old.seq },
+        Command::MessageHistory { conversation: CONVERSATION, seq: edited.seq },
+        who_reacted(old.seq, "+1"),
+        react(old.seq, "-1"),
+        unreact(old.seq, "+1"),
+        delete(old.seq),
+        edit(edited.seq, "best"),
+    ] {
+        assert_eq!(talk.refused("bob", command), Code::MessageNotFound);
+    }
+    let events = |after| Command::EventList { conversation: CONVERSATION, after, limit: 99 };
+    assert_eq!(talk.refused("bob", events(young.seq - 2)), Code::HistoryPurged);
+    let Reply::Events { items, floor, .. } = talk.ok("bob", events(young.seq - 1)) else { panic!("no events") };
+    assert_eq!((items.len(), floor), (2, young.seq - 1));
+    let Reply::Conversation(view) = talk.ok("bob", GET) else { panic!("no conversation") };
+    assert_eq!((view.floor, view.n), (young.seq - 1, 3));
+}
+
+#[test]
+fn what_was_not_read_and_is_gone_counts_no_longer() {
+    let mut talk = Talk::group(&["bob", "eve"]);
+    for _ in 0..3 {
+        talk.send("ada", "old");
+    }
+    let mentions = Mentions { users: vec![user("bob")], all: false };
+    let mention = |text| Command::MessageSend {
+        conversation: CONVERSATION,
+        body: body(text),
+        mentions: Some(Arc::new(mentions.clone())),
+    };
+    talk.ok("ada", mention("old"));
+    talk.now += HOUR;
+    talk.ok("ada", mention("young"));
+    let gone = talk.send("ada", "gone").seq;
+    talk.ok("ada", delete(gone));
+    let before = talk.counts("bob");
+    assert_eq!((before.unread, before.mentions), (5, 2));
+    talk.now += HOUR / 2;
+    assert!(talk.retain(Some(HOUR)).is_some());
+    let after = talk.counts("bob");
+    assert_eq!((after.unread, after.unread_more, after.mentions, after.mentions_more), (1, false, 1, false));
+    assert_eq!(talk.counts("ada").unread, 0);
+    // The last message is gone with the rest.
+    talk.now += 3 * HOUR;
+    assert!(talk.retain(Some(HOUR)).is_some());
+    assert_eq!((talk.counts("bob").unread, talk.counts("bob").mentions), (0, 0));
+    assert!(talk.state.latest.last().is_none());
+    assert_eq!(talk.retain(Some(HOUR)), None, "there is no message");
+    talk.now += 100 * HOUR;
+    assert_eq!(talk.retain(Some(HOUR)), None, "what stands there removes nothing more");
+    assert_eq!(talk.state.floor.oldest_at, 0);
+    talk.send("ada", "new");
+    assert_eq!(talk.state.floor.oldest_at, talk.now);
+    assert_eq!(talk.counts("bob").unread, 1);
+}
+
+#[test]
+fn a_snapshot_tells_where_the_history_begins() {
+    let mut talk = Talk::group(&["bob"]);
+    assert!(!talk.state.snapshot_due());
+    talk.ok("ada", keep(3600));
+    assert!(talk.state.snapshot_due(), "whoever looks for what is overdue finds it by its snapshot");
+    talk.state.snapshot_taken();
+    assert!(!talk.state.snapshot_due() && !talk.state.snapshot_due_at_rest(None));
+    talk.send("ada", "old");
+    assert!(talk.state.snapshot_due_at_rest(None), "and how old the oldest is");
+    let kept =
+        |talk: &Talk, everywhere| Conversation::kept_of_snapshot(talk.state.snapshot().unwrap(), everywhere, false);
+    assert_eq!(kept(&talk, None), Some((HOUR, T)));
+    assert_eq!(kept(&talk, Some(5)), Some((5, T)));
+    talk.state.snapshot_taken();
+    assert!(!talk.state.snapshot_due_at_rest(None));
+    talk.now += 2 * HOUR;
+    assert!(talk.retain(None).is_some());
+    assert!(talk.state.snapshot_due());
+    let bytes = talk.state.snapshot().unwrap();
+    assert_eq!(Conversation::kept_of_snapshot(bytes.clone(), None, false), Some((HOUR, 0)), "there is no message");
+    // But there may be one above.
+    assert_eq!(Conversation::kept_of_snapshot(bytes.clone(), None, true), Some((HOUR, talk.now)));
+    let mut read = Conversation::from_snapshot(CONVERSATION, bytes).unwrap();
+    assert_eq!(read.floor, talk.state.floor);
+    assert!(read.floor.is_purging() && !read.snapshot_due());
+    read.distrust_snapshot();
+    assert!(read.snapshot_due(), "what came from another's memory may not be durable");
+    read.floor.purged();
+    assert!(!read.floor.is_purging());
+}
+
+#[test]
+fn a_repetition_is_recognised_after_its_message_is_gone() {
+    let mut talk = Talk::group(&["bob"]);
+    let id = fresh();
+    let Ok(Reply::Sent(sent)) = talk.judge("ada", id, &send("once")) else { panic!("not sent") };
+    talk.now += 2 * HOUR;
+    assert!(talk.retain(Some(HOUR)).is_some());
+    let Ok(Reply::Sent(again)) = talk.judge("ada", id, &send("once")) else { panic!("not known") };
+    assert_eq!((again.seq, again.duplicate), (sent.seq, true));
+    assert_eq!(talk.judge("ada", id, &send("twice")), Err(Code::IdConflict));
+}
+
+#[test]
+fn a_floor_never_sinks() {
+    let mut talk = Talk::group(&["bob"]);
+    for _ in 0..5 {
+        talk.send("ada", "old");
+    }
+    let state = &talk.state;
+    let overdue = |seq, n| Overdue { seq, n, oldest_at: T };
+    assert!(state.purge(overdue(0, 0), T).is_none(), "there is nothing");
+    assert!(state.purge(overdue(1, 0), T).is_none(), "there is no message");
+    assert!(state.purge(overdue(7, 5), T).is_none(), "there is no such event");
+    let event = state.purge(overdue(4, 3), T).unwrap();
+    talk.state.apply(&event);
+    talk.log.push(event);
+    assert!(talk.state.purge(overdue(3, 2), T).is_none());
+    assert!(talk.state.purge(overdue(4, 3), T).is_none());
+    // Whatever a log holds can be applied.
+    let lower = Fact::HistoryPurged { floor: 2, floor_n: 1, oldest_at: T };
+    let event = Event { seq: 8, fact: lower, ..(**talk.log.last().unwrap()).clone() };
+    talk.state.apply(&Arc::new(event));
+    assert_eq!((talk.state.floor.seq(), talk.state.floor.n()), (4, 3));
+}

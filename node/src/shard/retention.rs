@@ -1,0 +1,372 @@
+//! What is kept for a time only is removed when it is overdue: from the conversation by an event, then from the store.
+//!
+//! A conversation that is in use looks after each commit, and when it is read. Those at rest are found by a walk over all that there are, which one
+//! shard of a node makes, a page a second: whoever is overdue there is opened, and looks then.
+//!
+//! ```text
+//! overdue → Search (stamps, by halves) → history.purged, committed → a snapshot above it, durable
+//!         → Probe (is the lowest event still there?) → Remove, bucket by bucket, from above
+//! ```
+//!
+//! Whatever ends in between begins again: the conversation is listed, as for announcements, until the store is rid of it.
+
+use bytes::Bytes;
+use chappe_schema::{
+    id::{ConversationId, EntityId, Epoch, Millis, Seq, SessionId},
+    limit::{CLOCK_STEADY_MS, RETENTION_WALK_MS, RETENTION_WALK_SELDOM_MS},
+};
+
+use super::{Home, Mail, Phase, Projected, Shard, StoreMail, line::Pending, shard_of_partition, tenure::Tenure};
+use crate::{
+    conversation::{
+        Conversation,
+        floor::{Overdue, Search, cutoff},
+    },
+    store::{self, Page, PageRequest, Part, Projection, Purge, Show, Walked},
+};
+
+/// Conversations that a walk looks at in a second: some hundred kilobytes of snapshots.
+const WALK_PAGE: usize = 500;
+
+/// A clock that moves on by more between two ticks has jumped, or the process stood still: nobody can tell.
+const JUMP_MS: Millis = 10_000;
+
+/// What is being done about what is overdue in a conversation.
+#[derive(Default)]
+pub(super) struct Retaining {
+    step: Step,
+    /// Of the question that is on its way: answers to others come too late.
+    token: u64,
+    /// A snapshot of this seq is durable.
+    snapshot: Seq,
+}
+
+#[derive(Default)]
+enum Step {
+    #[default]
+    Nothing,
+    /// Up to where is something overdue?
+    Search(Search),
+    /// Does the store hold anything that is removed?
+    Probe,
+    /// What is to be removed, the next part last.
+    Remove(Vec<(Part, Seq, Seq)>),
+}
+
+/// The store's answer to a step.
+pub(crate) enum StepDone {
+    Looked(Result<Page, store::Error>),
+    Removed(Result<bool, store::Error>),
+}
+
+/// A walk over all conversations, now and then.
+#[derive(Default)]
+pub(super) struct Walk {
+    /// Where it stands, if it is under way.
+    at: Option<Option<Bytes>>,
+    /// The session under which a page is being read.
+    reading: Option<SessionId>,
+    /// When the next one begins.
+    next: Millis,
+    /// The shortest time for which anything is kept that this walk has met.
+    shortest_ms: Option<Millis>,
+    /// When the shard looked at the clock last, and for how long that has gone evenly.
+    looked: Millis,
+    steady_ms: Millis,
+    /// Conversations whose step failed: they are looked at again with the next tick.
+    again: Vec<ConversationId>,
+}
+
+impl Retaining {
+    pub(super) const fn is_quiet(&self) -> bool {
+        matches!(self.step, Step::Nothing)
+    }
+
+    /// A snapshot of the conversation is durable.
+    pub(super) fn keeps(&mut self, seq: Seq) {
+        self.snapshot = self.snapshot.max(seq);
+    }
+
+    /// The state is another one: what was found for the former counts for nothing.
+    pub(super) fn forget(&mut self) {
+        self.step = Step::Nothing;
+    }
+}
+
+impl Shard {
+    /// Looks whether something of a conversation is overdue, or the store must still be rid of it.
+    pub(super) fn retain(&mut self, id: ConversationId) {
+        if self.is_stopping() {
+            return;
+        }
+        let (now, everywhere_ms) = (self.now, self.settings.retention_ms);
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let Phase::Ready(state) = &mut slot.slot.phase else { return };
+        if !slot.retaining.is_quiet() {
+            return;
+        }
+        if state.floor.is_purging() {
+            if slot.retaining.snapshot >= state.floor.set_by() {
+                slot.retaining.step = Step::Probe;
+                let lowest = state.floor.lowest();
+                match lowest {
+                    Some(lowest) => self.look_at_event(id, lowest),
+                    None => self.begin_removing(id, true),
+                }
+            }
+            return;
+        }
+        let Some(kept_ms) = state.kept_ms(everywhere_ms) else { return };
+        let Some(search) = state.search(everywhere_ms, slot.slot.line.committed(), now) else { return };
+        // Whoever is about to give it away begins nothing.
+        if !self.is_clock_steady(kept_ms) || !matches!(self.tenures.at(id.partition()), Tenure::Open(_)) {
+            return;
+        }
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        if slot.slot.core().is_some_and(|state| state.hot.is_none()) {
+            slot.keep_members();
+            slot.slot.phase = Phase::Loading;
+            return self.reload(id);
+        }
+        slot.retaining.step = Step::Search(search);
+        self.go_on_searching(id);
+    }
+
+    /// A clock that has just jumped may be wrong, and what is removed does not come back when it is set right.
+    fn is_clock_steady(&self, kept_ms: Millis) -> bool {
+        self.walk.steady_ms >= CLOCK_STEADY_MS.min(kept_ms / 4)
+    }
+
+    /// Reads one event.
+    fn look_at_event(&mut self, id: ConversationId, seq: Seq) {
+        let request = PageRequest {
+            entity: id.into(),
+            from: seq,
+            upto: seq,
+            newest_first: false,
+            show: Show::Log,
+            limit: 1,
+            bytes_max: usize::MAX,
+            reader: None,
+        };
+        let Some((token, epoch)) = self.ask_for_step(id) else { return };
+        let done = self.answer(move |page| StoreMail::Retained {
+            conversation: id,
+            epoch,
+            token,
+            done: StepDone::Looked(page),
+        });
+        self.store.page(request, done);
+    }
+
+    fn ask_for_step(&mut self, id: ConversationId) -> Option<(u64, Epoch)> {
+        let token = self.token();
+        let slot = self.conversations.get_mut(&id)?;
+        slot.retaining.token = token;
+        Some((token, slot.epoch))
+    }
+
+    fn go_on_searching(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let Step::Search(search) = &slot.retaining.step else { return };
+        match search.next() {
+            Some(seq) => self.look_at_event(id, seq),
+            None => {
+                let overdue = search.found();
+                slot.retaining.step = Step::Nothing;
+                self.guarded(|| id.into(), |shard| shard.raise_floor(id, overdue));
+            }
+        }
+    }
+
+    /// Removes what is overdue from the conversation.
+    fn raise_floor(&mut self, id: ConversationId, overdue: Overdue) {
+        let now = self.now;
+        if !matches!(self.tenures.at(id.partition()), Tenure::Open(_)) {
+            return;
+        }
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let epoch = slot.epoch;
+        let Phase::Ready(state) = &mut slot.slot.phase else { return };
+        let Some(event) = state.purge(overdue, now) else { return state.nothing_overdue(overdue) };
+        let line = &mut slot.slot.line;
+        if !line.admits(event.seq) {
+            // The next commit looks again.
+            return;
+        }
+        let audience = state.audience(&event);
+        state.apply(&event);
+        state.origin = epoch;
+        line.push(Pending { event, audience: Some(audience), announce: true, origin: epoch });
+        Self::list_for_flush(&mut self.flush, &mut line.listed, id);
+    }
+
+    pub(super) fn retained(&mut self, id: ConversationId, token: u64, done: StepDone) {
+        let Some(slot) = self.conversations.get_mut(&id).filter(|slot| slot.retaining.token == token) else { return };
+        match (&mut slot.retaining.step, done) {
+            (Step::Search(search), StepDone::Looked(Ok(page))) => match page.events.first() {
+                Some(event) => {
+                    search.take(event);
+                    self.go_on_searching(id);
+                }
+                None => {
+                    tracing::error!(event = "log_has_a_hole", conversation = %id, "nothing is removed of it");
+                    slot.retaining.step = Step::Nothing;
+                }
+            },
+            (Step::Probe, StepDone::Looked(Ok(page))) => self.begin_removing(id, !page.events.is_empty()),
+            (Step::Remove(parts), StepDone::Removed(Ok(complete))) => {
+                if complete {
+                    parts.pop();
+                }
+                self.remove_next(id);
+            }
+            (_, StepDone::Looked(Err(error)) | StepDone::Removed(Err(error))) => {
+                tracing::warn!(event = "retention_failed", conversation = %id, %error, "it is tried again");
+                slot.retaining.step = Step::Nothing;
+                self.walk.again.push(id);
+            }
+            _ => {}
+        }
+    }
+
+    fn begin_removing(&mut self, id: ConversationId, something: bool) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let mut parts = slot.slot.core().filter(|_| something).map(|state| state.floor.parts()).unwrap_or_default();
+        parts.reverse();
+        slot.retaining.step = Step::Remove(parts);
+        self.remove_next(id);
+    }
+
+    fn remove_next(&mut self, id: ConversationId) {
+        let Some((token, epoch)) = self.ask_for_step(id) else { return };
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        let Step::Remove(parts) = &slot.retaining.step else { return };
+        let Phase::Ready(state) = &mut slot.slot.phase else { return };
+        if let Some((part, above, upto)) = parts.last().copied() {
+            let purge = Purge { entity: id.into(), part, above, upto, at: state.floor.set_by() };
+            let wrap =
+                move |removed| StoreMail::Retained { conversation: id, epoch, token, done: StepDone::Removed(removed) };
+            let done = self.answer(wrap);
+            return self.store.purge(purge, done);
+        }
+        slot.retaining.step = Step::Nothing;
+        let removed = state.floor.seq() - state.floor.lowest().map_or(state.floor.seq(), |lowest| lowest - 1);
+        state.floor.purged();
+        self.measures.removed(removed);
+        self.end_announcing(id);
+        // More may be overdue by now.
+        self.retain(id);
+    }
+
+    /// Nothing of the conversation has to be done again after a crash, as far as others and the store are concerned.
+    pub(super) fn end_announcing(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get(&id) else { return };
+        let is_purging = slot.slot.core().is_some_and(|state| state.floor.is_purging());
+        if slot.is_announcing() || is_purging {
+            return;
+        }
+        let upto = slot.line.committed();
+        self.unannounced.remove(&EntityId::Conversation(id));
+        self.project(Projected::Other, Projection::Announced { entity: id.into(), upto });
+    }
+
+    /// A snapshot of the conversation is durable.
+    pub(super) fn snapshot_durable(&mut self, id: ConversationId, seq: Seq) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        slot.retaining.keeps(seq);
+        self.retain(id);
+    }
+
+    // === those at rest
+
+    pub(super) fn tick_retention(&mut self) {
+        let step = self.now.checked_sub(std::mem::replace(&mut self.walk.looked, self.now));
+        self.walk.steady_ms = match step {
+            Some(step) if step < JUMP_MS => self.walk.steady_ms.saturating_add(step),
+            _ => 0,
+        };
+        for id in std::mem::take(&mut self.walk.again) {
+            self.retain(id);
+        }
+        if self.index == 0 && self.session != 0 && !self.is_stopping() {
+            self.walk_on();
+        }
+    }
+
+    fn walk_on(&mut self) {
+        if self.walk.next == 0 {
+            self.walk.next = self.now + walk_every(self.settings.retention_ms).min(RETENTION_WALK_MS);
+        }
+        // Whoever is opened while the clock is not to be trusted would not be looked at again soon. And a page that was asked
+        // for under another session is not answered.
+        let is_steady = self.walk.steady_ms >= CLOCK_STEADY_MS.min(walk_every(self.settings.retention_ms));
+        if !is_steady || self.walk.reading == Some(self.session) {
+            return;
+        }
+        if self.walk.at.is_none() {
+            // However far the clock has jumped back, the next walk is no further off than it ever was.
+            let is_due = self.now >= self.walk.next || self.now + RETENTION_WALK_SELDOM_MS < self.walk.next;
+            if !is_due {
+                return;
+            }
+            self.walk.at = Some(None);
+            self.walk.shortest_ms = self.settings.retention_ms;
+        }
+        let Some(from) = self.walk.at.clone() else { return };
+        self.walk.reading = Some(self.session);
+        let done = self.answer(StoreMail::Walked);
+        self.store.walk(from, WALK_PAGE, self.settings.retention_ms.is_some(), done);
+    }
+
+    pub(super) fn walked(&mut self, result: Result<Walked, store::Error>) {
+        self.walk.reading = None;
+        let walked = match result {
+            Ok(walked) => walked,
+            Err(error) => return tracing::warn!(event = "walk_failed", %error, "it goes on with the next tick"),
+        };
+        for (id, snapshot, is_behind) in walked.found {
+            if self.abroad.home(id.partition()) != Home::Here {
+                continue;
+            }
+            let everywhere_ms = self.settings.retention_ms;
+            let is_overdue = match snapshot {
+                Some(bytes) => {
+                    let kept = Conversation::kept_of_snapshot(bytes, everywhere_ms, is_behind);
+                    let kept_ms = kept.map(|(kept_ms, _)| kept_ms);
+                    self.walk.shortest_ms = self.walk.shortest_ms.into_iter().chain(kept_ms).min();
+                    kept.is_some_and(|(kept_ms, oldest_at)| cutoff(kept_ms, oldest_at, self.now).is_some())
+                }
+                // Too small for one; whoever opens it will tell.
+                None => everywhere_ms.is_some(),
+            };
+            if is_overdue {
+                let shard = shard_of_partition(id.partition(), self.peers.len());
+                self.outgoing[shard].push(Mail::Overdue(id));
+            }
+        }
+        self.walk.at = walked.next.map(Some);
+        if self.walk.at.is_none() {
+            self.walk.next = self.now + walk_every(self.walk.shortest_ms);
+        }
+    }
+
+    /// No walk begins any more.
+    #[cfg(test)]
+    pub(super) fn walk_never(&mut self) {
+        self.walk.reading = Some(self.session);
+    }
+
+    /// Something of the conversation may be overdue.
+    pub(super) fn overdue(&mut self, id: ConversationId) {
+        match self.conversations.get(&id) {
+            Some(_) => self.retain(id),
+            None => self.load_conversation(id),
+        }
+    }
+}
+
+/// How often all conversations are looked at, where nothing is kept for less.
+fn walk_every(shortest_ms: Option<Millis>) -> Millis {
+    shortest_ms.map_or(RETENTION_WALK_SELDOM_MS, |kept_ms| (kept_ms / 4).clamp(1000, RETENTION_WALK_MS))
+}
