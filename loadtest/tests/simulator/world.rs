@@ -1328,9 +1328,13 @@ impl World {
             Fault::Zombie(node, gateway, is_slow, ms) => {
                 self.nodes[node].no_plane = true;
                 self.cluster.isolate(node);
+                // Whoever follows it learns of the log slowly, or the zombie does, or of its end.
+                let fences_late = ms % 3 == 0;
                 for other in 0..NODES {
-                    if (other == node) == is_slow {
-                        self.nodes[other].store.set_way(Way::Slow);
+                    match (other == node, fences_late) {
+                        (false, true) => self.nodes[other].store.set_way(Way::FencesLate),
+                        (is_it, false) if is_it == is_slow => self.nodes[other].store.set_way(Way::Slow),
+                        _ => {}
                     }
                 }
                 self.gateways[gateway].informed = false;

@@ -1125,7 +1125,10 @@ impl Shard {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let parked: Vec<Parked> = slot.slot.parked.drain(..).collect();
         let targets = std::mem::take(&mut slot.targets);
-        let reacting = slot.reacting.drain();
+        let (reacting, asking_id) = (slot.reacting.drain(), std::mem::take(&mut slot.asking_id));
+        for (from, asked) in asking_id {
+            self.answer_now(from, &asked, Err(error.clone()));
+        }
         for parked in parked {
             self.refuse_parked(id, parked, error);
         }
@@ -1167,6 +1170,11 @@ impl Shard {
             }
             Lost::Withdrawn => return,
         }
+        // Mutations that waited for a question about an id come first: what came meanwhile waits behind them (seed 825). The
+        // answer to the question, when it comes, counts for nothing.
+        for (from, asked) in std::mem::take(&mut slot.asking_id).into_iter().rev() {
+            slot.slot.parked.push_front(Parked::Command(from, asked, Evidence::default()));
+        }
         // Commands that waited for a look at a message, or at reactions, are judged anew.
         let (targets, reacting) = (std::mem::take(&mut slot.targets), slot.reacting.drain());
         for (from, asked, evidence) in targets.into_values().flatten().chain(reacting) {
@@ -1184,6 +1192,7 @@ impl Shard {
         slot.snapshot = None;
         slot.members.forget_state();
         let (targets, reacting) = (std::mem::take(&mut slot.targets), slot.reacting.drain());
+        let asking_id = std::mem::take(&mut slot.asking_id);
         for release in released {
             match release {
                 Release::Reply(gateway, correlation, _) | Release::Read(gateway, correlation, _) => {
@@ -1197,6 +1206,9 @@ impl Shard {
             }
         }
         for (from, asked, _) in targets.into_values().flatten().chain(reacting) {
+            self.answer_now(from, &asked, Err(error.clone()));
+        }
+        for (from, asked) in asking_id {
             self.answer_now(from, &asked, Err(error.clone()));
         }
         self.measures.restarted(&id.into(), "not_written");

@@ -1027,6 +1027,28 @@ fn sends_that_wait_for_the_store_keep_their_order() {
     assert_eq!(next.store.held.lock().sought, 20);
 }
 
+/// Seed 825 of the simulator: the answer about an id came between a panic and the reading of the log, and who had waited for it was put behind
+/// what had come meanwhile.
+#[test]
+fn a_panic_leaves_those_that_wait_for_the_store_in_front() {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    for n in 0..300 {
+        bench.done("ada", send(&n.to_string())).unwrap();
+    }
+    bench.put_away();
+    let mut next = Bench::over(bench.store.clone());
+    next.store.held.lock().printless = true;
+    next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
+    next.asked = 10_000;
+    let mut asked: Vec<Correlation> = (0..3).map(|n| next.ask("ada", send(&n.to_string()))).collect();
+    next.shard.conversation_panicked(CONVERSATION);
+    asked.extend((3..5).map(|n| next.ask("ada", send(&n.to_string()))));
+    next.settle();
+    let seqs: Vec<Seq> = asked.iter().map(|asked| sent(next.answer(*asked)).seq).collect();
+    assert_eq!(seqs, (302..307).collect::<Vec<_>>());
+}
+
 /// Seed 5563 of the simulator: the answer to the first was lost, and its gateway asked for it again, behind those that had been behind it.
 #[test]
 fn those_behind_a_look_that_failed_share_its_fate() {

@@ -56,6 +56,9 @@ const REPLICAS: usize = 3;
 /// What a slow way takes more, at most.
 const SLOW: Micros = 700_000;
 
+/// What fences take more on a way on which they are late, at most.
+const FENCES_LATE: Micros = 5_000_000;
+
 /// How many must answer, for reads as for writes: any two quorums share a replica.
 const QUORUM: usize = 2;
 
@@ -99,6 +102,8 @@ pub enum Way {
     Mute = 2,
     /// Everything takes up to 0.7 s more, each way.
     Slow = 3,
+    /// Fences take up to 5 s more to get there; everything else is like everybody's.
+    FencesLate = 4,
 }
 
 /// One session's store.
@@ -451,6 +456,9 @@ impl World {
                 let mut delay = if late { self.late() } else { self.rng.random_range(self.weather.delay.clone()) };
                 if way == Way::Slow as u8 {
                     delay += self.rng.random_range(0..SLOW);
+                }
+                if way == Way::FencesLate as u8 && matches!(*request, Request::Fence(_)) {
+                    delay += self.rng.random_range(0..FENCES_LATE);
                 }
                 let slowly = way == Way::Slow as u8;
                 let replied = !mute && way != Way::Mute as u8 && !self.rng.random_bool(self.weather.reply_loss);
