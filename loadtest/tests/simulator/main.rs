@@ -87,7 +87,7 @@ fn every_planted_bug_is_found() {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let begin = setting("CHAPPE_SIM_FROM").unwrap_or(3_000);
+                    let begin = setting("CHAPPE_SIM_FROM").unwrap_or(2_000);
                     let found = (begin..begin + SEEDS_PER_BUG).find_map(|seed| {
                         planted::plant(Some(*bug));
                         // A bug may trip over an assertion, which is finding it too.
