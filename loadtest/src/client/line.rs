@@ -105,6 +105,11 @@ impl<'a> Event<'a> {
         number(self.field("target")?)
     }
 
+    /// The last seq that it removes.
+    pub fn floor(&self) -> Option<u64> {
+        number(field(self.field("data")?, "floor")?)
+    }
+
     /// The raw JSON of its message body.
     pub fn body(&self) -> Option<&'a [u8]> {
         field(self.field("data")?, "body").filter(|body| *body != b"null")

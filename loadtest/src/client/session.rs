@@ -834,7 +834,8 @@ impl Session {
             | Purpose::Receipts { tag, .. } => handler.answered(self, tag, Err(failure)),
             Purpose::Open { .. } => {}
             Purpose::Page { reading } => {
-                let Some(mut reading) = self.readings.get_mut(reading).and_then(Option::take) else { return };
+                let place = reading;
+                let Some(mut reading) = self.readings.get_mut(place).and_then(Option::take) else { return };
                 // What is removed is missed by nobody: the read goes on above.
                 if let Failure::Refused(Refusal { floor, .. }) = &failure
                     && *floor >= reading.next
@@ -846,12 +847,8 @@ impl Session {
                     if let Some(track) = reading.track.map(|index| self.tracks.get(index)) {
                         track.cursor = track.cursor.max(*floor);
                     }
-                    let index = self.readings.iter().position(Option::is_none).unwrap_or(self.readings.len());
-                    if index == self.readings.len() {
-                        self.readings.push(None);
-                    }
-                    self.readings[index] = Some(reading);
-                    return self.ask_page(index);
+                    self.readings[place] = Some(reading);
+                    return self.ask_page(place);
                 }
                 match reading.track {
                     // What cannot be read is not waited for: the next event begins anew.
@@ -1120,10 +1117,7 @@ impl Recorder {
             }
             "member.joined" => Fact::Join { user: somebody() },
             "member.left" => Fact::Leave { user: somebody() },
-            "history.purged" => {
-                let floor = event.field("data").and_then(|data| line::field(data, "floor")).and_then(line::number);
-                Fact::Purged { floor: floor.unwrap_or(0) }
-            }
+            "history.purged" => Fact::Purged { floor: event.floor().unwrap_or(0) },
             other => Fact::Other { mark: history::hash(other.as_bytes()) },
         }
     }

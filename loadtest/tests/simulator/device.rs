@@ -343,10 +343,7 @@ fn fact(event: &line::Event<'_>) -> Fact {
         "message.new" => Fact::Message { id: event.id().unwrap_or_default(), hash },
         "message.updated" => Fact::Edit { target, hash },
         "message.deleted" => Fact::Delete { target },
-        "history.purged" => {
-            let floor = event.field("data").and_then(|data| line::field(data, "floor")).and_then(line::number);
-            Fact::Purged { floor: floor.unwrap_or(0) }
-        }
+        "history.purged" => Fact::Purged { floor: event.floor().unwrap_or(0) },
         other => Fact::Other { mark: history::hash(other.as_bytes()) },
     }
 }

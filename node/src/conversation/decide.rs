@@ -16,6 +16,7 @@ use crate::planted::{Bug, is};
 
 use super::{
     ids::{Known, Memory},
+    members::Member,
     read::Read,
     state::{Conversation, Target},
 };
@@ -166,9 +167,9 @@ impl Case<'_> {
 
     /// The message that a command is about; `None` when it must be looked at first.
     pub(super) fn target(&self, seq: Seq) -> Option<&Target> {
-        let visible =
-            self.state.member(&self.actor.user).map(|member| member.visible(self.state.settings.history).contains(seq));
-        if !visible.unwrap_or(false) || seq > self.state.head || seq <= self.state.floor.seq() {
+        let state = self.state;
+        let is_there = |member: &Member| state.shows_at(&member.visible(state.settings.history), seq);
+        if !state.member(&self.actor.user).is_ok_and(is_there) {
             return Some(&Target::Missing);
         }
         self.state.hot.as_ref()?.targets.get(&seq)

@@ -102,28 +102,35 @@ impl Floor {
         }
     }
 
+    /// What was removed; nothing, if nothing ever was.
+    fn past(&self) -> &Past {
+        const NOTHING: &Past =
+            &Past { seq: 0, n: 0, set_by: 0, ids: 0, ids_next: 0, ids_next_at: 0, purged: 0, purged_ids: 0 };
+        self.past.as_deref().unwrap_or(NOTHING)
+    }
+
     /// Everything at or below is removed.
     #[must_use]
     pub fn seq(&self) -> Seq {
-        self.past.as_ref().map_or(0, |past| past.seq)
+        self.past().seq
     }
 
     /// Messages at or below.
     #[must_use]
     pub fn n(&self) -> u64 {
-        self.past.as_ref().map_or(0, |past| past.n)
+        self.past().n
     }
 
     /// The event that set it; 0 if none did.
     #[must_use]
     pub fn set_by(&self) -> Seq {
-        self.past.as_ref().map_or(0, |past| past.set_by)
+        self.past().set_by
     }
 
     /// Ids of events at or below are removed too.
     #[must_use]
     pub fn ids(&self) -> Seq {
-        self.past.as_ref().map_or(0, |past| past.ids)
+        self.past().ids
     }
 
     /// The event at `set_by`, stamped so, has moved it here.
@@ -145,7 +152,8 @@ impl Floor {
     /// Whether the store may hold something that is removed.
     #[must_use]
     pub fn is_purging(&self) -> bool {
-        self.past.as_ref().is_some_and(|past| past.purged < past.seq || past.purged_ids < past.ids)
+        let past = self.past();
+        past.purged < past.seq || past.purged_ids < past.ids
     }
 
     /// The store holds nothing of it any more.
@@ -159,7 +167,7 @@ impl Floor {
     /// that there may be more. Each is one bucket's, which bounds it.
     #[must_use]
     pub fn parts(&self) -> Vec<(Part, Seq, Seq)> {
-        let Some(past) = &self.past else { return Vec::new() };
+        let past = self.past();
         let ids = buckets(past.purged_ids, past.ids).map(|(above, upto)| (Part::Ids, above, upto));
         ids.chain(buckets(past.purged, past.seq).map(|(above, upto)| (Part::History, above, upto))).collect()
     }
@@ -167,12 +175,12 @@ impl Floor {
     /// The lowest event that the store may still hold of what is removed.
     #[must_use]
     pub fn lowest(&self) -> Option<Seq> {
-        self.past.as_ref().filter(|past| past.purged < past.seq).map(|past| past.purged + 1)
+        let past = self.past();
+        (past.purged < past.seq).then_some(past.purged + 1)
     }
 
     pub(super) fn to_stored(&self) -> StoredFloor {
-        let past = self.past.as_deref().cloned().unwrap_or_default();
-        let Past { n, set_by, ids, ids_next, ids_next_at, purged, purged_ids, .. } = past;
+        let Past { n, set_by, ids, ids_next, ids_next_at, purged, purged_ids, .. } = *self.past();
         StoredFloor { n, oldest_at: self.oldest_at, set_by, ids, ids_next, ids_next_at, purged, purged_ids }
     }
 

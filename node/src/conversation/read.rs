@@ -117,7 +117,7 @@ impl Conversation {
         let member = self.member(&actor.user)?;
         let visible = member.visible(self.settings.history);
         let floor = self.floor.seq().max(visible.floor());
-        let is_there = |seq: Seq| visible.contains(seq) && floor < seq && seq <= self.head;
+        let is_there = |seq: Seq| self.shows_at(&visible, seq);
         let shape = match command {
             Command::ConversationGet { .. } => {
                 return Ok(Verdict::Answer(Ok(Reply::Conversation(Box::new(self.view(member, false))))));

@@ -18,7 +18,7 @@ use super::{
     ids::Ids,
     latest::Latest,
     marks::Marks,
-    members::{Member, Members},
+    members::{Member, Members, Visible},
     overlay::{Overlays, fold},
     reactions::Reactors,
     receipts::Unsettled,
@@ -181,6 +181,11 @@ impl Conversation {
     pub fn member(&self, user: &UserId) -> Result<&Member, Error> {
         let member = if self.exists() { self.members.get(user) } else { None };
         member.ok_or(Error::new(Code::ConversationNotFound))
+    }
+
+    /// Whether there is an event at `seq` that was not removed, and may be seen by who may see so much.
+    pub(super) fn shows_at(&self, visible: &Visible, seq: Seq) -> bool {
+        visible.contains(seq) && self.floor.seq() < seq && seq <= self.head
     }
 
     /// The next event's stamp.

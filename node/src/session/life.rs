@@ -100,7 +100,7 @@ impl Life {
             self.commit(effects);
         }
         // Whatever is heard is followed by a tick, and there may be much to look at. A clock that jumps back holds up nothing.
-        if now.abs_diff(self.looked) < LOOK_MS {
+        if !has_passed(self.looked, LOOK_MS, now) {
             return;
         }
         self.looked = now;

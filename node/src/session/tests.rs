@@ -57,6 +57,12 @@ fn proposed(effects: &[Effect]) -> Vec<Command> {
     effects.iter().filter_map(proposal).collect()
 }
 
+/// The one session that is to be entered in the store's registry.
+fn enrols(effects: &[Effect]) -> SessionId {
+    let [Effect::Enrol(session)] = effects else { panic!("one session is entered") };
+    *session
+}
+
 #[test]
 fn a_life_begins_when_the_store_has_entered_it_and_another_when_it_ends() {
     let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
@@ -66,7 +72,7 @@ fn a_life_begins_when_the_store_has_entered_it_and_another_when_it_ends() {
     assert!(sessions.tick(2).is_empty(), "it is on its way");
     let outcome = cluster.decide(register);
     let effects = sessions.answered(register, &outcome);
-    let [Effect::Enrol(session)] = effects[..] else { panic!("one session is entered") };
+    let session = enrols(&effects);
     assert_eq!(sessions.living(), None);
     assert!(sessions.enrolled(session, None).is_empty(), "the store could not say");
     let effects = sessions.tick(2 + 20 * AGAIN_MS);
@@ -96,7 +102,7 @@ fn a_map_of_before_its_registration_ends_no_life() {
         let late = cluster.map();
         let outcome = cluster.decide(&register);
         let effects = sessions.answered(&register, &outcome);
-        let [Effect::Enrol(session)] = effects[..] else { panic!("one session is entered") };
+        let session = enrols(&effects);
         if is_entered {
             sessions.enrolled(session, Some(Generation(7)));
         }
@@ -116,11 +122,11 @@ fn registrations_that_overtake_each_other_come_to_an_end() {
     let second = proposed(&sessions.tick(1 + 10 * AGAIN_MS)).remove(0);
     let (one, other) = (cluster.decide(&first), cluster.decide(&second));
     let effects = sessions.answered(&first, &one);
-    let [Effect::Enrol(ended)] = effects[..] else { panic!("one session is entered") };
+    let ended = enrols(&effects);
     let effects = sessions.map_changed(cluster.map(), 2 + 10 * AGAIN_MS);
     assert!(proposed(&effects).is_empty(), "one is on its way");
     let effects = sessions.answered(&second, &other);
-    let [Effect::Enrol(session)] = effects[..] else { panic!("the other session is entered") };
+    let session = enrols(&effects);
     assert_ne!(session, ended);
     sessions.enrolled(session, Some(Generation(7)));
     assert_eq!(sessions.living(), Some(session));
@@ -132,7 +138,7 @@ fn a_history_of_another_generation_ends_the_process() {
     let register = proposed(&sessions.map_changed(cluster.map(), 0)).remove(0);
     let outcome = cluster.decide(&register);
     let effects = sessions.answered(&register, &outcome);
-    let [Effect::Enrol(session)] = effects[..] else { panic!("one session is entered") };
+    let session = enrols(&effects);
     let effects = sessions.enrolled(session, Some(Generation(8)));
     assert!(matches!(effects[..], [Effect::Refuse(_)]));
     assert_eq!(sessions.living(), None);
@@ -144,7 +150,7 @@ fn who_left_for_good_asks_for_no_life_and_ends_when_nobody_needs_it() {
     let register = proposed(&sessions.map_changed(cluster.map(), 0)).remove(0);
     let outcome = cluster.decide(&register);
     let effects = sessions.answered(&register, &outcome);
-    let [Effect::Enrol(session)] = effects[..] else { panic!("one session is entered") };
+    let session = enrols(&effects);
     sessions.map_changed(cluster.map(), 1);
     sessions.enrolled(session, Some(Generation(7)));
 
@@ -181,7 +187,7 @@ impl Two {
             let [register] = &asked[..] else { panic!("it registers") };
             let outcome = cluster.decide(register);
             let effects = sessions.answered(register, &outcome);
-            let [Effect::Enrol(session)] = effects[..] else { panic!("it is entered") };
+            let session = enrols(&effects);
             sessions.map_changed(cluster.map(), 0);
             sessions.enrolled(session, Some(Generation(7)));
             sessions

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::{
     InHand, Incarnation, News, PeerMail, Phase, Projected, Release, Shard, Slot, StoreMail, Ticket, Told, WITHDRAWN_MS,
-    line::Pending,
+    line::{Line, Pending},
     members::{Gathered, MembersSlot},
     reactions::Reacting,
     rebuild::{self, Rebuilt},
@@ -130,9 +130,8 @@ impl ConversationSlot {
             && self.targets.is_empty()
             && self.reacting.is_empty()
             && self.asking_id.is_empty()
-            && self.announcing.is_empty()
+            && !self.is_announcing()
             && self.unpublished.is_empty()
-            && self.unannounced.is_empty()
             && self.id_block.is_none()
             && self.receipts.is_quiet()
             && self.members.is_quiet()
@@ -225,6 +224,16 @@ pub(super) const fn is_announced(fact: &Fact) -> bool {
 /// Whether an event is listed until what it decides is done outside of the log, too.
 pub(super) const fn is_listed(fact: &Fact) -> bool {
     is_announced(fact) || matches!(fact, Fact::HistoryPurged { .. })
+}
+
+/// The state takes its next event, which waits for the log from then on.
+pub(super) fn append(state: &mut Conversation, line: &mut Line<Release>, event: Arc<Event>, epoch: Epoch) {
+    let audience = state.audience(&event);
+    state.apply(&event);
+    // A later owner must know what the next event stands on.
+    state.origin = epoch;
+    let announce = is_listed(&event.fact);
+    line.push(Pending { event, audience: Some(audience), announce, origin: epoch });
 }
 
 impl Shard {
@@ -364,12 +373,7 @@ impl Shard {
                     .with_detail("too many events of this conversation wait for the log")
                     .after_ms(100));
             }
-            let audience = state.audience(&event);
-            state.apply(&event);
-            // A later owner must know what the next event stands on.
-            state.origin = epoch;
-            let announce = is_announced(&event.fact);
-            line.push(Pending { event, audience: Some(audience), announce, origin: epoch });
+            append(state, line, event, epoch);
             Ok((Verdict::Answer(Ok(reply)), state.head))
         };
         let (verdict, head) = match decide() {
@@ -434,13 +438,19 @@ impl Shard {
                 self.reads.insert(token, Reading::Id(id, key, upto));
             }
             Verdict::NeedHot => {
-                slot.keep_members();
-                slot.slot.phase = Phase::Loading;
                 self.park(id, Parked::Command(from, asked, evidence));
-                self.reload(id);
+                self.heat(id);
             }
         }
         self.drop_if_absent(id);
+    }
+
+    /// An idle conversation is read again, but for its members: those it keeps.
+    pub(super) fn heat(&mut self, id: ConversationId) {
+        let Some(slot) = self.conversations.get_mut(&id) else { return };
+        slot.keep_members();
+        slot.slot.phase = Phase::Loading;
+        self.reload(id);
     }
 
     /// A conversation that does not exist is not kept: anyone can name any number of ids.
@@ -485,19 +495,9 @@ impl Shard {
             Release::Target(seq) => {
                 let Some(slot) = self.conversations.get_mut(&id) else { return };
                 slot.looks += 1;
-                let of = (slot.epoch, slot.lives);
-                let request = PageRequest {
-                    entity: id.into(),
-                    from: seq,
-                    upto: seq,
-                    newest_first: false,
-                    show: Show::Messages,
-                    limit: 1,
-                    bytes_max: usize::MAX,
-                    reader: None,
-                };
+                let of = slot.incarnation();
                 let done = self.answer(move |page| StoreMail::Target { conversation: id, of, seq, page });
-                self.store.page(request, done);
+                self.store.page(PageRequest::of_one(id.into(), seq, Show::Messages), done);
             }
             Release::Head(user, known) => self.send_to_entity(&user.clone().into(), PeerMail::Heads { user, known }),
             Release::Row(token, user, told) => self.tell_row(id, token, user, told),
@@ -703,7 +703,7 @@ impl Shard {
     pub(super) fn project_conversation(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let committed = slot.line.committed();
-        let announced = slot.announcing.is_empty() && slot.unannounced.is_empty();
+        let announced = !slot.is_announcing();
         let Phase::Ready(state) = &mut slot.slot.phase else { return };
         let mut writes = Vec::new();
         if let Some(flight) = state.hot.as_mut().and_then(|hot| hot.overlays.fly(committed)) {
@@ -838,13 +838,18 @@ impl Shard {
                 self.answer_now(from, &asked, Err(error.clone()));
                 // Those behind it share its fate. They would overtake it if this answer got lost: then its gateway asks again
                 // for it, and not for them (seed 5563).
-                let behind = self.conversations.get_mut(&id).map(|slot| std::mem::take(&mut slot.asking_id));
-                for (from, asked) in behind.into_iter().flatten() {
-                    self.answer_now(from, &asked, Err(error.clone()));
-                }
+                self.refuse_asking(id, &error);
             }
         }
         self.judge_those_behind(id);
+    }
+
+    /// Answers everything that waits for questions about ids.
+    fn refuse_asking(&mut self, id: ConversationId, error: &Error) {
+        let asking = self.conversations.get_mut(&id).map(|slot| std::mem::take(&mut slot.asking_id));
+        for (from, asked) in asking.into_iter().flatten() {
+            self.answer_now(from, &asked, Err(error.clone()));
+        }
     }
 
     /// Judges what waited behind a question to the store, up to the next question.
@@ -906,7 +911,7 @@ impl Shard {
     /// Whether what was looked up is for the present state. For a former one it is back, and that is all: whoever waited for it is
     /// judged anew.
     pub(super) fn is_of_present_state(&mut self, id: ConversationId, of: Incarnation) -> bool {
-        let present = self.incarnation(id);
+        let present = self.conversations.get(&id).map(|slot| slot.incarnation());
         if present.is_some_and(|(epoch, _)| epoch == of.0) && present != Some(of) {
             self.looked(id);
         }
@@ -1125,10 +1130,8 @@ impl Shard {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let parked: Vec<Parked> = slot.slot.parked.drain(..).collect();
         let targets = std::mem::take(&mut slot.targets);
-        let (reacting, asking_id) = (slot.reacting.drain(), std::mem::take(&mut slot.asking_id));
-        for (from, asked) in asking_id {
-            self.answer_now(from, &asked, Err(error.clone()));
-        }
+        let reacting = slot.reacting.drain();
+        self.refuse_asking(id, error);
         for parked in parked {
             self.refuse_parked(id, parked, error);
         }
@@ -1192,7 +1195,6 @@ impl Shard {
         slot.snapshot = None;
         slot.members.forget_state();
         let (targets, reacting) = (std::mem::take(&mut slot.targets), slot.reacting.drain());
-        let asking_id = std::mem::take(&mut slot.asking_id);
         for release in released {
             match release {
                 Release::Reply(gateway, correlation, _) | Release::Read(gateway, correlation, _) => {
@@ -1208,9 +1210,7 @@ impl Shard {
         for (from, asked, _) in targets.into_values().flatten().chain(reacting) {
             self.answer_now(from, &asked, Err(error.clone()));
         }
-        for (from, asked) in asking_id {
-            self.answer_now(from, &asked, Err(error.clone()));
-        }
+        self.refuse_asking(id, error);
         self.measures.restarted(&id.into(), "not_written");
         self.reload(id);
     }
@@ -1267,7 +1267,7 @@ impl Shard {
     pub(super) fn snapshot_before_rest(&mut self, id: ConversationId) {
         let everywhere_ms = self.settings.retention_ms;
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let announced = slot.announcing.is_empty() && slot.unannounced.is_empty();
+        let announced = !slot.is_announcing();
         let complete = slot.line.has_no_rows() && announced && slot.members.are_durable();
         let Some(state) = slot.ready() else { return };
         if complete && state.can_cool() && state.snapshot_due_at_rest(everywhere_ms) {

@@ -186,7 +186,6 @@ pub(crate) enum StoreMail {
     /// A step of a removal is done.
     Retained {
         conversation: ConversationId,
-        epoch: Epoch,
         token: u64,
         done: StepDone,
     },
@@ -482,6 +481,10 @@ impl<C, P, R> Slot<C, P, R> {
             Phase::Ready(core) => Some(core),
             _ => None,
         }
+    }
+
+    const fn incarnation(&self) -> Incarnation {
+        (self.epoch, self.lives)
     }
 
     fn is_quiet(&self) -> bool {
@@ -924,17 +927,13 @@ impl Shard {
             StoreMail::Members { conversation, token, page } => self.members_read(conversation, token, page),
             StoreMail::Reacted { token, page } => self.reacted_read(token, page),
             StoreMail::Overlays { conversation, of, targets, found } => {
-                if self.incarnation(conversation) == Some(of) {
+                if self.conversations.get(&conversation).is_some_and(|slot| slot.incarnation() == of) {
                     self.overlays_found(conversation, &targets, found);
                 }
             }
             StoreMail::Id { token, found } => self.id_found(token, found),
             StoreMail::Projected { token, result } => self.projected(token, result),
-            StoreMail::Retained { conversation, epoch, token, done } => {
-                if self.epoch_of(&conversation.into()) == Some(epoch) {
-                    self.retained(conversation, token, done);
-                }
-            }
+            StoreMail::Retained { conversation, token, done } => self.retained(conversation, token, done),
             StoreMail::Walked(result) => self.walked(result),
         }
     }
@@ -1161,11 +1160,6 @@ impl Shard {
             EntityId::Conversation(id) => self.conversations.get(id).map(|slot| slot.epoch),
             EntityId::User(id) => self.users.get(id).map(|slot| slot.epoch),
         }
-    }
-
-    /// The present state of a conversation.
-    fn incarnation(&self, id: ConversationId) -> Option<Incarnation> {
-        self.conversations.get(&id).map(|slot| (slot.epoch, slot.lives))
     }
 
     /// What the entity sent under this epoch, which is its tenure's, is committed.

@@ -78,7 +78,7 @@ impl Shard {
         }
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         slot.looks += 1;
-        let (of, whose) = ((slot.epoch, slot.lives), user.clone());
+        let (of, whose) = (slot.incarnation(), user.clone());
         let found = move |rows| ReactionsFound { conversation: id, of, target, user: whose, rows };
         let done = self.answer(move |rows| StoreMail::Reactions(found(rows)));
         self.store.reactions(id.into(), target, user, keys, done);
@@ -148,7 +148,7 @@ impl Shard {
     /// Asks the store for the overlays of messages of which a recovery found only what changed lately.
     pub(super) fn ask_overlays(&mut self, id: ConversationId) {
         let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let of = (slot.epoch, slot.lives);
+        let of = slot.incarnation();
         let Some(hot) = slot.ready().and_then(|state| state.hot.as_mut()) else { return };
         if let Some(targets) = hot.overlays.ask() {
             let asked = targets.clone();

@@ -12,11 +12,13 @@
 
 use bytes::Bytes;
 use chappe_schema::{
-    id::{ConversationId, EntityId, Epoch, Millis, Seq, SessionId},
+    id::{ConversationId, EntityId, Millis, Seq, SessionId},
     limit::{CLOCK_STEADY_MS, RETENTION_WALK_MS, RETENTION_WALK_SELDOM_MS},
 };
 
-use super::{Home, Mail, Phase, Projected, Shard, StoreMail, line::Pending, shard_of_partition, tenure::Tenure};
+use super::{
+    Home, Mail, Phase, Projected, Shard, StoreMail, conversations::append, shard_of_partition, tenure::Tenure,
+};
 use crate::{
     conversation::{
         Conversation,
@@ -124,9 +126,7 @@ impl Shard {
         }
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         if slot.slot.core().is_some_and(|state| state.hot.is_none()) {
-            slot.keep_members();
-            slot.slot.phase = Phase::Loading;
-            return self.reload(id);
+            return self.heat(id);
         }
         slot.retaining.step = Step::Search(search);
         self.go_on_searching(id);
@@ -139,31 +139,16 @@ impl Shard {
 
     /// Reads one event.
     fn look_at_event(&mut self, id: ConversationId, seq: Seq) {
-        let request = PageRequest {
-            entity: id.into(),
-            from: seq,
-            upto: seq,
-            newest_first: false,
-            show: Show::Log,
-            limit: 1,
-            bytes_max: usize::MAX,
-            reader: None,
-        };
-        let Some((token, epoch)) = self.ask_for_step(id) else { return };
-        let done = self.answer(move |page| StoreMail::Retained {
-            conversation: id,
-            epoch,
-            token,
-            done: StepDone::Looked(page),
-        });
-        self.store.page(request, done);
+        if let Some(done) = self.answer_to_step(id, StepDone::Looked) {
+            self.store.page(PageRequest::of_one(id.into(), seq, Show::Log), done);
+        }
     }
 
-    fn ask_for_step(&mut self, id: ConversationId) -> Option<(u64, Epoch)> {
+    /// A way for the store to answer a step. Tokens are never used again, so an answer belongs to this one step.
+    fn answer_to_step<T: 'static>(&mut self, id: ConversationId, done: fn(T) -> StepDone) -> Option<store::Done<T>> {
         let token = self.token();
-        let slot = self.conversations.get_mut(&id)?;
-        slot.retaining.token = token;
-        Some((token, slot.epoch))
+        self.conversations.get_mut(&id)?.retaining.token = token;
+        Some(self.answer(move |found| StoreMail::Retained { conversation: id, token, done: done(found) }))
     }
 
     fn go_on_searching(&mut self, id: ConversationId) {
@@ -194,10 +179,7 @@ impl Shard {
             // The next commit looks again.
             return;
         }
-        let audience = state.audience(&event);
-        state.apply(&event);
-        state.origin = epoch;
-        line.push(Pending { event, audience: Some(audience), announce: true, origin: epoch });
+        append(state, line, event, epoch);
         Self::list_for_flush(&mut self.flush, &mut line.listed, id);
     }
 
@@ -239,15 +221,12 @@ impl Shard {
     }
 
     fn remove_next(&mut self, id: ConversationId) {
-        let Some((token, epoch)) = self.ask_for_step(id) else { return };
+        let Some(done) = self.answer_to_step(id, StepDone::Removed) else { return };
         let Some(slot) = self.conversations.get_mut(&id) else { return };
         let Step::Remove(parts) = &slot.retaining.step else { return };
         let Phase::Ready(state) = &mut slot.slot.phase else { return };
         if let Some((part, above, upto)) = parts.last().copied() {
             let purge = Purge { entity: id.into(), part, above, upto, at: state.floor.set_by() };
-            let wrap =
-                move |removed| StoreMail::Retained { conversation: id, epoch, token, done: StepDone::Removed(removed) };
-            let done = self.answer(wrap);
             return self.store.purge(purge, done);
         }
         slot.retaining.step = Step::Nothing;

@@ -1007,19 +1007,32 @@ fn nobody_waits_for_ever_for_the_heads() {
     }
 }
 
+impl Bench {
+    /// Ada says so much that ids stand in the store only; the next life of it has the conversation at hand, and asks there for each.
+    fn asking_the_store(mut self) -> Self {
+        for n in 0..300 {
+            self.done("ada", send(&n.to_string())).unwrap();
+        }
+        self.put_away();
+        let mut next = Self::over(self.store.clone());
+        next.store.held.lock().printless = true;
+        next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
+        next.asked = 10_000;
+        next
+    }
+}
+
+/// A group of ada and bob whose ids stand in the store only.
+fn with_ids_in_the_store() -> Bench {
+    let mut bench = Bench::new(false);
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.asking_the_store()
+}
+
 /// Sends keep their order while the first of them waits for the id blocks.
 #[test]
 fn sends_that_wait_for_the_store_keep_their_order() {
-    let mut bench = Bench::new(false);
-    bench.done("ada", group(&["bob"])).unwrap();
-    for n in 0..300 {
-        bench.done("ada", send(&n.to_string())).unwrap();
-    }
-    bench.put_away();
-    let mut next = Bench::over(bench.store.clone());
-    next.store.held.lock().printless = true;
-    next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
-    next.asked = 10_000;
+    let mut next = with_ids_in_the_store();
     let asked: Vec<Correlation> = (0..20).map(|n| next.ask("ada", send(&n.to_string()))).collect();
     next.settle();
     let seqs: Vec<Seq> = asked.iter().map(|asked| sent(next.answer(*asked)).seq).collect();
@@ -1031,16 +1044,7 @@ fn sends_that_wait_for_the_store_keep_their_order() {
 /// what had come meanwhile.
 #[test]
 fn a_panic_leaves_those_that_wait_for_the_store_in_front() {
-    let mut bench = Bench::new(false);
-    bench.done("ada", group(&["bob"])).unwrap();
-    for n in 0..300 {
-        bench.done("ada", send(&n.to_string())).unwrap();
-    }
-    bench.put_away();
-    let mut next = Bench::over(bench.store.clone());
-    next.store.held.lock().printless = true;
-    next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
-    next.asked = 10_000;
+    let mut next = with_ids_in_the_store();
     let mut asked: Vec<Correlation> = (0..3).map(|n| next.ask("ada", send(&n.to_string()))).collect();
     next.shard.conversation_panicked(CONVERSATION);
     asked.extend((3..5).map(|n| next.ask("ada", send(&n.to_string()))));
@@ -1052,16 +1056,7 @@ fn a_panic_leaves_those_that_wait_for_the_store_in_front() {
 /// Seed 5563 of the simulator: the answer to the first was lost, and its gateway asked for it again, behind those that had been behind it.
 #[test]
 fn those_behind_a_look_that_failed_share_its_fate() {
-    let mut bench = Bench::new(false);
-    bench.done("ada", group(&["bob"])).unwrap();
-    for n in 0..300 {
-        bench.done("ada", send(&n.to_string())).unwrap();
-    }
-    bench.put_away();
-    let mut next = Bench::over(bench.store.clone());
-    next.store.held.lock().printless = true;
-    next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
-    next.asked = 10_000;
+    let mut next = with_ids_in_the_store();
     next.store.held.lock().deaf = true;
     let asked: Vec<Correlation> = (0..5).map(|n| next.ask("ada", send(&n.to_string()))).collect();
     next.settle();
@@ -1089,15 +1084,8 @@ fn with_an_old_message() -> (Bench, CommandId, Sent) {
 /// answer.
 #[test]
 fn an_answer_about_ids_belongs_to_who_asked() {
-    let (mut bench, old, first) = with_an_old_message();
-    for n in 0..300 {
-        bench.done("ada", send(&n.to_string())).unwrap();
-    }
-    bench.put_away();
-    let mut next = Bench::over(bench.store.clone());
-    next.store.held.lock().printless = true;
-    next.done("bob", Command::ConversationGet { conversation: CONVERSATION }).unwrap();
-    next.asked = 10_000;
+    let (bench, old, first) = with_an_old_message();
+    let mut next = bench.asking_the_store();
     let edit = Command::MessageEdit { conversation: CONVERSATION, seq: first.seq, body: body("new"), mentions: None };
     let edit = next.ask("ada", edit);
     assert!(next.store.answer_reads(), "whether its id is known");

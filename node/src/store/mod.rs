@@ -135,6 +135,14 @@ pub struct PageRequest {
     pub reader: Option<UserId>,
 }
 
+impl PageRequest {
+    /// One event, whatever its size.
+    #[must_use]
+    pub const fn of_one(entity: EntityId, seq: Seq, show: Show) -> Self {
+        Self { entity, from: seq, upto: seq, newest_first: false, show, limit: 1, bytes_max: usize::MAX, reader: None }
+    }
+}
+
 /// A slice of who reacted to a message with one key, by user id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReactedRequest {

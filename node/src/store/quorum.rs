@@ -30,6 +30,7 @@ use chappe_cluster::consensus::bootstrap::{
     find::{Answer as Promise, ClusterMeta},
 };
 use chappe_schema::{
+    cql::log_bucket,
     event::Event,
     id::{CommandId, ConversationId, EntityId, Epoch, Generation, Millis, Seq, SessionId, UserId},
     reaction::ReactionKey,
@@ -61,9 +62,6 @@ const FENCES_LATE: Micros = 5_000_000;
 
 /// How many must answer, for reads as for writes: any two quorums share a replica.
 const QUORUM: usize = 2;
-
-/// 2¹³ events stand in one partition of the cluster's log; an append across its border is two statements.
-const BUCKET_BITS: u32 = 13;
 
 /// Microseconds of virtual time.
 pub type Micros = u64;
@@ -1087,7 +1085,7 @@ impl Store for Quorum {
         for append in group {
             let first = requests.len();
             let mut after = append.after;
-            for bucket in append.events.chunk_by(|a, b| bucket_of(a.seq) == bucket_of(b.seq)) {
+            for bucket in append.events.chunk_by(|a, b| log_bucket(a.seq) == log_bucket(b.seq)) {
                 let mut mutations: Vec<_> = bucket
                     .iter()
                     .map(|event| {
@@ -1211,15 +1209,11 @@ fn no_quorum() -> Error {
     Error::Unavailable("too few replicas answered in time".to_owned())
 }
 
-const fn bucket_of(seq: Seq) -> u64 {
-    seq.saturating_sub(1) >> BUCKET_BITS
-}
-
 #[cfg(test)]
 mod tests {
     use std::{collections::HashMap, sync::mpsc};
 
-    use chappe_schema::{body::Body, event::Fact};
+    use chappe_schema::{body::Body, cql::LOG_BUCKET_BITS, event::Fact};
     use uuid::Uuid;
 
     use super::*;
@@ -1290,7 +1284,7 @@ mod tests {
 
     #[test]
     fn an_append_across_a_bucket_may_arrive_in_part() {
-        let last = 1u64 << BUCKET_BITS;
+        let last = 1u64 << LOG_BUCKET_BITS;
         let events = || vec![event(last, 1), event(last + 1, 2)];
         let mut parts = BTreeSet::new();
         for seed in 0..60 {

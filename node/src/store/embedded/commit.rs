@@ -107,6 +107,21 @@ struct Group {
     removal: Option<Removing>,
 }
 
+// === impl Appending, Projecting ===
+
+impl Appending {
+    /// Certainly nothing of it was written.
+    fn refuse(self, why: &str) {
+        (self.done)(vec![Written::NotWritten(why.to_owned()); self.owed]);
+    }
+}
+
+impl Projecting {
+    fn refuse(self, why: &str) {
+        (self.done)(Err(Error::Unavailable(why.to_owned())));
+    }
+}
+
 // === impl Committer ===
 
 impl Committer {
@@ -115,50 +130,35 @@ impl Committer {
     }
 
     pub(super) fn append(&self, rows: Rows, owed: usize, done: Done<Vec<Written>>) {
-        if self.has_failed() {
-            return;
-        }
-        let mut waiting = self.waiting.lock();
-        if waiting.closed {
-            drop(waiting);
-            self.meter.refused(Operation::Append);
-            done(vec![Written::NotWritten(format!("the log cannot be written: {CLOSED}")); owed]);
-            return;
-        }
-        waiting.appends.push(Appending { rows, owed, done, asked: Instant::now() });
-        drop(waiting);
-        self.arrived.notify_one();
+        let job = Appending { rows, owed, done, asked: Instant::now() };
+        let refuse = |job: Appending| job.refuse(&format!("the log cannot be written: {CLOSED}"));
+        self.leave(Operation::Append, job, |waiting| &mut waiting.appends, refuse);
     }
 
     pub(super) fn project(&self, writes: Vec<Projection>, done: Done<Result<(), Error>>) {
-        if self.has_failed() {
-            return;
-        }
-        let mut waiting = self.waiting.lock();
-        if waiting.closed {
-            drop(waiting);
-            self.meter.refused(Operation::Project);
-            done(Err(Error::Unavailable(CLOSED.to_owned())));
-            return;
-        }
-        waiting.projections.push(Projecting { writes, done, asked: Instant::now() });
-        drop(waiting);
-        self.arrived.notify_one();
+        let job = Projecting { writes, done, asked: Instant::now() };
+        self.leave(Operation::Project, job, |waiting| &mut waiting.projections, |job| job.refuse(CLOSED));
     }
 
     /// Removes rows; tells whether there are no more.
     pub(super) fn remove(&self, doomed: Doomed, done: Done<Result<bool, Error>>) {
+        let job = Removing { doomed, done };
+        let refuse = |job: Removing| (job.done)(Err(Error::Unavailable(CLOSED.to_owned())));
+        self.leave(Operation::Purge, job, |waiting| &mut waiting.removals, refuse);
+    }
+
+    /// Leaves something for the thread, unless it has ended: then it is refused, or dropped if nobody may be answered any more.
+    fn leave<J>(&self, operation: Operation, job: J, queue: fn(&mut Waiting) -> &mut Vec<J>, refuse: fn(J)) {
         if self.has_failed() {
             return;
         }
         let mut waiting = self.waiting.lock();
         if waiting.closed {
             drop(waiting);
-            self.meter.refused(Operation::Purge);
-            done(Err(Error::Unavailable(CLOSED.to_owned())));
-            return;
+            self.meter.refused(operation);
+            return refuse(job);
         }
-        waiting.removals.push(Removing { doomed, done });
+        queue(&mut waiting).push(job);
         drop(waiting);
         self.arrived.notify_one();
     }
@@ -329,11 +329,11 @@ impl Writer<'_> {
     fn refuse(&self, group: Group, why: &str) {
         for append in group.appends {
             self.meter.refused(Operation::Append);
-            (append.done)(vec![Written::NotWritten(why.to_owned()); append.owed]);
+            append.refuse(why);
         }
         for job in group.projections {
             self.meter.refused(Operation::Project);
-            (job.done)(Err(Error::Unavailable(why.to_owned())));
+            job.refuse(why);
         }
     }
 
