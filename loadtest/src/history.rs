@@ -68,7 +68,7 @@ pub enum Fact {
     Edit {
         /// The message.
         target: u64,
-        /// Hash of the new body; `None` when it was erased with a deletion.
+        /// Hash of the new body; `None` when it was withheld: the message is deleted, or removed.
         hash: Option<u64>,
     },
     /// `target` has no body from here on.

@@ -61,9 +61,14 @@ pub enum Bug {
     HandsUncommitted,
     /// An event is adopted whatever stands below it.
     MisfitIgnored,
+    /// A log is read above a snapshot, and nobody looks whether a newer one was written meanwhile.
+    RecoveryOvertaken,
 }
 
 impl Bug {
+    /// Those that take too rare a coincidence, and what finds them instead stands beside them.
+    pub const RARE: &'static [Self] = &[Self::TicketEarly, Self::OpenBeforeFence, Self::RecoveryOvertaken];
+
     /// Those that the simulator has to find.
     pub const ALL: &'static [Self] = &[
         Self::AckBeforeFence,

@@ -12,6 +12,8 @@ pub(super) struct Changes {
     begun: HashMap<Uuid, (Conversation, u64, Option<u64>)>,
     /// Bodies that somebody gave to a message.
     made: HashSet<(Conversation, u64, u64)>,
+    /// Messages that somebody began to edit.
+    edits: HashSet<(Conversation, u64)>,
     /// Messages that somebody began to delete.
     deletions: HashSet<(Conversation, u64)>,
     /// Messages of which a body was withheld.
@@ -29,7 +31,11 @@ impl Changes {
         self.deletions.contains(&(conversation, target))
     }
 
-    /// Somebody was shown no body of this message: it must have been deleted.
+    pub(super) fn was_begun(&self, conversation: Conversation, target: u64) -> bool {
+        self.was_begun_deletion(conversation, target) || self.edits.contains(&(conversation, target))
+    }
+
+    /// Somebody was shown no body of this message: it must have been deleted, or removed.
     pub(super) fn note_withheld(&mut self, conversation: Conversation, target: u64) {
         self.withheld.insert((conversation, target));
     }
@@ -52,7 +58,10 @@ impl Oracle {
     pub(super) fn change_started(&mut self, conversation: Conversation, target: u64, id: Uuid, hash: Option<u64>) {
         self.changes.begun.insert(id, (conversation, target, hash));
         match hash {
-            Some(hash) => _ = self.changes.made.insert((conversation, target, hash)),
+            Some(hash) => {
+                self.changes.made.insert((conversation, target, hash));
+                self.changes.edits.insert((conversation, target));
+            }
             None => _ = self.changes.deletions.insert((conversation, target)),
         }
     }
@@ -84,16 +93,18 @@ impl Oracle {
         }
     }
 
-    /// No edit stands above a deletion of the same message, and of no other message a body was withheld.
+    /// No edit stands above a deletion of the same message, and of no other message that is not removed a body was withheld.
     pub(super) fn finish_changes(&mut self) {
         for &(conversation, target) in &self.changes.withheld {
             // Only who has read a log to its end knows that there is no deletion.
             let is_known = self.ledger.known_log(conversation).is_some_and(|log| log.finally_read);
             let current = self.changes.current.get(&(conversation, target));
-            if is_known && !matches!(current, Some((_, Shown::Tombstone))) {
+            // An edit stands above the floor for a time when its message does not.
+            let is_removed = target <= self.reads.removed_upto(conversation);
+            if is_known && !is_removed && !matches!(current, Some((_, Shown::Tombstone))) {
                 let place = self.names.conversation(conversation);
                 self.findings.report(Rule::Changes, || {
-                    format!("a body of {target} in {place} is withheld, and the log has no deletion")
+                    format!("a body of {target} in {place} is withheld, and the log has neither deleted nor removed it")
                 });
             }
         }

@@ -48,9 +48,8 @@ impl Oracle {
     pub(super) fn genuine_change(&mut self, conversation: Conversation, fact: &Fact) {
         let (target, known) = match *fact {
             Fact::Edit { target, hash: Some(hash) } => (target, self.changes.was_made(conversation, target, hash)),
-            Fact::Delete { target } | Fact::Edit { target, hash: None } => {
-                (target, self.changes.was_begun_deletion(conversation, target))
-            }
+            Fact::Edit { target, hash: None } => (target, self.changes.was_begun(conversation, target)),
+            Fact::Delete { target } => (target, self.changes.was_begun_deletion(conversation, target)),
             _ => return,
         };
         if let Fact::Edit { target, hash: None } = *fact {

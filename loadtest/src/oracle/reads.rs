@@ -39,6 +39,11 @@ impl Reads {
         let removed = self.removed.entry(conversation).or_default();
         removed.0 = removed.0.max(floor);
     }
+
+    /// Up to where events have removed the history.
+    pub(super) fn removed_upto(&self, conversation: Conversation) -> u64 {
+        self.removed.get(&conversation).map_or(0, |(floor, _)| *floor)
+    }
 }
 
 impl Oracle {

@@ -566,6 +566,41 @@ fn rule_10_a_body_withheld_for_a_deletion_that_came_to_nothing() {
     });
 }
 
+/// Somebody edits a message that lives, and all are shown the edit without its words.
+fn withheld_edit(history: &mut Vec<Record>) -> u64 {
+    let events = log(history, HOME);
+    let dead = |seq| events.iter().any(|(_, fact)| matches!(fact, Fact::Delete { target } if *target == seq));
+    let alive = events.iter().find(|(seq, fact)| matches!(fact, Fact::Message { .. }) && !dead(*seq));
+    let (target, _) = *alive.unwrap();
+    let id = uuid::Uuid::from_u128(1 << 103);
+    let edit = What::ChangeStart { user: User(0), conversation: HOME, target, id, hash: Some(5) };
+    insert_before_final_reads(history, [edit]);
+    append(history, HOME, Fact::Edit { target, hash: None });
+    target
+}
+
+#[test]
+fn rule_10_an_edit_withheld_from_the_living() {
+    planted(Rule::Changes, |history| {
+        withheld_edit(history);
+    });
+    planted(Rule::Changes, |history| {
+        let target = withheld_edit(history);
+        append(history, HOME, Fact::Purged { floor: target - 1 });
+    });
+}
+
+#[test]
+fn an_edit_may_outlive_its_message_without_its_words() {
+    for seed in 0..20 {
+        let mut history = sample::clean(seed, 600);
+        let target = withheld_edit(&mut history);
+        append(&mut history, HOME, Fact::Purged { floor: target });
+        let verdict = judge(&history);
+        assert!(verdict.is_clean(), "seed {seed}: {verdict}");
+    }
+}
+
 /// A message of `HOME` that lives, and to which user 0 does not react with this key.
 const NEW_KEY: u32 = 77;
 

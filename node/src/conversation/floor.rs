@@ -163,20 +163,13 @@ impl Floor {
         }
     }
 
-    /// What is to be removed from the store, in this order: from above, so that what stands at the bottom goes last, and tells
-    /// that there may be more. Each is one bucket's, which bounds it.
+    /// What is to be removed from the store, in this order: from above, so that whoever reads a log from below comes to a gap and
+    /// not to an end. Each is one bucket's, which bounds it.
     #[must_use]
     pub fn parts(&self) -> Vec<(Part, Seq, Seq)> {
         let past = self.past();
         let ids = buckets(past.purged_ids, past.ids).map(|(above, upto)| (Part::Ids, above, upto));
         ids.chain(buckets(past.purged, past.seq).map(|(above, upto)| (Part::History, above, upto))).collect()
-    }
-
-    /// The lowest event that the store may still hold of what is removed.
-    #[must_use]
-    pub fn lowest(&self) -> Option<Seq> {
-        let past = self.past();
-        (past.purged < past.seq).then_some(past.purged + 1)
     }
 
     pub(super) fn to_stored(&self) -> StoredFloor {
@@ -347,12 +340,12 @@ mod tests {
     #[test]
     fn what_is_removed_is_removed_bucket_by_bucket_from_above() {
         let mut floor = Floor::default();
-        assert!(!floor.is_purging() && floor.parts().is_empty() && floor.lowest().is_none());
+        assert!(!floor.is_purging() && floor.parts().is_empty());
         floor.rise(20_000, 19_000, 5, (30_000, 100));
         assert!(floor.is_purging());
         let history = |above, upto| (Part::History, above, upto);
         assert_eq!(floor.parts(), [history(16_384, 20_000), history(8192, 16_384), history(0, 8192)]);
-        assert_eq!((floor.lowest(), floor.n(), floor.set_by()), (Some(1), 19_000, 30_000));
+        assert_eq!((floor.seq(), floor.n(), floor.set_by()), (20_000, 19_000, 30_000));
         floor.purged();
         assert!(!floor.is_purging() && floor.parts().is_empty());
         floor.rise(20_500, 19_100, 5, (31_000, 200));

@@ -362,7 +362,12 @@ impl Read {
 
     /// Takes the slice that was asked for.
     #[must_use]
-    pub fn take(mut self, page: Page) -> (Self, Progress) {
+    pub fn take(mut self, mut page: Page) -> (Self, Progress) {
+        if let Shape::Events { after, .. } = self.shape
+            && let Err(error) = cut_at_gap(after, &mut page)
+        {
+            return (self, Progress::Done(Err(error)));
+        }
         let count = page.events.len();
         let visible = &self.visible;
         // A slice of which nothing may be shown is not the end: the next one is looked at.
@@ -412,11 +417,9 @@ impl Read {
                 return (self, Progress::Done(message.map(|view| Reply::Message(Box::new(view)))));
             }
             Shape::History { next, deleted, edits, bytes, more, .. } => {
+                // Removed since the read was allowed, and so is what it edits.
                 let Some(event) = page.events.into_iter().next() else {
-                    return (
-                        self,
-                        Progress::Done(Err(Error::new(Code::Internal).with_detail("an edit of the chain is missing"))),
-                    );
+                    return (self, Progress::Done(Err(Code::MessageNotFound.into())));
                 };
                 let Fact::MessageUpdated { body, previous, .. } = &event.fact else {
                     return (
@@ -490,7 +493,10 @@ impl Read {
         for event in &mut items {
             let is_gone = match &event.fact {
                 Fact::MessageNew { .. } => deleted.contains(&event.seq),
-                Fact::MessageUpdated { .. } => deleted.contains(&event.target) || self.visible.veils(event),
+                // What was edited may be removed, and the edit not yet.
+                Fact::MessageUpdated { .. } => {
+                    event.target <= self.floor || deleted.contains(&event.target) || self.visible.veils(event)
+                }
                 _ => false,
             };
             if is_gone {
@@ -539,6 +545,21 @@ impl Read {
         items.reverse();
         Reply::Edits { items, deleted: (*deleted != 0).then_some(*deleted), more: *more }
     }
+}
+
+/// What is older may have been removed since the read was allowed, the upper part before the lower one: a reader who is shown what
+/// is above a gap would take themselves to have seen everything.
+fn cut_at_gap(after: Seq, page: &mut Page) -> Result<(), Error> {
+    let count = (after + 1..).zip(&page.events).take_while(|(seq, event)| event.seq == *seq).count();
+    if count > 0 || page.reached <= after {
+        if count < page.events.len() {
+            page.events.truncate(count);
+            (page.reached, page.complete) = (after + count as Seq, false);
+        }
+        return Ok(());
+    }
+    let floor = page.events.first().map_or(page.reached, |event| event.seq - 1);
+    Err(Error::new(Code::HistoryPurged).with_detail(format!("nothing is left up to seq {floor}")).above(floor))
 }
 
 fn newest(one: StoredReaction, other: StoredReaction) -> StoredReaction {

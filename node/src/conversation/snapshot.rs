@@ -95,13 +95,13 @@ impl Conversation {
         let oldest_at = if stored.n == 0 { 0 } else { stored.created_at };
         let oldest_seen = stored.above_floor.as_ref().map_or(oldest_at, |floor| floor.oldest_at) != 0;
         const NUMBER: Corrupt = Corrupt::Content("a stored number has no meaning");
+        let floor = Floor::from_stored(stored.floor, stored.above_floor, oldest_at);
         Ok(Self {
             id,
             head: stored.seq,
             n: stored.n,
             last_at: stored.last_at,
             created_at: stored.created_at,
-            floor: Floor::from_stored(stored.floor, stored.above_floor, oldest_at),
             origin: stored.origin,
             owner: stored.written_by,
             kind: ConversationKind::from_number(stored.kind).ok_or(NUMBER)?,
@@ -117,6 +117,8 @@ impl Conversation {
             snapshot_at: stored.seq,
             retention_seen: true,
             oldest_seen,
+            removal_seen: !floor.is_purging(),
+            floor,
             hot: Some(Box::new(Hot { ids, ..Hot::default() })),
         })
     }

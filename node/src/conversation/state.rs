@@ -74,6 +74,8 @@ pub struct Conversation {
     pub(super) retention_seen: bool,
     /// And how old the oldest one is.
     pub(super) oldest_seen: bool,
+    /// And that the store is rid of what was removed.
+    pub(super) removal_seen: bool,
     /// What only a busy conversation needs; an idle one reads it again.
     pub hot: Option<Box<Hot>>,
 }
@@ -139,6 +141,7 @@ impl Conversation {
             snapshot_at: 0,
             retention_seen: true,
             oldest_seen: false,
+            removal_seen: true,
             hot: Some(Box::default()),
         }
     }
@@ -287,6 +290,10 @@ impl Conversation {
 
     /// Who hears of `event`, which is about to be applied: the members before it, and whoever it is about.
     pub fn audience(&mut self, event: &Event) -> Arc<Audience> {
+        // Messages of what was deleted are removed when their time has come, too: nobody is a member any more.
+        if self.deleted {
+            return Arc::new(Audience::Users(Vec::new()));
+        }
         let about = match &event.fact {
             Fact::ConversationCreated { members, .. } => {
                 return Arc::new(Audience::Users(members.iter().map(|(user, _)| user.clone()).collect()));
@@ -333,9 +340,16 @@ impl Conversation {
     /// `everywhere_ms`.
     #[must_use]
     pub fn snapshot_due_at_rest(&self, everywhere_ms: Option<Millis>) -> bool {
-        let is_sought = self.kept_ms(everywhere_ms).is_some() && self.floor.oldest_at != 0;
-        self.head >= self.snapshot_at + idle_snapshot_events()
-            || (is_sought && !self.oldest_seen && self.head > self.snapshot_at)
+        if self.head <= self.snapshot_at {
+            return false;
+        }
+        // A walk over what is at rest believes what it finds: that there is no message, or nothing at all, which it opens.
+        let is_walked = self.snapshot_at != 0 || self.kept_ms(everywhere_ms).is_some();
+        let hides_messages = is_walked && self.floor.oldest_at != 0 && !self.oldest_seen;
+        let is_unknown = is_walked && self.snapshot_at == 0;
+        // Whoever opens it would remove that again.
+        let hides_removal = !self.removal_seen && !self.floor.is_purging();
+        self.head >= self.snapshot_at + idle_snapshot_events() || hides_messages || is_unknown || hides_removal
     }
 
     /// This state came from somebody's memory. Before the store is rid of what is removed, a snapshot must say so there.
@@ -350,6 +364,7 @@ impl Conversation {
         self.snapshot_at = self.head;
         self.retention_seen = true;
         self.oldest_seen = self.floor.oldest_at != 0;
+        self.removal_seen = !self.floor.is_purging();
     }
 
     /// The message at `seq` was looked up for a command.

@@ -143,6 +143,7 @@ impl Shard {
     fn open(&mut self, partition: Partition, epoch: Epoch, handed: Vec<Handed>, warm: Vec<EntityId>) {
         self.sealing.retain(|sealing| sealing.partition != partition);
         self.tenures.set(partition, Tenure::Open(epoch));
+        self.has_new_partitions();
         self.opened.insert(partition, self.now);
         for one in handed {
             self.install(partition, epoch, one);

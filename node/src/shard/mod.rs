@@ -126,6 +126,8 @@ pub(crate) enum Mail {
     Moved(Arc<[(Partition, Owner)]>),
     /// Something of this conversation may have been kept for too long.
     Overdue(ConversationId),
+    /// Something is kept for so short a time, in milliseconds.
+    Kept(Millis),
     /// Time passes: once a second.
     Tick,
     /// Flush everything and say when it is done.
@@ -858,6 +860,7 @@ impl Shard {
             Mail::End(why) => self.die(why),
             Mail::Moved(partitions) => self.moved(&partitions),
             Mail::Overdue(id) => self.overdue(id),
+            Mail::Kept(kept_ms) => self.retention_heard(kept_ms),
             Mail::Tick => self.tick(),
             Mail::Attach(id, port) => self.gateways.push(GatewaySlot { id, port, batch: Vec::new() }),
             Mail::Detach(id) => {
@@ -1301,6 +1304,7 @@ impl Shard {
         {
             self.recover(entity);
         }
+        self.open_found();
     }
 
     // === time

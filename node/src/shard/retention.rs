@@ -5,15 +5,17 @@
 //!
 //! ```text
 //! overdue → Search (stamps, by halves) → history.purged, committed → a snapshot above it, durable
-//!         → Probe (is the lowest event still there?) → Remove, bucket by bucket, from above
+//!         → Remove, bucket by bucket, from above
 //! ```
 //!
 //! Whatever ends in between begins again: the conversation is listed, as for announcements, until the store is rid of it.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use chappe_schema::{
     id::{ConversationId, EntityId, Millis, Seq, SessionId},
-    limit::{CLOCK_STEADY_MS, RETENTION_WALK_MS, RETENTION_WALK_SELDOM_MS},
+    limit::{CLOCK_STEADY_MS, RECOVERIES_MAX, RETENTION_WALK_MS, RETENTION_WALK_SELDOM_MS},
 };
 
 use super::{
@@ -27,8 +29,20 @@ use crate::{
     store::{self, Page, PageRequest, Part, Projection, Purge, Show, Walked},
 };
 
-/// Conversations that a walk looks at in a second: some hundred kilobytes of snapshots.
+/// The shard that walks.
+const WALKER: usize = 0;
+
+/// Conversations that a walk looks at in a second, at most: some hundred kilobytes of snapshots.
 const WALK_PAGE: usize = 500;
+
+/// And how many bytes of snapshots it wants to read in one: those of large groups are larger.
+const WALK_PAGE_BYTES: usize = 4 << 20;
+
+/// Conversations that a walk has found and that are not opened yet. The next walk finds again what is beyond.
+const FOUND_MAX: usize = 10_000;
+
+/// How many of them are read from the store at a time, while nobody waits for another one.
+const OPENING_MAX: usize = RECOVERIES_MAX / 8;
 
 /// A clock that moves on by more between two ticks has jumped, or the process stood still: nobody can tell.
 const JUMP_MS: Millis = 10_000;
@@ -41,6 +55,8 @@ pub(super) struct Retaining {
     token: u64,
     /// A snapshot of this seq is durable.
     snapshot: Seq,
+    /// Events that this owner has decided to remove, and the store still holds.
+    decided: u64,
 }
 
 #[derive(Default)]
@@ -49,8 +65,6 @@ enum Step {
     Nothing,
     /// Up to where is something overdue?
     Search(Search),
-    /// Does the store hold anything that is removed?
-    Probe,
     /// What is to be removed, the next part last.
     Remove(Vec<(Part, Seq, Seq)>),
 }
@@ -62,7 +76,6 @@ pub(crate) enum StepDone {
 }
 
 /// A walk over all conversations, now and then.
-#[derive(Default)]
 pub(super) struct Walk {
     /// Where it stands, if it is under way.
     at: Option<Option<Bytes>>,
@@ -70,13 +83,36 @@ pub(super) struct Walk {
     reading: Option<SessionId>,
     /// When the next one begins.
     next: Millis,
-    /// The shortest time for which anything is kept that this walk has met.
+    /// Conversations of the next page.
+    page: usize,
+    /// The shortest time for which anything is kept that this walk has met, or that somebody was told of meanwhile.
     shortest_ms: Option<Millis>,
+    /// The shortest time that this shard has told the one that walks.
+    told_ms: Option<Millis>,
+    /// Conversations of this shard that a walk has found.
+    found: VecDeque<ConversationId>,
     /// When the shard looked at the clock last, and for how long that has gone evenly.
     looked: Millis,
     steady_ms: Millis,
     /// Conversations whose step failed: they are looked at again with the next tick.
     again: Vec<ConversationId>,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self {
+            at: None,
+            reading: None,
+            next: 0,
+            page: WALK_PAGE / 10,
+            shortest_ms: None,
+            told_ms: None,
+            found: VecDeque::new(),
+            looked: 0,
+            steady_ms: 0,
+            again: Vec::new(),
+        }
+    }
 }
 
 impl Retaining {
@@ -109,17 +145,23 @@ impl Shard {
         }
         if state.floor.is_purging() {
             if slot.retaining.snapshot >= state.floor.set_by() {
-                slot.retaining.step = Step::Probe;
-                let lowest = state.floor.lowest();
-                match lowest {
-                    Some(lowest) => self.look_at_event(id, lowest),
-                    None => self.begin_removing(id, true),
-                }
+                // Somebody may have removed it before, or some of it: nobody can tell from what is left. What is removed twice
+                // is at most what the last floor removed, unless no snapshot was written since.
+                let mut parts = state.floor.parts();
+                parts.reverse();
+                slot.retaining.step = Step::Remove(parts);
+                self.remove_next(id);
             }
             return;
         }
         let Some(kept_ms) = state.kept_ms(everywhere_ms) else { return };
-        let Some(search) = state.search(everywhere_ms, slot.slot.line.committed(), now) else { return };
+        let search = state.search(everywhere_ms, slot.slot.line.committed(), now);
+        // When this one rests, only a walk will find it.
+        if self.walk.told_ms.is_none_or(|told_ms| kept_ms < told_ms) {
+            self.walk.told_ms = Some(kept_ms);
+            self.outgoing[WALKER].push(Mail::Kept(kept_ms));
+        }
+        let Some(search) = search else { return };
         // Whoever is about to give it away begins nothing.
         if !self.is_clock_steady(kept_ms) || !matches!(self.tenures.at(id.partition()), Tenure::Open(_)) {
             return;
@@ -179,6 +221,7 @@ impl Shard {
             // The next commit looks again.
             return;
         }
+        slot.retaining.decided += overdue.seq - state.floor.seq();
         append(state, line, event, epoch);
         Self::list_for_flush(&mut self.flush, &mut line.listed, id);
     }
@@ -196,7 +239,6 @@ impl Shard {
                     slot.retaining.step = Step::Nothing;
                 }
             },
-            (Step::Probe, StepDone::Looked(Ok(page))) => self.begin_removing(id, !page.events.is_empty()),
             (Step::Remove(parts), StepDone::Removed(Ok(complete))) => {
                 if complete {
                     parts.pop();
@@ -212,14 +254,6 @@ impl Shard {
         }
     }
 
-    fn begin_removing(&mut self, id: ConversationId, something: bool) {
-        let Some(slot) = self.conversations.get_mut(&id) else { return };
-        let mut parts = slot.slot.core().filter(|_| something).map(|state| state.floor.parts()).unwrap_or_default();
-        parts.reverse();
-        slot.retaining.step = Step::Remove(parts);
-        self.remove_next(id);
-    }
-
     fn remove_next(&mut self, id: ConversationId) {
         let Some(done) = self.answer_to_step(id, StepDone::Removed) else { return };
         let Some(slot) = self.conversations.get_mut(&id) else { return };
@@ -230,9 +264,8 @@ impl Shard {
             return self.store.purge(purge, done);
         }
         slot.retaining.step = Step::Nothing;
-        let removed = state.floor.seq() - state.floor.lowest().map_or(state.floor.seq(), |lowest| lowest - 1);
         state.floor.purged();
-        self.measures.removed(removed);
+        self.measures.removed(std::mem::take(&mut slot.retaining.decided));
         self.end_announcing(id);
         // More may be overdue by now.
         self.retain(id);
@@ -268,14 +301,29 @@ impl Shard {
         for id in std::mem::take(&mut self.walk.again) {
             self.retain(id);
         }
-        if self.index == 0 && self.session != 0 && !self.is_stopping() {
+        if self.index == WALKER && self.session != 0 && !self.is_stopping() {
             self.walk_on();
+        }
+        self.open_found();
+    }
+
+    /// Conversations have come that no walk of this node has met.
+    pub(super) fn has_new_partitions(&mut self) {
+        self.outgoing[WALKER].push(Mail::Kept(4 * RETENTION_WALK_MS));
+    }
+
+    /// Something is kept for so short a time.
+    pub(super) fn retention_heard(&mut self, kept_ms: Millis) {
+        self.walk.shortest_ms = self.walk.shortest_ms.into_iter().chain([kept_ms]).min();
+        if self.walk.next != 0 {
+            self.walk.next = self.walk.next.min(self.now + walk_every(Some(kept_ms)));
         }
     }
 
     fn walk_on(&mut self) {
         if self.walk.next == 0 {
-            self.walk.next = self.now + walk_every(self.settings.retention_ms).min(RETENTION_WALK_MS);
+            let shortest_ms = self.settings.retention_ms.into_iter().chain(self.walk.shortest_ms).min();
+            self.walk.next = self.now + walk_every(shortest_ms).min(RETENTION_WALK_MS);
         }
         // Whoever is opened while the clock is not to be trusted would not be looked at again soon. And a page that was asked
         // for under another session is not answered.
@@ -295,7 +343,7 @@ impl Shard {
         let Some(from) = self.walk.at.clone() else { return };
         self.walk.reading = Some(self.session);
         let done = self.answer(StoreMail::Walked);
-        self.store.walk(from, WALK_PAGE, self.settings.retention_ms.is_some(), done);
+        self.store.walk(from, self.walk.page, self.settings.retention_ms.is_some(), done);
     }
 
     pub(super) fn walked(&mut self, result: Result<Walked, store::Error>) {
@@ -304,6 +352,9 @@ impl Shard {
             Ok(walked) => walked,
             Err(error) => return tracing::warn!(event = "walk_failed", %error, "it goes on with the next tick"),
         };
+        let bytes: usize = walked.found.iter().filter_map(|(_, snapshot, _)| snapshot.as_ref()).map(Bytes::len).sum();
+        let fair = (self.walk.page * WALK_PAGE_BYTES).checked_div(bytes).unwrap_or(WALK_PAGE);
+        self.walk.page = fair.min(self.walk.page * 2).clamp(1, WALK_PAGE);
         for (id, snapshot, is_behind) in walked.found {
             if self.abroad.home(id.partition()) != Home::Here {
                 continue;
@@ -338,9 +389,23 @@ impl Shard {
 
     /// Something of the conversation may be overdue.
     pub(super) fn overdue(&mut self, id: ConversationId) {
-        match self.conversations.get(&id) {
-            Some(_) => self.retain(id),
-            None => self.load_conversation(id),
+        if self.conversations.contains_key(&id) {
+            self.retain(id);
+        } else if self.walk.found.len() < FOUND_MAX {
+            self.walk.found.push_back(id);
+            self.open_found();
+        }
+    }
+
+    /// Whoever is waited for comes first.
+    pub(super) fn open_found(&mut self) {
+        while self.recoveries_waiting.is_empty()
+            && self.recoveries < OPENING_MAX
+            && let Some(id) = self.walk.found.pop_front()
+        {
+            if !self.conversations.contains_key(&id) {
+                self.load_conversation(id);
+            }
         }
     }
 }

@@ -91,6 +91,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a recovery brings the prints of young ids", a_recovery_brings_the_prints_of_young_ids),
     ("what is removed stays removed", what_is_removed_stays_removed),
     ("a bucket is removed as a whole", a_bucket_is_removed_as_a_whole),
+    ("a page that begins in what is removed is no end", a_page_that_begins_in_what_is_removed_is_no_end),
     ("a walk meets every conversation", a_walk_meets_every_conversation),
     ("names that begin alike are kept apart", names_that_begin_alike_are_kept_apart),
     ("announcements are owed until they are made", announcements_are_owed_until_they_are_made),
@@ -947,6 +948,44 @@ fn a_bucket_is_removed_as_a_whole(harness: &mut dyn Harness) {
     }
 }
 
+/// Whoever was allowed to read before the floor rose reads on to what is left, and is not told before that there is no more.
+fn a_page_that_begins_in_what_is_removed_is_no_end(harness: &mut dyn Harness) {
+    let entity: EntityId = conversation(1).into();
+    // Rows end where buckets and floors do: a row of several events goes with its last one.
+    write_log(harness, &entity, 7001, 9000, 8, false);
+    for (above, upto) in [(8192, 8800), (0, 8192)] {
+        purge(harness, &Purge { entity: entity.clone(), part: Part::History, above, upto, at: 8990 });
+        // The upper part goes before the lower one.
+        let left: Vec<Seq> = (7001..=8192).filter(|_| above > 0).chain(8801..=9000).collect();
+        for (show, newest_first) in
+            [(Show::Log, false), (Show::Events, false), (Show::Messages, false), (Show::Log, true)]
+        {
+            let mut found = Vec::new();
+            let (mut from, mut upto) = (7001, 9000);
+            for _ in 0..100 {
+                let read = page(harness, PageRequest { show, newest_first, limit: 60, ..wanted(&entity, from, upto) });
+                found.extend(seqs(&read));
+                if read.complete {
+                    break;
+                }
+                assert!((from..=upto).contains(&read.reached));
+                if newest_first {
+                    upto = read.reached - 1;
+                } else {
+                    from = read.reached + 1;
+                }
+            }
+            found.sort_unstable();
+            // Downwards the gap is the end: everything below is removed, too.
+            let expected: Vec<Seq> = if newest_first { (8801..=9000).collect() } else { left.clone() };
+            found.retain(|seq| !newest_first || *seq > 8800);
+            let ends = |seqs: &[Seq]| (seqs.len(), seqs.first().copied(), seqs.last().copied());
+            assert!(found == expected, "{show:?}, {newest_first}: {:?} and not {:?}", ends(&found), ends(&expected));
+        }
+        harness.succeed();
+    }
+}
+
 fn a_walk_meets_every_conversation(harness: &mut dyn Harness) {
     let session = session(harness);
     for number in 1..=7 {
@@ -1004,7 +1043,7 @@ fn names_that_begin_alike_are_kept_apart(harness: &mut dyn Harness) {
         let text = format!("of {index}");
         let found = recover(harness, entity);
         let expected: Vec<_> = (1..=3).map(|seq| message(seq, &text)).collect();
-        assert_eq!(events(&found.rows), expected);
+        assert_eq!(events(&found.rows), expected, "{entity}");
         let inbox: Vec<_> = found.inbox.iter().map(|(_, position)| position.last_seq).collect();
         assert_eq!(inbox, if matches!(entity, EntityId::User(_)) { vec![index as u64 + 1] } else { vec![] });
         for newest_first in [false, true] {

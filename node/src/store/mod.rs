@@ -387,6 +387,13 @@ pub trait Store: Send + Sync + 'static {
     /// with `Some` and never calls `done`.
     fn confirm(&self, done: Done<Confirmation>) -> Option<Confirmation>;
 
+    /// Lists entities as active under this session, as if it had committed in them: whoever takes over from it looks at them. A
+    /// store with one session has nobody to tell.
+    fn list_active(&self, entities: Vec<EntityId>, done: Done<Result<(), Error>>) {
+        drop(entities);
+        done(Ok(()));
+    }
+
     /// Everything needed to rebuild an entity. Ids are wanted as far back as blocks whose last event was stamped at or
     /// after `ids_since`.
     fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>);

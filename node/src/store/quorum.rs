@@ -44,6 +44,8 @@ use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use uuid::Uuid;
 
+use crate::planted::{Bug, is};
+
 use super::{
     Append, Confirmation, Done, Error, MemberRows, Page, PageRequest, Part, Projection, Purge, Reacted, ReactedRequest,
     Recovered, Session, Shared, Store, Walked, Written, generation_of,
@@ -197,8 +199,17 @@ enum Request {
 
 /// What of a shelf is asked.
 enum Wanting {
-    Recovery { ids_since: Millis },
-    Log { from: Seq, upto: Seq, reader: Option<UserId> },
+    Snapshot,
+    /// What stands above the snapshot, and beside it.
+    Above {
+        above: Seq,
+        ids_since: Millis,
+    },
+    Log {
+        from: Seq,
+        upto: Seq,
+        reader: Option<UserId>,
+    },
     Overlays(Vec<Seq>),
     Reactions(Seq, UserId),
     Reacted(Seq, ReactionKey),
@@ -243,8 +254,9 @@ enum Then {
     Active(Done<Result<Vec<EntityId>, Error>>),
     Project(Done<Result<(), Error>>),
     Confirm(Done<Confirmation>),
-    /// With how far back ids are wanted.
-    Recover(Millis, Done<Result<Recovered, Error>>),
+    Snapshot(Done<Result<Option<(Seq, Bytes)>, Error>>),
+    /// With the snapshot, and how far back ids are wanted.
+    Recover(Option<(Seq, Bytes)>, Millis, Done<Result<Recovered, Error>>),
     Page(PageRequest, Done<Result<Page, Error>>),
     Overlays(Done<Result<Vec<(Seq, StoredOverlay)>, Error>>),
     Reactions(Vec<ReactionKey>, Done<Result<Vec<(ReactionKey, StoredReaction)>, Error>>),
@@ -426,6 +438,15 @@ impl Replicas {
         self.0.lock().violations.clone()
     }
 
+    /// The lowest event of a log that any two replicas still show.
+    #[must_use]
+    pub fn lowest_seq(&self, entity: &EntityId) -> Option<Seq> {
+        let world = self.0.lock();
+        let shelf = |replica: usize| world.replicas[replica].shelves.get(entity).cloned().unwrap_or_default();
+        let pairs = (0..REPLICAS).map(|one| shelf(one).merge(shelf((one + 1) % REPLICAS)));
+        pairs.filter_map(|both| both.rows.first_key_value().map(|((seq, _), _)| *seq)).min()
+    }
+
     /// A number that stands for everything that happened so far.
     #[must_use]
     pub fn trace(&self) -> u64 {
@@ -554,9 +575,7 @@ impl World {
             }
             Request::ReadAll => {
                 let conversation = |(entity, shelf): (&EntityId, &Shelf)| match entity {
-                    EntityId::Conversation(id) => {
-                        Some((*id, shelf.part(&Wanting::Recovery { ids_since: Millis::MAX })))
-                    }
+                    EntityId::Conversation(id) => Some((*id, shelf.at_rest())),
                     EntityId::User(_) => None,
                 };
                 Answer::All(replica.shelves.iter().filter_map(conversation).collect())
@@ -687,14 +706,20 @@ impl Shelf {
         Self { removed: self.removed.clone(), ..self.wanted(part) }
     }
 
+    /// Its snapshot, and the rows above.
+    fn at_rest(&self) -> Self {
+        let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq);
+        Self { snapshot: self.snapshot.clone(), ..self.part(&Wanting::Above { above, ids_since: Millis::MAX }) }
+    }
+
     fn wanted(&self, part: &Wanting) -> Self {
         match part {
-            Wanting::Recovery { ids_since } => {
-                let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq) + 1;
-                let rows = self.rows.range((above, 0)..).map(|(place, row)| (*place, row.clone())).collect();
+            Wanting::Snapshot => Self { snapshot: self.snapshot.clone(), ..Self::default() },
+            Wanting::Above { above, ids_since } => {
+                let rows = self.rows.range((above + 1, 0)..).map(|(place, row)| (*place, row.clone())).collect();
                 let prints = self.recent_prints(*ids_since).into_iter().collect();
-                let (snapshot, inbox, receipts) = (self.snapshot.clone(), self.inbox.clone(), self.receipts.clone());
-                Self { snapshot, rows, inbox, receipts, prints, ..Self::default() }
+                let (inbox, receipts) = (self.inbox.clone(), self.receipts.clone());
+                Self { rows, inbox, receipts, prints, ..Self::default() }
             }
             Wanting::Log { from, upto, reader } => {
                 let rows = self
@@ -798,10 +823,8 @@ impl Shelf {
         self.prints.iter().rev().map(|(end, prints)| Ok((*end, prints.clone())))
     }
 
-    fn recovered(self, ids_since: Millis) -> Recovered {
-        let prints = if self.snapshot.is_some() { self.recent_prints(ids_since) } else { Vec::new() };
-        let above = self.snapshot.as_ref().map_or(0, |(seq, _)| *seq);
-        let rows = self.rows.into_iter().filter(|((seq, _), _)| *seq > above);
+    fn recovered(self, snapshot: Option<(Seq, Bytes)>, ids_since: Millis) -> Recovered {
+        let prints = if snapshot.is_some() { self.recent_prints(ids_since) } else { Vec::new() };
         let row = |((_, epoch), row): (_, Row)| LogRow {
             epoch,
             cw: row.cw,
@@ -811,7 +834,7 @@ impl Shelf {
         };
         let inbox = self.inbox.into_iter().collect();
         let receipts = self.receipts.items;
-        Recovered { snapshot: self.snapshot, rows: rows.map(row).collect(), inbox, receipts, prints }
+        Recovered { snapshot, rows: self.rows.into_iter().map(row).collect(), inbox, receipts, prints }
     }
 
     fn page(&self, request: &PageRequest) -> Page {
@@ -896,8 +919,12 @@ impl Operation {
                 };
                 Box::new(move || done(confirmation))
             }
-            Then::Recover(ids_since, done) => {
-                let result = shelf(self.answers).map(|shelf| shelf.recovered(ids_since));
+            Then::Snapshot(done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.snapshot);
+                Box::new(move || done(result))
+            }
+            Then::Recover(snapshot, ids_since, done) => {
+                let result = shelf(self.answers).map(|shelf| shelf.recovered(snapshot, ids_since));
                 Box::new(move || done(result))
             }
             Then::Page(request, done) => {
@@ -975,7 +1002,57 @@ impl Quorum {
     }
 
     fn read(&self, entity: EntityId, part: Wanting, then: Then) {
-        self.replicas.begin(vec![Request::Read(entity, part)], then);
+        self.replicas.read(entity, part, then);
+    }
+}
+
+impl Replicas {
+    fn read(&self, entity: EntityId, part: Wanting, then: Then) {
+        self.begin(vec![Request::Read(entity, part)], then);
+    }
+
+    /// As on a real server: first the snapshot, then what is above it. Whatever goes from there meanwhile went below a newer
+    /// snapshot: then all is read again.
+    fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>) {
+        let replicas = self.clone();
+        let back = entity.clone();
+        let above = move |snapshot: Result<Option<(Seq, Bytes)>, Error>| match snapshot {
+            Ok(snapshot) => replicas.recover_above(back, snapshot, ids_since, done),
+            Err(error) => done(Err(error)),
+        };
+        self.read(entity, Wanting::Snapshot, Then::Snapshot(Box::new(above)));
+    }
+
+    fn recover_above(
+        &self,
+        entity: EntityId,
+        snapshot: Option<(Seq, Bytes)>,
+        ids_since: Millis,
+        done: Done<Result<Recovered, Error>>,
+    ) {
+        let above = snapshot.as_ref().map_or(0, |(seq, _)| *seq);
+        if matches!(entity, EntityId::User(_)) || is(Bug::RecoveryOvertaken) {
+            return self.read(entity, Wanting::Above { above, ids_since }, Then::Recover(snapshot, ids_since, done));
+        }
+        let replicas = self.clone();
+        let back = entity.clone();
+        let look_again = move |recovered: Result<Recovered, Error>| {
+            let recovered = match recovered {
+                Ok(recovered) => recovered,
+                Err(error) => return done(Err(error)),
+            };
+            let (again, back_again) = (replicas.clone(), back.clone());
+            let compare = move |newest: Result<Option<(Seq, Bytes)>, Error>| match newest {
+                Ok(Some((seq, bytes))) if seq > above => {
+                    again.recover_above(back_again, Some((seq, bytes)), ids_since, done);
+                }
+                Ok(_) => done(Ok(recovered)),
+                Err(error) => done(Err(error)),
+            };
+            replicas.read(back, Wanting::Snapshot, Then::Snapshot(Box::new(compare)));
+        };
+        let then = Then::Recover(snapshot, ids_since, Box::new(look_again));
+        self.read(entity, Wanting::Above { above, ids_since }, then);
     }
 }
 
@@ -1121,8 +1198,13 @@ impl Store for Quorum {
         None
     }
 
+    fn list_active(&self, entities: Vec<EntityId>, done: Done<Result<(), Error>>) {
+        let listing = Mutation::Active(self.session.id, self.minute.load(Ordering::Relaxed), entities);
+        self.replicas.begin(vec![Request::Write(vec![listing])], Then::Project(done));
+    }
+
     fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>) {
-        self.read(entity, Wanting::Recovery { ids_since }, Then::Recover(ids_since, done));
+        self.replicas.recover(entity, ids_since, done);
     }
 
     fn page(&self, request: PageRequest, done: Done<Result<Page, Error>>) {

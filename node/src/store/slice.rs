@@ -103,6 +103,12 @@ impl<'a> Slice<'a> {
         self.page.events.push(event);
     }
 
+    /// Nothing stands up to this seq, in the direction of reading, and nobody looks further.
+    pub(super) fn stop_at(&mut self, seq: Seq) {
+        self.page.reached = seq;
+        self.full = true;
+    }
+
     /// Whether nothing further needs to be read: the page is full, or everything wanted was looked at.
     pub(super) fn done(&self) -> bool {
         let end = if self.request.newest_first { self.from } else { self.request.upto };

@@ -3,7 +3,7 @@
 use chappe_schema::inbox::Counts;
 
 use super::*;
-use crate::conversation::floor::Overdue;
+use crate::conversation::{Read, floor::Overdue};
 
 const HOUR: Millis = 3_600_000;
 
@@ -203,4 +203,108 @@ fn a_floor_never_sinks() {
     let event = Event { seq: 8, fact: lower, ..(**talk.log.last().unwrap()).clone() };
     talk.state.apply(&Arc::new(event));
     assert_eq!((talk.state.floor.seq(), talk.state.floor.n()), (4, 3));
+}
+
+/// A reading of events from the store, as it was allowed, and what it asks for first.
+fn reading(talk: &Talk, after: Seq) -> (Box<Read>, PageRequest) {
+    let list = Command::EventList { conversation: CONVERSATION, after, limit: 100 };
+    let Verdict::Read(read) = talk.state.read(&actor("ada"), &list) else { panic!("it is read") };
+    let (read, Progress::More(request)) = read.begin() else { panic!("it takes the store") };
+    (Box::new(read), request)
+}
+
+#[test]
+fn a_reader_whom_a_removal_overtakes_is_shown_no_gap() {
+    let mut talk = Talk::group(&["bob"]);
+    for _ in 0..20 {
+        talk.send("ada", "x");
+    }
+    // So that it asks the store.
+    talk.state.hot = None;
+    let page = |talk: &Talk, request: &PageRequest, gone: std::ops::RangeInclusive<Seq>| {
+        let mut page = talk.page(request);
+        page.events.retain(|event| !gone.contains(&event.seq));
+        page
+    };
+    // All that is below the gap is shown, and that there is more.
+    let (read, request) = reading(&talk, 3);
+    let (_, progress) = read.take(page(&talk, &request, 9..=12));
+    let Progress::Done(Ok(Reply::Events { items, head, .. })) = progress else { panic!("{progress:?}") };
+    assert_eq!((items.iter().map(|event| event.seq).collect::<Vec<_>>(), head), ((4..=8).collect(), 21));
+    // Who stands before it is told where to go on.
+    for (gone, floor) in [(1..=12, 12), (1..=21, 21)] {
+        let (read, request) = reading(&talk, 3);
+        let (_, progress) = read.take(page(&talk, &request, gone));
+        let Progress::Done(Err(error)) = progress else { panic!("{progress:?}") };
+        assert_eq!((error.code, error.floor), (Code::HistoryPurged, Some(floor)));
+    }
+    // A store that looked at some of it in vain says how far that goes.
+    let (read, request) = reading(&talk, 3);
+    let looked = Page { reached: 10, ..Page::default() };
+    assert!(request.upto > 10);
+    let (_, progress) = read.take(looked);
+    assert!(matches!(progress, Progress::Done(Err(error)) if error.floor == Some(10)));
+}
+
+#[test]
+fn an_edit_outlives_its_message_without_its_words() {
+    let mut talk = Talk::group(&["bob"]);
+    let old = talk.send("ada", "worse").seq;
+    talk.ok("ada", edit(old, "better"));
+    let edit = talk.state.head;
+    // The floor stands between them.
+    let overdue = Overdue { seq: old, n: 1, oldest_at: 0 };
+    let event = talk.state.purge(overdue, talk.now).unwrap();
+    talk.state.apply(&event);
+    talk.log.push(event);
+    for from_memory in [true, false] {
+        if !from_memory {
+            talk.state.hot = None;
+        }
+        let Reply::Events { items, .. } =
+            talk.ok("ada", Command::EventList { conversation: CONVERSATION, after: old, limit: 9 })
+        else {
+            panic!("events")
+        };
+        assert_eq!(items[0].seq, edit);
+        assert_eq!(items[0].body_len(), 0, "{from_memory}");
+    }
+}
+
+#[test]
+fn nobody_hears_of_what_is_removed_of_a_deleted_conversation() {
+    let mut talk = Talk::group(&["bob"]);
+    let old = talk.send("ada", "x").seq;
+    talk.ok("ada", Command::ConversationDelete { conversation: CONVERSATION });
+    let event = talk.state.purge(Overdue { seq: old, n: 1, oldest_at: 0 }, talk.now).unwrap();
+    assert_eq!(*talk.state.audience(&event), Audience::Users(Vec::new()));
+}
+
+#[test]
+fn a_snapshot_at_rest_tells_whoever_walks_by_what_they_must_know() {
+    const WEEK: Option<Millis> = Some(7 * 24 * 3_600_000);
+    let mut talk = Talk::group(&["bob"]);
+    // No message: it is not opened again and again.
+    assert!(talk.state.snapshot_due_at_rest(WEEK) && !talk.state.snapshot_due_at_rest(None));
+    talk.state.snapshot_taken();
+    assert!(!talk.state.snapshot_due_at_rest(WEEK));
+    // There is one: what says that there is none would be believed, also by whoever keeps messages for a time only later on.
+    let old = talk.send("ada", "x").seq;
+    assert!(talk.state.snapshot_due_at_rest(WEEK) && talk.state.snapshot_due_at_rest(None));
+    talk.state.snapshot_taken();
+    talk.send("ada", "x");
+    assert!(!talk.state.snapshot_due_at_rest(WEEK) && !talk.state.snapshot_due_at_rest(None));
+    // The store is rid of what was removed: that is not to be done again by whoever opens it.
+    let event = talk.state.purge(Overdue { seq: old, n: 1, oldest_at: T }, talk.now).unwrap();
+    talk.state.apply(&event);
+    assert!(talk.state.snapshot_due());
+    talk.state.snapshot_taken();
+    talk.state.floor.purged();
+    assert!(!talk.state.snapshot_due_at_rest(None), "there is no later event to write it for");
+    talk.ok("bob", remove("bob"));
+    assert!(talk.state.snapshot_due_at_rest(None));
+    let bytes = talk.state.snapshot().unwrap();
+    talk.state.snapshot_taken();
+    assert!(!talk.state.snapshot_due_at_rest(None));
+    assert!(!Conversation::from_snapshot(CONVERSATION, bytes).unwrap().floor.is_purging());
 }

@@ -1,6 +1,6 @@
 //! What is kept for a time only, as a shard removes it.
 
-use chappe_schema::{command::Update, event::Fact};
+use chappe_schema::{command::Update, event::Fact, limit::RECOVERIES_MAX};
 
 use super::*;
 
@@ -103,10 +103,6 @@ fn conversations_at_rest_are_found() {
         bench.put_away();
         assert_eq!(bench.store.held.lock().snapshots.get(&CONVERSATION.into()).map(|(seq, _)| *seq), Some(said));
         bench.goes_by(2 * HOUR);
-        // Where nothing was kept for a time only, the walk is seldom.
-        if everywhere.is_none() {
-            bench.goes_by(24 * HOUR);
-        }
         assert_eq!(bench.floors(), [said], "{everywhere:?}");
         assert_eq!(bench.held(), [said + 1]);
         assert!(bench.seqs().is_empty());
@@ -214,4 +210,60 @@ fn a_large_log_goes_bucket_by_bucket() {
     let history = |above, upto| (Part::History, above, upto);
     let parts = [history(16_384, 20_000), history(8192, 16_384), history(0, 8192)];
     assert_eq!(bench.store.held.lock().purged, parts);
+}
+
+/// The second floor rises before anything says that the store is rid of what is below the first one, and a crash comes in between: what
+/// stands between the two goes as well.
+#[test]
+fn a_crash_between_two_floors_leaves_nothing_behind() {
+    for fenced in [false, true] {
+        let mut bench = Bench::keeping(fenced, Some(100_000));
+        bench.shard.walk_never();
+        bench.done("ada", group(&["bob"])).unwrap();
+        bench.done("ada", send("one")).unwrap();
+        bench.wait(50);
+        bench.done("ada", send("two")).unwrap();
+        bench.wait(54);
+        bench.done("ada", send("three")).unwrap();
+        bench.settle();
+        assert_eq!((bench.floors(), bench.held()), (vec![2], vec![3, 4, 5]), "{fenced}");
+        bench.wait(50);
+        bench.store.held.lock().deaf = true;
+        bench.done("ada", send("four")).unwrap();
+        bench.settle();
+        assert_eq!((bench.floors(), bench.held()), (vec![2, 3], vec![3, 4, 5, 6, 7]));
+        bench.store.held.lock().deaf = false;
+        let mut next = bench.succeeded();
+        next.seqs();
+        next.settle();
+        assert_eq!(next.held(), [4, 5, 6, 7], "{fenced}");
+    }
+}
+
+#[test]
+fn a_walk_opens_few_at_a_time_and_whoever_is_waited_for_first() {
+    let mut bench = Bench::keeping(true, Some(HOUR));
+    let others: Vec<ConversationId> = (100..1100).map(|n| ConversationId(uuid::Uuid::from_u128(n))).collect();
+    for id in &others {
+        bench.mail(Mail::Overdue(*id));
+    }
+    assert_eq!(bench.shard.recoveries, RECOVERIES_MAX / 8);
+    bench.ask("ada", group(&["bob"]));
+    assert_eq!(bench.shard.recoveries, RECOVERIES_MAX / 8 + 1, "nobody waits behind them");
+    bench.settle();
+    assert_eq!(bench.shard.recoveries, 0);
+    assert!(bench.store.held.lock().recoveries >= 1000, "all are opened");
+}
+
+#[test]
+fn where_something_is_kept_for_a_time_from_now_on_the_walk_comes_sooner() {
+    let mut bench = Bench::keeping(true, None);
+    bench.done("ada", group(&["bob"])).unwrap();
+    // The first walk finds nothing of the kind; the next one is a day off.
+    bench.goes_by(2 * HOUR);
+    let said = sent(Some(bench.done("ada", send("once")))).seq;
+    bench.done("ada", keep(3600)).unwrap();
+    bench.put_away();
+    bench.goes_by(2 * HOUR);
+    assert_eq!(bench.floors(), [said + 1], "with the event that says how long");
 }

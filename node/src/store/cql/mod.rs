@@ -69,7 +69,7 @@ pub use migrate::{State, script};
 pub use tls::{Tls, TlsError};
 pub use write::Raw;
 
-use driver::{Driver, FAILED_PAUSE};
+use driver::{Driver, FAILED_PAUSE, Failure};
 use statements::Statements;
 
 /// Why the store cannot be used.
@@ -334,6 +334,15 @@ impl Store for Log {
             done(confirmation);
         });
         None
+    }
+
+    fn list_active(&self, entities: Vec<EntityId>, done: Done<Result<(), Error>>) {
+        let minute = self.minute.load(Ordering::Relaxed);
+        let row = self.activity.fetch_add(write::activity_rows(entities.len()), Ordering::Relaxed);
+        let session = self.session.id as i64;
+        self.cql.ask(Operation::Activity, done, async move |shelf| {
+            write::note_active(&shelf, session, minute, row, &entities).await.map_err(Failure::into_error)
+        });
     }
 
     fn recover(&self, entity: EntityId, ids_since: Millis, done: Done<Result<Recovered, Error>>) {

@@ -91,12 +91,35 @@ async fn log_rows(shelf: &Shelf, entity: &EntityId, bucket: i32, from: Seq, upto
 
 /// Everything needed to rebuild an entity.
 pub(super) async fn recover(shelf: &Shelf, entity: &EntityId, ids_since: Millis) -> Result<Recovered, Error> {
+    loop {
+        let recovered = recover_once(shelf, entity, ids_since).await?;
+        let above = recovered.snapshot.as_ref().map_or(0, |(seq, _)| *seq);
+        // A former owner may go on removing what is too old: below a snapshot that it has written before. If that is the one
+        // which was read, nothing above it is missing.
+        if !matches!(entity, EntityId::Conversation(_)) || snapshot_seq(shelf, entity).await? <= above {
+            return Ok(recovered);
+        }
+        tracing::info!(event = "recovery_overtaken", %entity, above, "a newer snapshot was written meanwhile: read again");
+    }
+}
+
+async fn snapshot_seq(shelf: &Shelf, entity: &EntityId) -> Result<Seq, Error> {
+    let mut top = 0;
+    let take = |(seq,): (i64,)| {
+        top = seq as Seq;
+        Ok(true)
+    };
+    shelf.driver.read(&shelf.statements.snapshot_seq, (entity.to_key(),), take).await?;
+    Ok(top)
+}
+
+async fn recover_once(shelf: &Shelf, entity: &EntityId, ids_since: Millis) -> Result<Recovered, Error> {
     let mut snapshot = None;
     let take = |(seq, bytes): (i64, Vec<u8>)| {
         snapshot = Some((seq as u64, Bytes::from(bytes)));
         Ok(true)
     };
-    // First: whatever it does not hold stands in the log by then, and remains there.
+    // First: whatever it does not hold stands in the log by then.
     shelf.driver.read(&shelf.statements.snapshot_of, (entity.to_key(),), take).await?;
     let above = snapshot.as_ref().map_or(0, |(seq, _)| *seq);
     let wants_prints = matches!(entity, EntityId::Conversation(_)) && snapshot.is_some();
@@ -202,12 +225,7 @@ async fn recent_prints(
 
 /// An id among the durable blocks.
 pub(super) async fn find_id(shelf: &Shelf, entity: &EntityId, wanted: &Wanted<'_>) -> Result<Option<StoredId>, Error> {
-    let mut top = 0;
-    let take = |(seq,): (i64,)| {
-        top = seq as Seq;
-        Ok(true)
-    };
-    shelf.driver.read(&shelf.statements.snapshot_seq, (entity.to_key(),), take).await?;
+    let top = snapshot_seq(shelf, entity).await?;
     let highest = (log_bucket(top) as Seq + 2) << LOG_BUCKET_BITS;
     // Prints are small; which blocks they lead to shows at once.
     let mut descent = Descent::new();
@@ -352,7 +370,8 @@ pub(super) async fn page(shelf: &Shelf, request: &PageRequest) -> Result<Page, E
             (next, (next + width - 1).min(upto).min((bucket + 1) << LOG_BUCKET_BITS))
         };
         let window = window(shelf, request, low, high).await?;
-        let is_empty = window.events.is_empty();
+        // A log has no gaps: all of it was removed meanwhile.
+        let is_removed = window.events.is_empty();
         let mut take = |event: Arc<Event>| {
             let overlay = |target: Seq| Ok::<_, Error>(window.overlays.get(&target).cloned());
             let seq = event.seq;
@@ -364,8 +383,13 @@ pub(super) async fn page(shelf: &Shelf, request: &PageRequest) -> Result<Page, E
         } else {
             window.events.iter().try_for_each(|event| take(Arc::clone(event)))?;
         }
-        let is_end = if request.newest_first { low == from } else { high == upto || is_empty };
+        let is_end = if request.newest_first { low == from } else { high == upto };
         if is_end {
+            break;
+        }
+        if is_removed && !request.newest_first {
+            // How much of what is above went too is not worth looking for window by window.
+            slice.stop_at(high);
             break;
         }
         next = if request.newest_first { low - 1 } else { high + 1 };

@@ -177,6 +177,10 @@ impl Store for Troubled {
         self.store.purge(purge, done);
     }
 
+    fn list_active(&self, entities: Vec<EntityId>, done: Done<Result<(), Error>>) {
+        self.store.list_active(entities, done);
+    }
+
     fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>) {
         self.store.walk(from, limit, all, done);
     }

@@ -156,7 +156,7 @@ pub(super) async fn purge(shelf: &Shelf, purge: &Purge) -> Result<(), Error> {
     let (driver, statements, entity) = (&shelf.driver, &shelf.statements, purge.entity.to_key());
     let (at, above, upto) = (purge.at as i64, purge.above as i64, purge.upto as i64);
     let (bucket, prints) = (log_bucket(purge.upto), prints_bucket(purge.upto));
-    // In this order: whoever finds no event knows that there is nothing else.
+    // In this order: where events are left, something beside them may be.
     let done = async {
         match purge.part {
             Part::History if purge.is_whole() => {

@@ -424,11 +424,15 @@ pub(super) fn walk(tables: &Tables, from: Option<&[u8]>, limit: usize, all: bool
         // Users stand behind all conversations.
         let EntityId::Conversation(id) = entity else { return Ok(walked) };
         let snapshot = view.get(&tables.snapshot, &key).map_err(|error| failed(&entity, &error))?;
-        let opened = snapshot.map(|value| {
-            let seq = key::open_checked_seq(&value).map_err(|why| corrupt(&entity, why))?;
-            Ok::<_, Error>((seq, Bytes::copy_from_slice(&value[key::CHECKED_SEQ..])))
-        });
-        let (seq, bytes) = opened.transpose()?.map_or((0, None), |(seq, bytes)| (seq, Some(bytes)));
+        let (seq, bytes) = match snapshot.map(|value| (key::open_checked_seq(&value), value)) {
+            None => (0, None),
+            Some((Ok(seq), value)) => (seq, Some(Bytes::copy_from_slice(&value[key::CHECKED_SEQ..]))),
+            // Said in the log. It holds up nobody else, and whoever opens it is told.
+            Some((Err(why), _)) => {
+                corrupt(&entity, why);
+                continue;
+            }
+        };
         let above = key::with_seq(&key, seq + 1)..=key::with_seq(&key, Seq::MAX);
         let is_behind = view.range(&tables.log, above).next().is_some();
         walked.found.push((id, bytes, is_behind));
