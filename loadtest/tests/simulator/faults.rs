@@ -53,6 +53,8 @@ pub enum Fault {
 pub enum Trouble {
     /// The receiver's answers are lost, and the giver dies later.
     Unheard(u64),
+    /// That the receiver agrees is lost until the plan is given up, and the giver dies later.
+    Unagreed,
     /// The giver does not hear how its commit ended.
     Uninformed,
     /// The giver reaches the store slowly, and the receiver's answers are lost.
@@ -115,8 +117,9 @@ fn one(rng: &mut StdRng, kind: u32) -> Fault {
         }
         19..=21 => {
             let after = rng.random_range(10..150);
-            Fault::BrokenMove(match rng.random_range(0..6) {
+            Fault::BrokenMove(match rng.random_range(0..7) {
                 0 | 1 => Trouble::Unheard(after),
+                6 => Trouble::Unagreed,
                 2 => Trouble::Uninformed,
                 3 => Trouble::Slow(after),
                 4 => Trouble::Late,

@@ -79,8 +79,9 @@ fn every_planted_bug_is_found() {
     const SEEDS_PER_BUG: u64 = 1_000;
     chappe_schema::id::divide_into(world::PARTITIONS);
     let only = std::env::var("CHAPPE_SIM_BUG").ok();
-    let bugs: Vec<Bug> =
-        Bug::ALL.iter().copied().filter(|bug| only.as_ref().is_none_or(|only| format!("{bug:?}") == *only)).collect();
+    let named = |bug: &Bug| only.as_ref().is_some_and(|only| format!("{bug:?}") == *only);
+    let demanded = Bug::ALL.iter().filter(|bug| only.is_none() || named(bug));
+    let bugs: Vec<Bug> = demanded.chain(Bug::RARE.iter().filter(|bug| named(bug))).copied().collect();
     let next = std::sync::atomic::AtomicUsize::new(0);
     let score = parking_lot::Mutex::new(Vec::new());
     std::thread::scope(|scope| {

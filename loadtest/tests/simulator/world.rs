@@ -68,6 +68,8 @@ const TICK_US: u64 = 100_000;
 const RECOVERY_MS_MAX: Millis = 60_000;
 /// Within this time after that every device must have heard of everything.
 const LEVEL_MS_MAX: Millis = 30_000;
+/// Within this time after that the store must be rid of what was removed.
+const REMOVAL_MS_MAX: Millis = 30_000;
 /// A way that is silent for so long is broken, for both its ends.
 const IDLE_US: u64 = 5_000_000;
 
@@ -242,6 +244,8 @@ pub struct World {
     clock: Arc<AtomicU64>,
     links: Vec<Vec<Link>>,
     no_peer: Vec<(usize, usize)>,
+    /// Who does not hear from whom that they agree to a planned move.
+    no_agreement: Vec<(usize, usize)>,
     /// When the last word from a node to a session arrives on a lane: the next one does not overtake it.
     words: BTreeMap<(usize, SessionId, u16), u64>,
     /// What nodes have for gateways, until the turn is over.
@@ -348,6 +352,7 @@ impl World {
             clock,
             links: (0..GATEWAYS).map(|_| links()).collect(),
             no_peer: Vec::new(),
+            no_agreement: Vec::new(),
             words: BTreeMap::new(),
             spoken: Arc::default(),
             clients: (0..CLIENTS).map(|index| Client::new(user(index), User(index as u32))).collect(),
@@ -535,6 +540,7 @@ impl World {
                 }
             }
         }
+        self.await_removal();
         for client in &self.clients {
             for asked in client.asked.values() {
                 let words = format!("{} still waits for {:?} of {:?}", client.user, asked.what, asked.id);
@@ -551,6 +557,23 @@ impl World {
             trace: self.trace.finish(),
             moves: self.moves,
             removed: self.removed,
+        }
+    }
+
+    /// What was removed leaves the store, too, whoever was interrupted at it.
+    fn await_removal(&mut self) {
+        let (entity, floor) = (self.conversations[0].0.into(), self.removed);
+        let end = self.now + REMOVAL_MS_MAX * 1000;
+        loop {
+            match self.replicas.lowest_seq(&entity) {
+                Some(lowest) if lowest <= floor && self.now >= end => {
+                    return self
+                        .wrong
+                        .push(format!("event {lowest} was removed, as all up to {floor}, and is still stored"));
+                }
+                Some(lowest) if lowest <= floor => self.run_for(500),
+                _ => return,
+            }
         }
     }
 
@@ -679,7 +702,9 @@ impl World {
             }
             Event_::Peer { from, to, word } => {
                 let Some(node) = self.node_of(to) else { return };
-                if self.no_peer.contains(&(from, node)) {
+                let is_lost = self.no_peer.contains(&(from, node))
+                    || (word.is_agreement() && self.no_agreement.contains(&(from, node)));
+                if is_lost {
                     return;
                 }
                 if let Some(stepped) = &self.nodes[node].node {
@@ -1392,6 +1417,11 @@ impl World {
                 self.after(after * 1000, Event_::Deaf(receiver, giver, 4_000));
                 self.after((after + 4_500) * 1000, Event_::Strike(giver, 2_000));
             }
+            Trouble::Unagreed => {
+                self.no_agreement.push((receiver, giver));
+                self.after(4_000_000, Event_::Heal(Fault::BrokenMove(trouble)));
+                self.after(6_000_000, Event_::Strike(giver, 2_000));
+            }
             Trouble::Uninformed => self.nodes[giver].deaf_on_commit = true,
             Trouble::Late => self.after(1, Event_::Slow(giver, 4_000)),
             Trouble::Slow(after) => {
@@ -1467,6 +1497,7 @@ impl World {
                     }
                 }
             }
+            Fault::BrokenMove(Trouble::Unagreed) => self.no_agreement.clear(),
             Fault::BrokenMove(_) => {
                 for node in 0..NODES {
                     self.nodes[node].no_news = false;

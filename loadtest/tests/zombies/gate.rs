@@ -218,6 +218,10 @@ impl Store for Gated<dyn Store> {
         self.store.purge(purge, self.counted(done));
     }
 
+    fn list_active(&self, entities: Vec<EntityId>, done: Done<Result<(), Error>>) {
+        self.store.list_active(entities, self.counted(done));
+    }
+
     fn walk(&self, from: Option<Bytes>, limit: usize, all: bool, done: Done<Result<Walked, Error>>) {
         self.store.walk(from, limit, all, self.counted(done));
     }

@@ -93,6 +93,8 @@ pub(crate) enum Effect {
     End(String),
     /// End these sessions for good, in the store.
     Fence(Vec<SessionId>),
+    /// List for whoever takes over from this session what somebody must look at in a partition that it takes under a plan.
+    List(PlanId, Partition, Vec<EntityId>),
     /// Read in what a session has committed since that minute of its.
     ReadActivity(SessionId, u64),
     /// For the shard of this partition.
@@ -243,8 +245,15 @@ impl Sessions {
                 Stage::Unregistered { .. } | Stage::Enrolling { .. },
                 Outcome::Answered(Answer { result: Ok(Applied::Registered { session, .. }), version }),
             ) if matches!(command, Command::RegisterSession(_)) => {
-                self.shown_by = *version;
-                self.stage = Stage::Enrolling { session: *session, since: None };
+                // Answers may overtake each other: an older one tells of a session that the newer one has ended.
+                if *version > self.shown_by {
+                    self.shown_by = *version;
+                    self.stage = Stage::Enrolling { session: *session, since: None };
+                    // And maps may overtake answers.
+                    if self.map.version() >= *version && !self.map.is_live(*session) {
+                        self.begin_anew();
+                    }
+                }
                 effects = self.tick(self.now);
             }
             (Stage::Living(life), outcome) if matches!(command, Command::CommitMoves { .. }) => {
@@ -294,6 +303,15 @@ impl Sessions {
     /// The store has told what a session committed, or could not.
     pub(crate) fn active(&mut self, session: SessionId, entities: Option<Vec<EntityId>>) -> Vec<Effect> {
         self.living_do(|life, map, effects| life.active(session, entities, map, effects))
+    }
+
+    /// What the giver of a partition owes is listed for whoever takes over from this session, or may not be.
+    pub(crate) fn listed(&mut self, plan: PlanId, partition: Partition, durable: bool) -> Vec<Effect> {
+        self.living_do(|life, map, effects| {
+            if durable {
+                life.listed(plan, partition, map, effects);
+            }
+        })
     }
 
     /// A shard shows what it has of a partition that is to be given away.

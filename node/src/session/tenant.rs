@@ -9,7 +9,7 @@ use std::sync::{
 use bytes::Bytes;
 use chappe_cluster::{
     control::Outcome,
-    ownership::{Command, Map},
+    ownership::{Command, Map, PlanId},
     process::metrics::NODE_MOVE_STEP_DURATION_SECONDS,
 };
 use chappe_schema::{
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use super::{Effect, Handover, Introduction, Sessions};
 use crate::{
     shard::{Abroad, Home, Mail, PeerMail, Report, handover::TenureMail, mailbox::Mailbox, shard_of_partition},
-    store::{Session, Shared},
+    store::{Session, Shared, Store},
 };
 
 /// Bytes of entities that one message about planned moves holds, if it holds more than one word. So many do not hold up what
@@ -44,6 +44,8 @@ pub(crate) struct Tenant {
     now: Millis,
     began: Millis,
     minute: Arc<AtomicU64>,
+    /// The way into the log of the last session that began.
+    store: Option<Arc<dyn Store>>,
 }
 
 /// What a node wants done beyond itself.
@@ -85,6 +87,14 @@ impl Between {
         archive::from_bytes(bytes)
     }
 
+    /// Whether it says of a planned move that its receiver will open exactly what stands.
+    #[cfg(any(test, feature = "simulation"))]
+    #[must_use]
+    pub fn is_agreement(&self) -> bool {
+        let agrees = |handover: &Handover| matches!(handover.says, super::Says::Agreed);
+        matches!(&self.0, Word::Handovers(_, handovers) if handovers.iter().any(agrees))
+    }
+
     /// The partition of whoever says it: what one entity says stays in order.
     #[must_use]
     pub fn speaker(&self) -> Partition {
@@ -107,6 +117,7 @@ pub(crate) enum Heard {
     Fenced(Vec<SessionId>, bool),
     Enrolled(SessionId, Option<Generation>),
     Active(SessionId, Option<Vec<EntityId>>),
+    Listed(PlanId, Partition, bool),
 }
 
 /// Which partitions live here, and what is on its way to those that do not.
@@ -171,6 +182,7 @@ impl Tenant {
             now: 0,
             began: 0,
             minute: Arc::default(),
+            store: None,
         }
     }
 
@@ -232,6 +244,7 @@ impl Tenant {
             Heard::Fenced(sessions, durable) => self.sessions.fenced(&sessions, durable),
             Heard::Enrolled(session, generation) => self.sessions.enrolled(session, generation),
             Heard::Active(session, entities) => self.sessions.active(session, entities),
+            Heard::Listed(plan, partition, durable) => self.sessions.listed(plan, partition, durable),
         };
         self.perform(effects, out);
     }
@@ -275,6 +288,7 @@ impl Tenant {
                     self.began = self.now;
                     self.minute = Arc::default();
                     let store = self.shared.enter(session, Arc::clone(&self.minute));
+                    self.store = Some(Arc::clone(&store));
                     self.all(|| Mail::Begin(Arc::clone(&store)));
                     self.look_around();
                 }
@@ -286,6 +300,13 @@ impl Tenant {
                     let (heard, named) = (self.heard.clone(), sessions.clone());
                     let done = move |durable| heard.send(Heard::Fenced(named, durable));
                     self.shared.fence(sessions, Box::new(done));
+                }
+                Effect::List(plan, partition, entities) => {
+                    let heard = self.heard.clone();
+                    let done = move |result: Result<(), _>| heard.send(Heard::Listed(plan, partition, result.is_ok()));
+                    if let Some(store) = &self.store {
+                        store.list_active(entities, Box::new(done));
+                    }
                 }
                 Effect::ReadActivity(session, since) => {
                     let heard = self.heard.clone();

@@ -6,7 +6,7 @@ use chappe_cluster::{
     control::Answer,
     ownership::{Assignment, ClusterId, Founding, Move, Ownership, Versions},
 };
-use chappe_schema::id::NodeUid;
+use chappe_schema::id::{ConversationId, NodeUid};
 
 use super::*;
 
@@ -130,6 +130,41 @@ fn registrations_that_overtake_each_other_come_to_an_end() {
     assert_ne!(session, ended);
     sessions.enrolled(session, Some(Generation(7)));
     assert_eq!(sessions.living(), Some(session));
+}
+
+/// The answers to two registrations come the other way round: the older one tells of a session that has ended.
+#[test]
+fn an_older_answer_does_not_replace_what_lives() {
+    for is_map_first in [false, true] {
+        let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
+        let first = proposed(&sessions.map_changed(cluster.map(), 1)).remove(0);
+        let second = proposed(&sessions.tick(1 + 10 * AGAIN_MS)).remove(0);
+        let (one, other) = (cluster.decide(&first), cluster.decide(&second));
+        let effects = sessions.answered(&second, &other);
+        let session = enrols(&effects);
+        if is_map_first {
+            sessions.map_changed(cluster.map(), 2 + 10 * AGAIN_MS);
+        }
+        assert!(sessions.answered(&first, &one).is_empty());
+        sessions.map_changed(cluster.map(), 3 + 10 * AGAIN_MS);
+        sessions.enrolled(session, Some(Generation(7)));
+        assert_eq!(sessions.living(), Some(session));
+    }
+}
+
+/// The map shows that a session has ended before its node hears that it began.
+#[test]
+fn a_session_that_the_map_shows_as_ended_is_not_begun() {
+    let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
+    let register = proposed(&sessions.map_changed(cluster.map(), 1)).remove(0);
+    let outcome = cluster.decide(&register);
+    let Outcome::Answered(Answer { result: Ok(Applied::Registered { session, .. }), .. }) = outcome else {
+        panic!("it is registered")
+    };
+    cluster.decide(&Command::ExpireAndAssign { session: Some(session), minute: None, assignments: Vec::new() });
+    assert!(sessions.map_changed(cluster.map(), 2).is_empty(), "an answer is on its way");
+    let effects = sessions.answered(&register, &outcome);
+    assert_eq!(proposed(&effects).len(), 1, "the next is asked for at once");
 }
 
 #[test]
@@ -295,6 +330,39 @@ fn a_commit_that_nobody_heard_is_asked_again_with_all_the_others() {
         panic!("it is asked again")
     };
     assert_eq!(partitions, &(0..4).map(Partition).collect::<Vec<_>>());
+}
+
+/// A receiver that ends before it has opened anything leaves to the next owner what the giver owed (seed 1526).
+#[test]
+fn a_receiver_agrees_when_what_the_giver_owes_is_listed() {
+    let mut two = Two::planned();
+    let at = Partition(2);
+    let shown = two.giver.streamed(at, two.plan, Vec::new());
+    let seen = Two::carry(shown, &two.giver, &mut two.receiver);
+    Two::carry(seen, &two.receiver, &mut two.giver);
+    let owed: EntityId = ConversationId(uuid::Uuid::from_u128(5)).into();
+    let delta = Delta { warm: vec![owed.clone()], ..Delta::default() };
+    let stands = two.giver.cut(at, two.plan, delta);
+    for _ in 0..2 {
+        // As often as the giver says it.
+        let again = stands.iter().filter_map(|one| match one {
+            Effect::Send(to, handover) => Some(Effect::Send(*to, handover.clone())),
+            _ => None,
+        });
+        let effects = Two::carry(again.collect(), &two.giver, &mut two.receiver);
+        let [Effect::List(plan, partition, entities)] = &effects[..] else { panic!("it agrees at once") };
+        assert_eq!((*plan, *partition, &entities[..]), (two.plan, at, &[owed.clone()][..]));
+        assert!(two.receiver.listed(two.plan, at, false).is_empty(), "the store did not say so");
+    }
+    let agrees = |effects: &[Effect]| {
+        effects.iter().any(|one| matches!(one, Effect::Send(_, Handover { says: Says::Agreed, .. })))
+    };
+    assert!(agrees(&two.receiver.listed(two.plan, at, true)));
+    assert!(two.receiver.listed(two.plan, at, true).is_empty(), "once");
+    assert!(agrees(&Two::carry(stands, &two.giver, &mut two.receiver)));
+    two.cluster.decide(&Command::AbortMoves { plan: two.plan, partitions: vec![at] });
+    two.show_map();
+    assert!(two.receiver.listed(two.plan, at, true).is_empty(), "nobody waits for it");
 }
 
 #[test]
