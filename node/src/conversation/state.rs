@@ -352,10 +352,16 @@ impl Conversation {
         self.head >= self.snapshot_at + idle_snapshot_events() || hides_messages || is_unknown || hides_removal
     }
 
-    /// This state came from somebody's memory. Before the store is rid of what is removed, a snapshot must say so there.
-    pub fn distrust_snapshot(&mut self) {
+    /// This state came from somebody's memory, and nobody knows what the snapshot in the store says. Before the store is rid of
+    /// what is removed, one must say so there.
+    pub fn distrust_snapshot(&mut self, everywhere_ms: Option<Millis>) {
         if self.floor.is_purging() {
             self.snapshot_at = self.snapshot_at.min(self.floor.set_by() - 1);
+        }
+        // Nor may the one that is there tell a walk that there is no message.
+        if self.floor.oldest_at != 0 && self.kept_ms(everywhere_ms).is_some() {
+            self.oldest_seen = false;
+            self.snapshot_at = self.snapshot_at.min(self.head.saturating_sub(1));
         }
     }
 

@@ -136,6 +136,8 @@ impl ConversationSlot {
             && self.receipts.is_quiet()
             && self.members.is_quiet()
             && self.retaining.is_quiet()
+            // Nobody else would go on before the next start or takeover.
+            && !self.core().is_some_and(|state| state.floor.is_purging())
     }
 
     /// Whether others must still hear of something, or may have to.

@@ -192,7 +192,7 @@ impl Shard {
                     return;
                 }
                 state.owner = epoch;
-                state.distrust_snapshot();
+                state.distrust_snapshot(self.settings.retention_ms);
                 let mut slot = ConversationSlot::loading(now, (partition, epoch));
                 slot.slot.line.restart(seq, state.origin);
                 Self::account(&mut self.bytes, &mut slot.slot.bytes, state.bytes());

@@ -53,6 +53,8 @@ pub(super) struct Retaining {
     step: Step,
     /// Of the question that is on its way: answers to others come too late.
     token: u64,
+    /// When the search began.
+    began: Millis,
     /// A snapshot of this seq is durable.
     snapshot: Seq,
     /// Events that this owner has decided to remove, and the store still holds.
@@ -87,8 +89,8 @@ pub(super) struct Walk {
     page: usize,
     /// The shortest time for which anything is kept that this walk has met, or that somebody was told of meanwhile.
     shortest_ms: Option<Millis>,
-    /// The shortest time that this shard has told the one that walks.
-    told_ms: Option<Millis>,
+    /// The shortest time that this shard has told the one that walks lately, and since when it counts.
+    told: Option<(Millis, Millis)>,
     /// Conversations of this shard that a walk has found.
     found: VecDeque<ConversationId>,
     /// When the shard looked at the clock last, and for how long that has gone evenly.
@@ -106,7 +108,7 @@ impl Default for Walk {
             next: 0,
             page: WALK_PAGE / 10,
             shortest_ms: None,
-            told_ms: None,
+            told: None,
             found: VecDeque::new(),
             looked: 0,
             steady_ms: 0,
@@ -156,9 +158,11 @@ impl Shard {
         }
         let Some(kept_ms) = state.kept_ms(everywhere_ms) else { return };
         let search = state.search(everywhere_ms, slot.slot.line.committed(), now);
-        // When this one rests, only a walk will find it.
-        if self.walk.told_ms.is_none_or(|told_ms| kept_ms < told_ms) {
-            self.walk.told_ms = Some(kept_ms);
+        // When this one rests, only a walk will find it. Whoever said the shorter time may have gone.
+        let is_told =
+            |(told_ms, since): (Millis, Millis)| told_ms <= kept_ms && now.abs_diff(since) < walk_every(Some(told_ms));
+        if !self.walk.told.is_some_and(is_told) {
+            self.walk.told = Some((kept_ms, now));
             self.outgoing[WALKER].push(Mail::Kept(kept_ms));
         }
         let Some(search) = search else { return };
@@ -171,6 +175,7 @@ impl Shard {
             return self.heat(id);
         }
         slot.retaining.step = Step::Search(search);
+        slot.retaining.began = now;
         self.go_on_searching(id);
     }
 
@@ -201,6 +206,10 @@ impl Shard {
             None => {
                 let overdue = search.found();
                 slot.retaining.step = Step::Nothing;
+                if self.now < slot.retaining.began {
+                    // The clock has gone back meanwhile: what was overdue may not be yet (seed 2125, with `IdsDroppedEarly`).
+                    return self.walk.again.push(id);
+                }
                 self.guarded(|| id.into(), |shard| shard.raise_floor(id, overdue));
             }
         }

@@ -164,7 +164,7 @@ fn a_snapshot_tells_where_the_history_begins() {
     let mut read = Conversation::from_snapshot(CONVERSATION, bytes).unwrap();
     assert_eq!(read.floor, talk.state.floor);
     assert!(read.floor.is_purging() && !read.snapshot_due());
-    read.distrust_snapshot();
+    read.distrust_snapshot(None);
     assert!(read.snapshot_due(), "what came from another's memory may not be durable");
     read.floor.purged();
     assert!(!read.floor.is_purging());
@@ -307,4 +307,19 @@ fn a_snapshot_at_rest_tells_whoever_walks_by_what_they_must_know() {
     talk.state.snapshot_taken();
     assert!(!talk.state.snapshot_due_at_rest(None));
     assert!(!Conversation::from_snapshot(CONVERSATION, bytes).unwrap().floor.is_purging());
+}
+
+/// Review of stop 22: what was handed over was never stored, and a walk believed the older snapshot that is.
+#[test]
+fn what_was_handed_over_writes_a_snapshot_of_its_own_when_it_rests() {
+    let mut talk = Talk::group(&["bob"]);
+    talk.send("ada", "x");
+    let handed = talk.state.snapshot().unwrap();
+    for (everywhere_ms, is_due) in [(Some(HOUR), true), (None, false)] {
+        let mut state = Conversation::from_snapshot(CONVERSATION, handed.clone()).unwrap();
+        state.distrust_snapshot(everywhere_ms);
+        assert_eq!(state.snapshot_due_at_rest(everywhere_ms), is_due);
+        state.snapshot_taken();
+        assert!(!state.snapshot_due_at_rest(everywhere_ms));
+    }
 }

@@ -267,3 +267,23 @@ fn where_something_is_kept_for_a_time_from_now_on_the_walk_comes_sooner() {
     bench.goes_by(2 * HOUR);
     assert_eq!(bench.floors(), [said + 1], "with the event that says how long");
 }
+
+/// Short memory puts away nobody who must still be rid of something: nobody would go on with it.
+#[test]
+fn what_is_to_be_removed_keeps_a_conversation_in_memory() {
+    let mut bench = Bench::keeping(true, Some(HOUR));
+    bench.done("ada", group(&["bob"])).unwrap();
+    bench.done("ada", send("one")).unwrap();
+    bench.store.held.lock().deaf = true;
+    bench.goes_by(2 * HOUR);
+    bench.done("ada", send("young")).unwrap();
+    bench.settle();
+    assert_eq!((bench.floors(), bench.held()), (vec![2], vec![1, 2, 3, 4]));
+    bench.shard.settings.budget_bytes = 0;
+    bench.wait(200);
+    assert!(bench.shard.conversations.contains_key(&CONVERSATION));
+    bench.store.held.lock().deaf = false;
+    bench.wait(200);
+    assert_eq!(bench.held(), [3, 4]);
+    assert!(!bench.shard.conversations.contains_key(&CONVERSATION), "it may go now");
+}
