@@ -61,12 +61,13 @@ pub enum Bug {
     HandsUncommitted,
     /// An event is adopted whatever stands below it.
     MisfitIgnored,
-    /// A log is read above a snapshot, and nobody looks whether a newer one was written meanwhile.
+    /// A log is read above a snapshot, and nobody looks whether a newer one was written meanwhile. Not among [`Self::ALL`]: no
+    /// seed has been looked for that shows it.
     RecoveryOvertaken,
 }
 
 impl Bug {
-    /// Those that take too rare a coincidence, and what finds them instead stands beside them.
+    /// Those that the simulator need not find: why stands beside each.
     pub const RARE: &'static [Self] = &[Self::TicketEarly, Self::OpenBeforeFence, Self::RecoveryOvertaken];
 
     /// Those that the simulator has to find.

@@ -114,13 +114,22 @@ fn a_map_of_before_its_registration_ends_no_life() {
     }
 }
 
-/// Two registrations on their way: the second ends what the first has begun. (Seed 2600: for ever, as each end asked for one more.)
-#[test]
-fn registrations_that_overtake_each_other_come_to_an_end() {
+/// Two registrations on their way, each with its answer: the second ends what the first has begun.
+fn registered_twice() -> (Cluster, Sessions, [(Command, Outcome); 2]) {
     let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
     let first = proposed(&sessions.map_changed(cluster.map(), 1)).remove(0);
     let second = proposed(&sessions.tick(1 + 10 * AGAIN_MS)).remove(0);
-    let (one, other) = (cluster.decide(&first), cluster.decide(&second));
+    let answered = [first, second].map(|register| {
+        let outcome = cluster.decide(&register);
+        (register, outcome)
+    });
+    (cluster, sessions, answered)
+}
+
+/// Two registrations on their way: the second ends what the first has begun. (Seed 2600: for ever, as each end asked for one more.)
+#[test]
+fn registrations_that_overtake_each_other_come_to_an_end() {
+    let (cluster, mut sessions, [(first, one), (second, other)]) = registered_twice();
     let effects = sessions.answered(&first, &one);
     let ended = enrols(&effects);
     let effects = sessions.map_changed(cluster.map(), 2 + 10 * AGAIN_MS);
@@ -136,10 +145,7 @@ fn registrations_that_overtake_each_other_come_to_an_end() {
 #[test]
 fn an_older_answer_does_not_replace_what_lives() {
     for is_map_first in [false, true] {
-        let (mut cluster, mut sessions) = (Cluster::founded(), sessions());
-        let first = proposed(&sessions.map_changed(cluster.map(), 1)).remove(0);
-        let second = proposed(&sessions.tick(1 + 10 * AGAIN_MS)).remove(0);
-        let (one, other) = (cluster.decide(&first), cluster.decide(&second));
+        let (cluster, mut sessions, [(first, one), (second, other)]) = registered_twice();
         let effects = sessions.answered(&second, &other);
         let session = enrols(&effects);
         if is_map_first {

@@ -78,6 +78,7 @@ pub(crate) enum StepDone {
 }
 
 /// A walk over all conversations, now and then.
+#[derive(Default)]
 pub(super) struct Walk {
     /// Where it stands, if it is under way.
     at: Option<Option<Bytes>>,
@@ -85,8 +86,8 @@ pub(super) struct Walk {
     reading: Option<SessionId>,
     /// When the next one begins.
     next: Millis,
-    /// Conversations of the next page.
-    page: usize,
+    /// Conversations of the next page; `None` before the first, whose bytes nobody knows.
+    page: Option<usize>,
     /// The shortest time for which anything is kept that this walk has met, or that somebody was told of meanwhile.
     shortest_ms: Option<Millis>,
     /// The shortest time that this shard has told the one that walks lately, and since when it counts.
@@ -100,20 +101,9 @@ pub(super) struct Walk {
     again: Vec<ConversationId>,
 }
 
-impl Default for Walk {
-    fn default() -> Self {
-        Self {
-            at: None,
-            reading: None,
-            next: 0,
-            page: WALK_PAGE / 10,
-            shortest_ms: None,
-            told: None,
-            found: VecDeque::new(),
-            looked: 0,
-            steady_ms: 0,
-            again: Vec::new(),
-        }
+impl Walk {
+    fn page(&self) -> usize {
+        self.page.unwrap_or(WALK_PAGE / 10)
     }
 }
 
@@ -352,7 +342,7 @@ impl Shard {
         let Some(from) = self.walk.at.clone() else { return };
         self.walk.reading = Some(self.session);
         let done = self.answer(StoreMail::Walked);
-        self.store.walk(from, self.walk.page, self.settings.retention_ms.is_some(), done);
+        self.store.walk(from, self.walk.page(), self.settings.retention_ms.is_some(), done);
     }
 
     pub(super) fn walked(&mut self, result: Result<Walked, store::Error>) {
@@ -362,8 +352,9 @@ impl Shard {
             Err(error) => return tracing::warn!(event = "walk_failed", %error, "it goes on with the next tick"),
         };
         let bytes: usize = walked.found.iter().filter_map(|(_, snapshot, _)| snapshot.as_ref()).map(Bytes::len).sum();
-        let fair = (self.walk.page * WALK_PAGE_BYTES).checked_div(bytes).unwrap_or(WALK_PAGE);
-        self.walk.page = fair.min(self.walk.page * 2).clamp(1, WALK_PAGE);
+        let page = self.walk.page();
+        let fair = (page * WALK_PAGE_BYTES).checked_div(bytes).unwrap_or(WALK_PAGE);
+        self.walk.page = Some(fair.min(page * 2).clamp(1, WALK_PAGE));
         for (id, snapshot, is_behind) in walked.found {
             if self.abroad.home(id.partition()) != Home::Here {
                 continue;
